@@ -1,0 +1,231 @@
+"""A plain class around DeepSpeed: join a world, shard a module, step, save, load, gather. No Ray inside."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.config import Device, Dtype, Sharded, Trained
+
+# Below this size every parameter is sharded; above it, DeepSpeed keeps small ones whole, which is faster.
+SMALL_MODEL_PARAMETERS = 100_000_000
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's place in a role's world."""
+
+    rank: int
+    size: int
+    address: str
+    port: int
+    device: Device
+    timeout_s: float
+    local_rank: int = 0
+
+
+def torch_device(device: Device) -> torch.device:
+    """The device of this process; Ray shows each worker its own GPU as number 0."""
+    return torch.device("cuda", 0) if device is Device.CUDA else torch.device("cpu")
+
+
+def join(world: World) -> None:
+    """Makes this process a rank of its role's world; a process group that already exists is used as it is."""
+    backend = "nccl" if world.device is Device.CUDA else "gloo"
+    os.environ.update(
+        RANK=str(world.rank),
+        LOCAL_RANK=str(world.local_rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR=world.address,
+        MASTER_PORT=str(world.port),
+    )
+    deepspeed = import_deepspeed(world.device)
+    deepspeed.init_distributed(
+        dist_backend=backend,
+        auto_mpi_discovery=False,
+        timeout=timedelta(seconds=world.timeout_s),
+        verbose=False,
+    )
+
+
+def import_deepspeed(device: Device) -> Any:
+    """DeepSpeed, imported so that it neither compiles kernels nor pulls in inductor on a CPU."""
+    if device is Device.CPU:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    with _without_compile():
+        import deepspeed
+        import deepspeed.runtime.zero.muon.original_muon
+    if device is Device.CPU:
+        # Else init_distributed builds a shared-memory kernel: 87 s, and a compiler is needed.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("WARNING")
+    return deepspeed
+
+
+@contextmanager
+def _without_compile() -> Iterator[None]:
+    """A decorator at DeepSpeed's import would load torch's inductor (6 s); we never run what it decorates."""
+    real = torch.compile
+    torch.compile = cast(Any, lambda function=None, **_: function if function is not None else (lambda inner: inner))
+    try:
+        yield
+    finally:
+        torch.compile = real
+
+
+class Engine:
+    """A module sharded by ZeRO over the ranks of the world that this process joined.
+
+    With `Trained` settings it has an AdamW optimizer; with `Sharded` ones it only runs forward (stage 0 or 3).
+    """
+
+    def __init__(self, module: nn.Module, *, world: World, settings: Sharded, dtype: Dtype):
+        deepspeed = import_deepspeed(world.device)
+        self.world = world
+        self.settings = settings
+        self.device = torch_device(world.device)
+        num_parameters = sum(parameter.numel() for parameter in module.parameters())
+        config: dict[str, Any] = {
+            # Losses carry global normalisers and micro-batches are counted here, so DeepSpeed scales nothing.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "zero_optimization": {"stage": settings.zero_stage},
+            "bf16": {"enabled": dtype is Dtype.BFLOAT16},
+            "steps_per_print": 2**31,
+        }
+        if settings.zero_stage == 3 and num_parameters < SMALL_MODEL_PARAMETERS:
+            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        optimizer = scheduler = None
+        if isinstance(settings, Trained):
+            config["gradient_clipping"] = settings.max_grad_norm
+            # The optimizer is torch's own: DeepSpeed's would compile for minutes, and must be told that it is meant.
+            config["zero_allow_untested_optimizer"] = True
+            optimizer = torch.optim.AdamW(
+                [parameter for parameter in module.parameters() if parameter.requires_grad],
+                lr=settings.learning_rate,
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+            )
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_schedule(settings))
+        else:
+            module.requires_grad_(False)
+        self._engine: Any = deepspeed.initialize(
+            model=module.to(self.device), optimizer=optimizer, lr_scheduler=scheduler, config=config
+        )[0]
+        self._engine.eval()
+
+    @property
+    def module(self) -> Any:
+        """The wrapped module."""
+        return self._engine.module
+
+    def __call__(self, *args: Any) -> Any:
+        """The module's forward pass."""
+        return self._engine(*args)
+
+    def train(self, loss: Callable[[], Tensor], *, last: bool) -> None:
+        """Forward and backward of one micro-batch; the optimizer steps after the `last` one.
+
+        The loss is a sum over this rank's rows divided by global counts. DeepSpeed averages gradients over the ranks:
+        the factor makes that a sum, so that the result does not depend on how rows are split.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss() * self.world.size, scale_wrt_gas=False)
+        self._engine.step()
+
+    @property
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last optimizer step, before clipping."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that the next optimizer step uses."""
+        return float(self._engine.get_lr()[0])
+
+    def save(self, directory: Path, client_state: Mapping[str, Any]) -> None:
+        """Every rank writes its shard of parameters, optimizer and schedule."""
+        self._engine.save_checkpoint(str(directory), tag="engine", client_state=dict(client_state), save_latest=True)
+
+    def load(self, directory: Path) -> dict[str, Any]:
+        """Restores what `save` wrote, with the same number of ranks, and returns its client state."""
+        path, client_state = self._engine.load_checkpoint(str(directory), tag="engine")
+        if path is None:
+            raise FileNotFoundError(f"{directory}: no engine checkpoint to resume from")
+        return dict(client_state)
+
+    def gather(self, *, trainable_only: bool = False) -> dict[str, NDArray[Any]]:
+        """Whole parameters and buffers by name, on rank 0; empty elsewhere. All ranks must call it.
+
+        bfloat16 travels as float32, which holds it exactly.
+        """
+        deepspeed = import_deepspeed(self.world.device)
+        gathered: dict[str, NDArray[Any]] = {}
+        parameters = [
+            (name, parameter)
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad or not trainable_only
+        ]
+        for bucket in _buckets(parameters):
+            sharded = [parameter for _, parameter in bucket if hasattr(parameter, "ds_id")]
+            with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+                if self.world.rank == 0:
+                    gathered.update((name, _to_numpy(parameter)) for name, parameter in bucket)
+        if self.world.rank == 0 and not trainable_only:
+            persistent = self.module.state_dict().keys()
+            gathered.update((name, _to_numpy(item)) for name, item in self.module.named_buffers() if name in persistent)
+        return gathered
+
+    def sum_over_ranks(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums statistics over the world, so that every rank reports the global ones."""
+        if self.world.size == 1:
+            return dict(values)
+        total = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return dict(zip(values, total.tolist(), strict=True))
+
+
+def learning_rate_schedule(settings: Trained) -> Callable[[int], float]:
+    """Share of the peak rate at an optimizer step: linear warm-up that never starts at zero, then a cosine."""
+
+    def share(step: int) -> float:
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps
+        if settings.decay_steps is None:
+            return 1.0
+        done = min(1.0, (step - settings.warmup_steps) / max(1, settings.decay_steps - settings.warmup_steps))
+        return settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return share
+
+
+def _buckets(
+    parameters: list[tuple[str, nn.Parameter]], bucket_bytes: int = 32 * 2**20
+) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Groups of parameters of about `bucket_bytes`, so that a whole sharded model is never gathered at once."""
+    bucket: list[tuple[str, nn.Parameter]] = []
+    size = 0
+    for name, parameter in parameters:
+        bucket.append((name, parameter))
+        size += int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
+        if size >= bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    return np.array(tensor.detach().float().cpu().numpy())

@@ -1,0 +1,114 @@
+"""The workers of one role: start them, join them into one DeepSpeed world, call them, collect what they return."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import ray
+import torch
+
+from actors.engine import World
+from actors.placement import Seating
+from pipeline.config import Recipe, Workers
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+W = TypeVar("W", bound="Worker")
+
+
+class Worker:
+    """Base of all roles' plain classes. `recipe` is whole; `settings` are this role's own."""
+
+    def __init__(self, recipe: Recipe, settings: Workers):
+        self.recipe = recipe
+        self.settings = settings
+        torch.set_num_threads(settings.threads_per_worker)
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address of this worker's node and a port that is free there."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+    def setup(self, world: World) -> None:
+        """Loads what the role needs; a sharded role joins its world first."""
+        raise NotImplementedError
+
+
+class WorkerGroup(Generic[W]):
+    """`num_workers` actors of one class that form a world.
+
+    Calls take the method itself, `group.on_all(PolicyWorker.save, path)`, so that types and names are checked.
+    """
+
+    def __init__(self, worker: type[W], role: str, seating: Seating, recipe: Recipe, settings: Workers, *args: Any):
+        self.role = role
+        self._recipe = recipe
+        self._device = seating.device
+        remote: Any = ray.remote(worker)
+        self.actors: list[Any] = [
+            remote.options(name=f"{role}-{rank}-{id(self):x}", **options).remote(recipe, settings, *args)
+            for rank, options in enumerate(seating.options[role])
+        ]
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def setup(self) -> list[ray.ObjectRef[None]]:
+        """Starts joining the world and loading; wait for the result before the first call."""
+        address, port = ray.get(self.actors[0].rendezvous.remote())
+        return [
+            actor.setup.remote(
+                World(
+                    rank=rank,
+                    size=len(self.actors),
+                    address=address,
+                    port=port,
+                    device=self._device,
+                    timeout_s=self._recipe.cluster.collective_timeout_s,
+                )
+            )
+            for rank, actor in enumerate(self.actors)
+        ]
+
+    def on_all(
+        self, method: Callable[Concatenate[W, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> list[ray.ObjectRef[R]]:
+        """Calls `method` with the same arguments on every worker."""
+        return [getattr(actor, method.__name__).remote(*args, **kwargs) for actor in self.actors]
+
+    def on_each(
+        self, method: Callable[Concatenate[W, T, P], R], shards: Sequence[T], *args: P.args, **kwargs: P.kwargs
+    ) -> list[ray.ObjectRef[R]]:
+        """Calls `method` on worker k with shard k and the common arguments."""
+        if len(shards) != len(self.actors):
+            raise ValueError(f"{self.role}: {len(shards)} shards for {len(self.actors)} workers")
+        return [
+            getattr(actor, method.__name__).remote(shard, *args, **kwargs)
+            for actor, shard in zip(self.actors, shards, strict=True)
+        ]
+
+    def shutdown(self) -> None:
+        """Ends the workers' processes."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def split(items: Sequence[T], num_shards: int) -> list[list[T]]:
+    """Contiguous shards whose lengths differ by at most one; some are empty where items are few."""
+    size, extra = divmod(len(items), num_shards)
+    starts = [index * size + min(index, extra) for index in range(num_shards + 1)]
+    return [list(items[start:end]) for start, end in zip(starts, starts[1:], strict=False)]
+
+
+def split_evenly(items: Sequence[T], num_shards: int, filler: Callable[[T], T]) -> list[list[T]]:
+    """Contiguous shards of equal length, so that every rank runs the same number of passes.
+
+    Missing items are copies that `filler` marks as having no weight; they come last.
+    """
+    size = -(-len(items) // num_shards)
+    padded = [*items, *(filler(items[-1]) for _ in range(size * num_shards - len(items)))]
+    return [padded[start : start + size] for start in range(0, len(padded), size)]

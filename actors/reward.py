@@ -1,0 +1,26 @@
+"""The learned reward: a model that sees and hears the prompt and scores each completion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.encoder import PromptRef
+from actors.scoring import Ids, ShardedWorker
+from pipeline.models.checkpoint import load_reward_model
+from pipeline.models.forward import RewardModel
+
+
+class RewardWorker(ShardedWorker):
+    """Scores completions, standardised over the preferences that the reward model was trained on."""
+
+    def load_module(self) -> RewardModel:
+        recipe = self.recipe.model
+        return load_reward_model(self.path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+
+    def scores(self, prompts: Sequence[PromptRef], groups: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:
+        """Scores [n] of each group's completions."""
+        module: RewardModel = self.engine.module
+        return self.map_rows(prompts, groups, lambda *batch: (self.engine(*batch) - module.mean) / module.scale)

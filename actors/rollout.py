@@ -1,0 +1,95 @@
+"""Rollout workers: each holds a whole copy of the policy and samples completions for its share of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.encoder import PromptRef, fetch_encoded
+from actors.engine import World, torch_device
+from actors.group import Worker
+from actors.weights import Weights
+from pipeline.config import Recipe, Rollout as RolloutSettings, Sampling
+from pipeline.generation import generate, sample_seed
+from pipeline.models.batch import collate_prompts
+from pipeline.models.checkpoint import load_policy
+from pipeline.models.processing import load_processor
+from pipeline.records import Completion, Rollout
+
+
+class RolloutWorker(Worker):
+    """Samples groups of completions; its weights carry a version that every completion keeps."""
+
+    settings: RolloutSettings
+
+    def __init__(self, recipe: Recipe, settings: RolloutSettings, path: Path):
+        super().__init__(recipe, settings)
+        self._path = path
+
+    def setup(self, world: World) -> None:
+        """Loads the first weights, version 0."""
+        trust = self.recipe.model.trust_remote_code
+        self._device = torch_device(world.device)
+        self._tokenizer: Any = load_processor(self._path, trust_remote_code=trust).tokenizer
+        self._end_ids = [self._tokenizer.eos_token_id]
+        self.load(self._path)
+
+    def load(self, path: Path) -> None:
+        """Takes the weights of another checkpoint with the same tokenizer; the version starts again at 0."""
+        recipe = self.recipe.model
+        policy = load_policy(path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+        self._policy = policy.to(self._device).eval()
+        self._version = 0
+
+    def update_weights(self, weights: Weights) -> int:
+        """Takes newer weights from the policy; an older or equal version changes nothing. Returns the version held."""
+        if weights.version > self._version:
+            parameters = dict(self._policy.named_parameters())
+            with torch.no_grad():
+                for name, array in weights.parameters.items():
+                    # Ray's arrays are read-only views: the copy into the parameter is the only one made.
+                    parameters[name].copy_(torch.tensor(array))
+            self._version = weights.version
+        return self._version
+
+    def generate(
+        self, prompts: Sequence[PromptRef], sampling: Sampling, *, group_size: int, step: int
+    ) -> list[Rollout]:
+        """Samples a group for each prompt. Seeds come from run, step, prompt and sample, whichever worker it is."""
+        size = self.settings.batch_size
+        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        return [rollout for batch in batches for rollout in self._generate(batch, sampling, group_size, step)]
+
+    def _generate(
+        self, prompts: Sequence[PromptRef], sampling: Sampling, group_size: int, step: int
+    ) -> list[Rollout]:
+        seed = self.recipe.run.seed
+        samples = generate(
+            self._policy,
+            collate_prompts(fetch_encoded(prompts), pad_id=self._tokenizer.pad_token_id).to(self._device),
+            group_size=group_size,
+            seeds=[sample_seed(seed, step, prompt.id, index) for prompt in prompts for index in range(group_size)],
+            temperature=sampling.temperature,
+            max_new_tokens=sampling.max_new_tokens,
+            end_ids=self._end_ids,
+        )
+        texts: list[str] = self._tokenizer.batch_decode(
+            [sample.token_ids for sample in samples], skip_special_tokens=True
+        )
+        completions = [
+            Completion(
+                sample.token_ids, sample.behaviour_logprobs, sample.finish_reason, self._version, text.strip()
+            )
+            for sample, text in zip(samples, texts, strict=True)
+        ]
+        return [
+            Rollout(prompt.id, tuple(completions[row * group_size : (row + 1) * group_size]))
+            for row, prompt in enumerate(prompts)
+        ]
+
+    def token_texts(self, token_ids: Sequence[Sequence[int]]) -> list[list[str]]:
+        """Each token's own text, for reports."""
+        return [[self._tokenizer.decode([token]) for token in row] for row in token_ids]

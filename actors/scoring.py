@@ -1,0 +1,83 @@
+"""What all sharded roles share: join a world, wrap a module in an `Engine`, walk over micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from actors.encoder import PromptRef, fetch_encoded
+from actors.engine import Engine, World, join, torch_device
+from actors.group import Worker
+from pipeline.config import Recipe, Sharded
+from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
+from pipeline.models.checkpoint import freeze_towers, parameter_table
+from pipeline.models.processing import load_processor
+
+Ids = NDArray[np.int64]
+
+
+class ShardedWorker(Worker):
+    """A role with a module under DeepSpeed. Its towers are frozen: features come from the encoder workers."""
+
+    settings: Sharded
+
+    def __init__(self, recipe: Recipe, settings: Sharded, path: Path):
+        super().__init__(recipe, settings)
+        self.path = path
+
+    def load_module(self) -> nn.Module:
+        """The role's module from its checkpoint."""
+        raise NotImplementedError
+
+    def setup(self, world: World) -> None:
+        """Joins the role's world and shards the module over it."""
+        join(world)
+        self.device = torch_device(world.device)
+        trust = self.recipe.model.trust_remote_code
+        self.pad_id = int(load_processor(self.path, trust_remote_code=trust).tokenizer.pad_token_id)
+        # Equal on every rank: what starts at random (a head without a checkpoint) must be the same everywhere.
+        torch.manual_seed(self.recipe.run.seed)
+        module = self.load_module()
+        freeze_towers(module)
+        self.engine = Engine(module, world=world, settings=self.settings, dtype=self.recipe.model.dtype)
+
+    def parameter_table(self) -> str:
+        """Trainable and frozen parameters by part."""
+        return parameter_table(self.engine.module)
+
+    def batch(
+        self, prompts: Sequence[PromptRef], groups: Sequence[Sequence[Ids]]
+    ) -> tuple[PromptBatch, CompletionBatch]:
+        """Collates prompts and their groups of completions on this worker's device."""
+        return (
+            collate_prompts(fetch_encoded(prompts), pad_id=self.pad_id).to(self.device),
+            collate_completions(groups, pad_id=self.pad_id).to(self.device),
+        )
+
+    def slices(self, num_prompts: int) -> Iterator[slice]:
+        """Micro-batches of prompts. Shards are equally long on all ranks, so these are equally many."""
+        size = self.settings.micro_batch_size
+        yield from (slice(start, start + size) for start in range(0, num_prompts, size))
+
+    @torch.no_grad()
+    def map_rows(
+        self,
+        prompts: Sequence[PromptRef],
+        groups: Sequence[Sequence[Ids]],
+        forward: Callable[[PromptBatch, CompletionBatch], Tensor],
+    ) -> list[NDArray[np.float32]]:
+        """`forward` on micro-batches; returns one array [n, T] or [n] a group, T its own longest completion."""
+        results: list[NDArray[np.float32]] = []
+        for part in self.slices(len(prompts)):
+            rows = forward(*self.batch(prompts[part], groups[part])).float().cpu().numpy()
+            start = 0
+            for group in groups[part]:
+                block = rows[start : start + len(group)]
+                results.append(np.array(block[:, : max(map(len, group))] if block.ndim == 2 else block))
+                start += len(group)
+        return results

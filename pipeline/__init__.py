@@ -1,0 +1,1 @@
+"""Plain Python and torch: data, models, generation, algorithms, rewards and reports. No actors, no DeepSpeed."""

@@ -1,0 +1,1 @@
+"""Prompts from disk to memory: the table's schema, bounded media decoding, reading in order, and the demo data."""

@@ -1,0 +1,161 @@
+"""Small pictures and clips for the demo data: scanned digits, coloured shapes, shapes that move. All 32x32, RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+SIDE = 32
+NUM_FRAMES = 4
+FRAMES_PER_SECOND = 4.0
+
+COLOURS: Mapping[str, tuple[int, int, int]] = {
+    "red": (225, 45, 45),
+    "green": (45, 190, 70),
+    "blue": (60, 95, 240),
+    "yellow": (240, 215, 50),
+}
+SHAPES = ("circle", "square", "triangle")
+RELATIONS = ("above", "below", "left of", "right of")
+DIRECTIONS: Mapping[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+_FINE = 4  # drawn at four times the size and averaged: smooth edges
+_DIGIT_SIDE = 28
+_STEP = 5  # pixels a frame
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """A coloured shape with its centre (x, y) and radius, in pixels."""
+
+    colour: str
+    kind: str
+    x: int
+    y: int
+    radius: int
+
+    @property
+    def name(self) -> str:
+        """How answers call it, for example `red circle`."""
+        return f"{self.colour} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Two shapes, `first` in a `relation` to `second`, over a grey `background` (0 to 255)."""
+
+    first: Shape
+    relation: str
+    second: Shape
+    background: int
+
+    @property
+    def source(self) -> str:
+        """Identity of the picture: the same whichever shape is named first."""
+        return f"scene:{sorted((self.first, self.second))} on {self.background}"
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A shape that starts at its centre and moves in a `direction`, over a grey `background`."""
+
+    shape: Shape
+    direction: str
+    background: int
+
+    @property
+    def source(self) -> str:
+        """Identity of the clip."""
+        return f"motion:{self.shape} {self.direction} on {self.background}"
+
+
+@cache
+def scanned_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """scikit-learn's handwritten digits, scanned at 8x8: uint8 [N, 8, 8] in [0, 255], and labels int64 [N]."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the handwritten digits need scikit-learn: pip install 'polyphony[demo]'") from error
+    scans = cast(Any, load_digits())
+    return (scans.images * (255 / 16)).round().astype(np.uint8), scans.target.astype(np.int64)
+
+
+def draw_digit(scan: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A scan [8, 8] enlarged smoothly, at a random place, with random contrast: uint8 [32, 32, 3]."""
+    large = Image.fromarray(scan).resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC)
+    canvas = np.zeros((SIDE, SIDE), dtype=np.float32)
+    top, left = rng.integers(0, SIDE - _DIGIT_SIDE + 1, size=2)
+    canvas[top : top + _DIGIT_SIDE, left : left + _DIGIT_SIDE] = np.asarray(large)
+    grey = rng.uniform(0, 25) + canvas * rng.uniform(0.7, 0.9)
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def random_scene(rng: np.random.Generator) -> Scene:
+    """Two different shapes, clearly apart along one axis and nearly level along the other."""
+    relation = RELATIONS[rng.integers(len(RELATIONS))]
+    names = [(colour, kind) for colour in COLOURS for kind in SHAPES]
+    one, other = rng.choice(len(names), size=2, replace=False)
+    near, far = int(rng.integers(7, 10)), int(rng.integers(22, 25))  # at least 13 apart, radii at most 6: no overlap
+    level = int(rng.integers(10, 22))
+    beside = level + int(rng.integers(-3, 4))
+    ahead, behind = ((near, level), (far, beside))
+    if relation in ("above", "below"):
+        ahead, behind = ((level, near), (beside, far))
+    places = (ahead, behind) if relation in ("above", "left of") else (behind, ahead)
+    first, second = (
+        Shape(colour=names[name][0], kind=names[name][1], x=x, y=y, radius=int(rng.integers(4, 7)))
+        for name, (x, y) in zip((one, other), places, strict=True)
+    )
+    return Scene(first=first, relation=relation, second=second, background=int(rng.integers(0, 40)))
+
+
+def random_motion(rng: np.random.Generator) -> Motion:
+    """A shape that stays inside the frame on its way."""
+    direction = list(DIRECTIONS)[rng.integers(len(DIRECTIONS))]
+    across = int(rng.integers(8, 25))
+    start = int(rng.integers(6, 11))  # 15 pixels on it is at most at 25, and radii are at most 6
+    along = start if sum(DIRECTIONS[direction]) > 0 else SIDE - 1 - start
+    x, y = (along, across) if DIRECTIONS[direction][0] else (across, along)
+    colour = list(COLOURS)[rng.integers(len(COLOURS))]
+    kind = SHAPES[rng.integers(len(SHAPES))]
+    shape = Shape(colour=colour, kind=kind, x=x, y=y, radius=int(rng.integers(4, 7)))
+    return Motion(shape=shape, direction=direction, background=int(rng.integers(0, 40)))
+
+
+def draw_scene(scene: Scene) -> NDArray[np.uint8]:
+    """uint8 [32, 32, 3]."""
+    return _draw((scene.first, scene.second), scene.background)
+
+
+def draw_motion(motion: Motion) -> NDArray[np.uint8]:
+    """uint8 [4, 32, 32, 3]."""
+    along_x, along_y = DIRECTIONS[motion.direction]
+    shape = motion.shape
+    frames = [
+        Shape(shape.colour, shape.kind, shape.x + along_x * _STEP * t, shape.y + along_y * _STEP * t, shape.radius)
+        for t in range(NUM_FRAMES)
+    ]
+    return np.stack([_draw((frame,), motion.background) for frame in frames])
+
+
+def _draw(shapes: Sequence[Shape], background: int) -> NDArray[np.uint8]:
+    image = Image.new("RGB", (SIDE * _FINE, SIDE * _FINE), (background, background, background))
+    pen = ImageDraw.Draw(image)
+    for shape in shapes:
+        x, y, radius = (_FINE * value for value in (shape.x, shape.y, shape.radius))
+        left, top, right, bottom = x - radius, y - radius, x + radius, y + radius
+        colour = COLOURS[shape.colour]
+        match shape.kind:
+            case "circle":
+                pen.ellipse((left, top, right, bottom), fill=colour)
+            case "square":
+                pen.rectangle((left, top, right, bottom), fill=colour)
+            case _:
+                pen.polygon(((x, top), (right, bottom), (left, bottom)), fill=colour)
+    return np.asarray(image.reduce(_FINE), dtype=np.uint8)

@@ -1,0 +1,204 @@
+"""The columns of the prompt and preference tables, and the way between a row and a record.
+
+A prompt's row is TRL's conversational format plus one list of files a modality. In a message's content a tag
+(`<image>`, `<audio>`, `<video>`) marks the place of each medium: the n-th `<image>` is the n-th entry of `images`.
+The schema carries the metadata with which Hugging Face `datasets` opens the file and shows pictures and sounds.
+
+A row that cannot be used raises `RowError` with a reason code: it goes to the quarantine, and is counted there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, cast
+
+import pyarrow as pa
+
+from pipeline.records import MediaKind, Medium, Message, Prompt, Quarantined
+
+
+class Reason(StrEnum):
+    """Why a row was refused. The words appear in reports: change them as you would change a column's name."""
+
+    # The row itself.
+    NO_ID = "no_id"
+    NO_MESSAGES = "no_messages"
+    BAD_ROLE = "bad_role"
+    EMPTY_ANSWER = "empty_answer"
+    PLACEHOLDER_MISMATCH = "placeholder_mismatch"
+    MISSING_BYTES = "missing_bytes"
+    # Its media.
+    TOO_MANY_BYTES = "too_many_bytes"
+    CORRUPT_IMAGE = "corrupt_image"
+    CORRUPT_AUDIO = "corrupt_audio"
+    CORRUPT_VIDEO = "corrupt_video"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    BAD_ASPECT_RATIO = "bad_aspect_ratio"
+    SOUND_TOO_SHORT = "sound_too_short"
+    TOO_LONG = "too_long"
+    TOO_MANY_CHANNELS = "too_many_channels"
+    TOO_MANY_FRAMES = "too_many_frames"
+    # What the checkpoint's processor makes of it.
+    PROMPT_TOO_LONG = "prompt_too_long"
+    UNSUPPORTED_MODALITY = "unsupported_modality"
+    TRUNCATED_BY_PROCESSOR = "truncated_by_processor"
+
+
+class RowError(ValueError):
+    """A row that cannot be used: `reason` is counted in every report, `detail` says what was seen and allowed."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)  # both in `args`, so that the error survives pickling between actors
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason.value}: {self.detail}"
+
+    def quarantined(self, row_id: str) -> Quarantined:
+        """The record of this refusal."""
+        return Quarantined(row_id=row_id, reason=self.reason.value, detail=self.detail)
+
+
+ROLES = ("system", "user", "assistant")
+
+MEDIA_COLUMNS: Mapping[MediaKind, str] = {
+    MediaKind.IMAGE: "images",
+    MediaKind.AUDIO: "audios",
+    MediaKind.VIDEO: "videos",
+}
+
+_STRING = {"dtype": "string", "_type": "Value"}
+_FEATURES: dict[str, Any] = {
+    "id": _STRING,
+    "task": _STRING,
+    "prompt": {"feature": {"role": _STRING, "content": _STRING}, "_type": "List"},
+    "images": {"feature": {"_type": "Image"}, "_type": "List"},
+    "audios": {"feature": {"_type": "Audio"}, "_type": "List"},
+    "videos": {"feature": {"_type": "Video"}, "_type": "List"},
+    "answer": _STRING,
+    "sources": {"feature": _STRING, "_type": "List"},
+}
+
+_FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+PROMPT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("images", pa.list_(_FILE)),
+        ("audios", pa.list_(_FILE)),
+        ("videos", pa.list_(_FILE)),
+        ("answer", pa.string()),
+        # Identity of each source (scanned digit, voice setting, geometry): splits must share none.
+        ("sources", pa.list_(pa.string())),
+    ],
+    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+)
+
+PREFERENCE_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("chosen_ids", pa.list_(pa.int64())),
+        ("rejected_ids", pa.list_(pa.int64())),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("rater", pa.string()),
+        ("rater_kind", pa.string()),
+        ("error_rate", pa.float64()),
+    ]
+)
+
+_TAGS = re.compile("(" + "|".join(re.escape(kind.tag) for kind in MediaKind) + ")")
+_KIND_OF_TAG = {kind.tag: kind for kind in MediaKind}
+
+
+def split_content(content: str) -> list[str | MediaKind]:
+    """Text parts and media places of a message, in order; empty text is left out.
+
+    `MediaKind` is itself a `str`: test `isinstance(part, MediaKind)` first.
+    """
+    return [_KIND_OF_TAG.get(part, part) for part in _TAGS.split(content) if part]
+
+
+def media_places(messages: Sequence[Message]) -> list[MediaKind]:
+    """The kind of each medium of a conversation, in the order of the tags."""
+    return [part for message in messages for part in split_content(message.content) if isinstance(part, MediaKind)]
+
+
+def messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages of a row, unchecked."""
+    turns = cast("Sequence[Mapping[str, str | None]]", row.get("prompt") or ())
+    return tuple(Message(role=turn["role"] or "", content=turn["content"] or "") for turn in turns)
+
+
+def from_row(row: Mapping[str, Any]) -> Prompt:
+    """The prompt of a row, its media interleaved in the order of their tags. Media are not decoded here.
+
+    Raises:
+        RowError: no id, no messages, an unknown role or an end that is not the user's turn, no answer,
+            tags that do not match the media, or a medium without bytes.
+    """
+    messages = messages_of(row)
+    if not row.get("id"):
+        raise RowError(Reason.NO_ID, "column id is empty")
+    if not messages:
+        raise RowError(Reason.NO_MESSAGES, "column prompt holds no message")
+    for message in messages:
+        if message.role not in ROLES:
+            raise RowError(Reason.BAD_ROLE, f"role {message.role!r} is none of {', '.join(ROLES)}")
+    if messages[-1].role != "user":
+        raise RowError(Reason.BAD_ROLE, f"the last message is by {messages[-1].role!r}; a prompt ends with the user")
+    answer = cast("str | None", row.get("answer")) or ""
+    if not answer.strip():
+        raise RowError(Reason.EMPTY_ANSWER, "column answer is empty")
+    return Prompt(
+        id=cast(str, row["id"]),
+        task=cast("str | None", row.get("task")) or "",
+        messages=messages,
+        media=_interleave(row, media_places(messages)),
+        answer=answer,
+    )
+
+
+def _interleave(row: Mapping[str, Any], places: Sequence[MediaKind]) -> tuple[Medium, ...]:
+    files: dict[MediaKind, list[Mapping[str, Any] | None]] = {
+        kind: list(row.get(column) or ()) for kind, column in MEDIA_COLUMNS.items()
+    }
+    for kind, column in MEDIA_COLUMNS.items():
+        if places.count(kind) != len(files[kind]):
+            raise RowError(
+                Reason.PLACEHOLDER_MISMATCH,
+                f"{places.count(kind)} {kind.tag} in the messages, {len(files[kind])} files in {column}",
+            )
+    media: list[Medium] = []
+    for kind in places:
+        file = files[kind].pop(0) or {}
+        data = cast("bytes | None", file.get("bytes"))
+        path = cast("str | None", file.get("path"))
+        if not data:
+            raise RowError(
+                Reason.MISSING_BYTES,
+                f"{kind.value} {path or 'without a path'} has no bytes; embed the file in the table",
+            )
+        media.append(Medium(kind=kind, data=data, path=path))
+    return tuple(media)
+
+
+def to_row(prompt: Prompt, sources: Sequence[str]) -> dict[str, Any]:
+    """The row of a prompt, for `PROMPT_SCHEMA`; the inverse of `from_row`."""
+    files: dict[str, list[dict[str, Any]]] = {column: [] for column in MEDIA_COLUMNS.values()}
+    for medium in prompt.media:
+        files[MEDIA_COLUMNS[medium.kind]].append({"bytes": medium.data, "path": medium.path})
+    return {
+        "id": prompt.id,
+        "task": prompt.task,
+        "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],
+        **files,
+        "answer": prompt.answer,
+        "sources": list(sources),
+    }

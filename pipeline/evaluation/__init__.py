@@ -1,0 +1,1 @@
+"""What a run has learned: results with intervals, modality ablation, and the report that shows them."""

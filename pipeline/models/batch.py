@@ -1,0 +1,94 @@
+"""Prompts and completions as the model takes them: prompts padded on the left, completions on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.records import EncodedPrompt, MediumTensors, ProcessedPrompt
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """P prompts, padded on the left to length L.
+
+    input_ids: int64 [P, L]; mask: bool [P, L]; position_ids: int64 [R, P, L].
+    features: float [M, H], the tower features of all media in the order of their placeholders, or None.
+    media: what the towers must encode in the same order, where `features` is None.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    position_ids: Tensor
+    features: Tensor | None
+    media: tuple[MediumTensors, ...] | None
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """The same batch on `device`; media move when their tower runs."""
+        return PromptBatch(
+            self.input_ids.to(device),
+            self.mask.to(device),
+            self.position_ids.to(device),
+            None if self.features is None else self.features.to(device),
+            self.media,
+        )
+
+
+@dataclass(frozen=True)
+class CompletionBatch:
+    """N completions, padded on the right to length T.
+
+    token_ids: int64 [N, T]; mask: bool [N, T]; owner: int64 [N], the row of each completion's prompt.
+    """
+
+    token_ids: Tensor
+    mask: Tensor
+    owner: Tensor
+
+    def to(self, device: torch.device) -> CompletionBatch:
+        """The same batch on `device`."""
+        return CompletionBatch(self.token_ids.to(device), self.mask.to(device), self.owner.to(device))
+
+
+def collate_prompts(prompts: Sequence[EncodedPrompt] | Sequence[ProcessedPrompt], *, pad_id: int) -> PromptBatch:
+    """Pads prompts on the left and lines up their media."""
+    length = max(len(prompt.input_ids) for prompt in prompts)
+    num_axes = prompts[0].position_ids.shape[0]
+    input_ids = torch.full((len(prompts), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    positions = torch.zeros(num_axes, len(prompts), length, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        start = length - len(prompt.input_ids)
+        input_ids[row, start:] = torch.tensor(prompt.input_ids)
+        mask[row, start:] = True
+        positions[:, row, start:] = torch.tensor(prompt.position_ids)
+    features: list[NDArray[Any]] = []
+    media: list[MediumTensors] = []
+    for prompt in prompts:
+        if isinstance(prompt, EncodedPrompt):
+            features.extend(prompt.features)
+        else:
+            media.extend(prompt.media)
+    if isinstance(prompts[0], ProcessedPrompt):
+        return PromptBatch(input_ids, mask, positions, None, tuple(media))
+    stacked = torch.from_numpy(np.concatenate(features)) if features else None
+    return PromptBatch(input_ids, mask, positions, stacked, None)
+
+
+def collate_completions(groups: Sequence[Sequence[NDArray[np.int64]]], *, pad_id: int) -> CompletionBatch:
+    """Pads the completions of several groups on the right; the k-th group belongs to the k-th prompt."""
+    rows = [completion for group in groups for completion in group]
+    owner = torch.tensor([index for index, group in enumerate(groups) for _ in group], dtype=torch.int64)
+    length = max(len(row) for row in rows)
+    token_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        token_ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = True
+    return CompletionBatch(token_ids, mask, owner)

@@ -1,0 +1,196 @@
+"""The forward passes of all roles: towers once, prompt once, then the completions of the group on its cache.
+
+`Policy`, `ValueModel` and `RewardModel` are what DeepSpeed wraps; generation uses `Policy.decoder` directly, so that
+trainer and rollout run the same code. Gradients flow through the shared prompt pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.architectures import Architecture
+from pipeline.models.batch import CompletionBatch, PromptBatch
+from pipeline.records import MediaKind, MediumTensors
+
+# Finite, so that a forbidden token has probability zero and entropy terms stay zero instead of NaN.
+FORBIDDEN_LOGIT = -1e9
+
+
+class Decoder(nn.Module):
+    """A checkpoint's decoder with its towers: embeddings, cached prompt pass, completion pass."""
+
+    def __init__(self, model: Any, architecture: Architecture):
+        super().__init__()
+        self.model = model
+        self.architecture = architecture
+        self.placeholders = architecture.placeholder_ids(model.config)
+        self.blank_media: Mapping[MediaKind, MediumTensors] = {}
+
+    def embed(self, prompts: PromptBatch) -> Tensor:
+        """Token embeddings [P, L, H] with tower features at the placeholders."""
+        embedded: Tensor = self.model.get_input_embeddings()(prompts.input_ids)
+        is_placeholder = torch.isin(
+            prompts.input_ids, torch.tensor(list(self.placeholders.values()), device=prompts.input_ids.device)
+        )
+        features = prompts.features
+        if prompts.media is not None:
+            features, unused = self._run_towers(prompts.media)
+            embedded = embedded + unused
+        if features is None:
+            return embedded
+        return embedded.masked_scatter(is_placeholder[..., None], features.to(embedded.dtype))
+
+    def _run_towers(self, media: tuple[MediumTensors, ...]) -> tuple[Tensor | None, Tensor | float]:
+        """Features of `media` in order, and a zero that ties towers without rows into the graph.
+
+        Every rank runs every tower the same number of times, whatever its rows hold: else ZeRO waits for ever.
+        """
+        features: dict[int, Tensor] = {}
+        unused: Tensor | float = 0.0
+        for kind in self.architecture.modalities:
+            places = [place for place, medium in enumerate(media) if medium.kind is kind]
+            if places:
+                encoded = self.architecture.encode(self.model, kind, [media[place].tensors for place in places])
+                features.update(zip(places, encoded, strict=True))
+            elif kind in self.blank_media:
+                encoded = self.architecture.encode(self.model, kind, [self.blank_media[kind].tensors])
+                unused = unused + 0.0 * encoded[0].sum()
+        return (torch.cat([features[place] for place in sorted(features)]) if features else None), unused
+
+    def prefill(self, prompts: PromptBatch) -> tuple[Tensor, Any, Tensor]:
+        """One pass over the prompts.
+
+        Returns:
+            The hidden state [P, H] at each prompt's last token, the cache, and each prompt's next position [P].
+        """
+        from transformers import DynamicCache
+
+        outputs = self.architecture.language_model(self.model)(
+            inputs_embeds=self.embed(prompts),
+            attention_mask=prompts.mask.long(),
+            position_ids=_axes(prompts.position_ids),
+            past_key_values=DynamicCache(config=self.architecture.language_model(self.model).config),
+            use_cache=True,
+        )
+        next_position = prompts.position_ids.amax(dim=(0, 2)) + 1
+        return outputs.last_hidden_state[:, -1], outputs.past_key_values, next_position
+
+    def extend(self, token_ids: Tensor, *, cache: Any, mask: Tensor, positions: Tensor, num_axes: int) -> Tensor:
+        """Hidden states [N, T, H] of `token_ids` [N, T] on `cache`; mask [N, L + T]; positions [N, T]."""
+        outputs = self.architecture.language_model(self.model)(
+            inputs_embeds=self.model.get_input_embeddings()(token_ids),
+            attention_mask=mask.long(),
+            position_ids=_axes(positions.expand(num_axes, *positions.shape)),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state
+
+    def states(self, prompts: PromptBatch, completions: CompletionBatch) -> Tensor:
+        """Hidden states [N, T + 1, H]: index t predicts token t, index t + 1 has seen it."""
+        last, cache, next_position = self.prefill(prompts)
+        cache.batch_select_indices(completions.owner)
+        length = completions.token_ids.shape[1]
+        steps = torch.arange(length, device=completions.owner.device)
+        hidden = self.extend(
+            completions.token_ids,
+            cache=cache,
+            mask=torch.cat([prompts.mask[completions.owner], completions.mask], dim=1),
+            positions=next_position[completions.owner][:, None] + steps,
+            num_axes=prompts.position_ids.shape[0],
+        )
+        return torch.cat([last[completions.owner][:, None], hidden], dim=1)
+
+
+class Policy(nn.Module):
+    """The language model with its vocabulary head: policy, reference and rollout."""
+
+    def __init__(self, model: Any, architecture: Architecture):
+        super().__init__()
+        self.decoder = Decoder(model, architecture)
+
+    def logits(self, hidden: Tensor, *, temperature: float) -> Tensor:
+        """Float32 logits [..., V] of the distribution sampled from; placeholder tokens are impossible."""
+        logits = cast(nn.Module, self.decoder.model.lm_head)(hidden).float()
+        if temperature > 0:
+            logits = logits / temperature
+        forbidden = torch.tensor(list(self.decoder.placeholders.values()), device=logits.device)
+        return logits.index_fill(-1, forbidden, FORBIDDEN_LOGIT)
+
+    def forward(
+        self, prompts: PromptBatch, completions: CompletionBatch, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Logprobs [N, T] of the completions' tokens and entropies [N, T] in nats; zero where padded."""
+        hidden = self.decoder.states(prompts, completions)[:, :-1]
+        # The head runs on real completion tokens only.
+        logprobs = torch.log_softmax(self.logits(hidden[completions.mask], temperature=temperature), dim=-1)
+        chosen = logprobs.gather(-1, completions.token_ids[completions.mask][:, None])[:, 0]
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        empty = torch.zeros(completions.mask.shape, dtype=chosen.dtype, device=chosen.device)
+        return (
+            empty.masked_scatter(completions.mask, chosen),
+            empty.masked_scatter(completions.mask, entropy),
+        )
+
+
+class ScalarHead(nn.Module):
+    """A float32 linear map from hidden states [..., H] to scalars [...]."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.bias)
+        nn.init.normal_(self.linear.weight, std=1 / (hidden_size + 1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Scalars [...]."""
+        return self.linear(hidden.to(self.linear.weight.dtype))[..., 0].float()
+
+
+class ValueModel(nn.Module):
+    """The critic: sees and hears what the policy does, and values each state."""
+
+    def __init__(self, model: Any, architecture: Architecture, head: ScalarHead):
+        super().__init__()
+        self.decoder = Decoder(without_vocabulary(model), architecture)
+        self.head = head
+
+    def forward(self, prompts: PromptBatch, completions: CompletionBatch) -> Tensor:
+        """Values [N, T] of the states in which each token is chosen; zero where padded."""
+        values = self.head(self.decoder.states(prompts, completions)[:, :-1])
+        return values.masked_fill(~completions.mask, 0.0)
+
+
+class RewardModel(nn.Module):
+    """Scores a whole completion at its last token; `mean` and `scale` standardise scores over preferences."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, model: Any, architecture: Architecture, head: ScalarHead):
+        super().__init__()
+        self.decoder = Decoder(without_vocabulary(model), architecture)
+        self.head = head
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, prompts: PromptBatch, completions: CompletionBatch) -> Tensor:
+        """Raw scores [N]."""
+        last = completions.mask.sum(1)
+        states = self.decoder.states(prompts, completions)
+        return self.head(states[torch.arange(len(last), device=last.device), last])
+
+
+def without_vocabulary(model: Any) -> Any:
+    """The same model without its vocabulary head, which critics and reward models do not need."""
+    model.lm_head = nn.Identity()
+    return model
+
+
+def _axes(position_ids: Tensor) -> Tensor:
+    """Positions as the decoder takes them: [R, B, L], or [B, L] where there is one axis."""
+    return position_ids if position_ids.shape[0] > 1 else position_ids[0]

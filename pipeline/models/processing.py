@@ -1,0 +1,142 @@
+"""From a checked prompt to token ids and media tensors, by the checkpoint's own processor, once a prompt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.config import MediaLimits
+from pipeline.data.media import blank, content_key, decode, resample
+from pipeline.data.schema import Reason, RowError, split_content
+from pipeline.models.architectures import Architecture, architecture_of
+from pipeline.records import Audio, DecodedMedium, Image, MediaKind, MediumTensors, ProcessedPrompt, Prompt, Video
+
+
+def load_processor(path: Path, *, trust_remote_code: bool = False) -> Any:
+    """The processor in a Hugging Face directory."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+class PromptProcessor:
+    """Decodes a prompt's media within bounds, applies the chat template and runs the processor.
+
+    Args:
+        model: gives rotary positions; its weights are not used, so that it may lie on the meta device.
+    """
+
+    def __init__(self, *, path: Path, model: Any, limits: MediaLimits, max_prompt_tokens: int, trust_remote_code: bool):
+        self.processor = load_processor(path, trust_remote_code=trust_remote_code)
+        self.architecture: Architecture = architecture_of(path, trust_remote_code=trust_remote_code)
+        self.model = model
+        self.limits = limits
+        self.max_prompt_tokens = max_prompt_tokens
+        self._settings = hashlib.sha256(str(self.processor).encode()).hexdigest()
+
+    def __call__(self, prompt: Prompt, *, blanked: frozenset[MediaKind] = frozenset()) -> ProcessedPrompt:
+        """Processes one prompt; media of the kinds in `blanked` become black or silent, of the same size.
+
+        Raises:
+            RowError: a medium is corrupt or out of bounds, its modality is not taken, the prompt is too long.
+        """
+        for medium in prompt.media:
+            if medium.kind not in self.architecture.modalities:
+                raise RowError(Reason.UNSUPPORTED_MODALITY, f"the model takes no {medium.kind}")
+        decoded = [decode(medium, self.limits) for medium in prompt.media]
+        kinds = [medium.kind for medium in prompt.media]
+        shown = [blank(item) if kind in blanked else item for kind, item in zip(kinds, decoded, strict=True)]
+        return self.process(prompt.id, self.template(prompt), kinds, shown)
+
+    def template(self, prompt: Prompt) -> str:
+        """The prompt in the checkpoint's chat format, with one placeholder a medium."""
+        messages = [
+            {
+                "role": message.role,
+                "content": [
+                    {"type": str(part)} if isinstance(part, MediaKind) else {"type": "text", "text": part}
+                    for part in split_content(message.content)
+                ],
+            }
+            for message in prompt.messages
+        ]
+        return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def process(
+        self, name: str, text: str, kinds: Sequence[MediaKind], media: Sequence[DecodedMedium]
+    ) -> ProcessedPrompt:
+        """Runs the processor on one templated prompt and splits its output into single media."""
+        outputs = self._run(text, media)
+        input_ids = np.asarray(outputs["input_ids"][0], np.int64)
+        if len(input_ids) > self.max_prompt_tokens:
+            raise RowError(
+                Reason.PROMPT_TOO_LONG,
+                f"{len(input_ids)} tokens, placeholders included, are more than data.max_prompt_tokens="
+                f"{self.max_prompt_tokens}",
+            )
+        parts = self.architecture.split(self.processor, outputs, kinds)
+        tensors = tuple(
+            MediumTensors(kind, f"{content_key(item)}:{self._settings[:16]}", num_tokens, arrays)
+            for kind, item, (arrays, num_tokens) in zip(kinds, media, parts, strict=True)
+        )
+        self._check_placeholders(input_ids, tensors)
+        positions = self.architecture.position_ids(
+            self.model, torch.from_numpy(input_ids), [(medium.kind, medium.tensors) for medium in tensors]
+        )
+        return ProcessedPrompt(name, input_ids, positions.cpu().numpy(), tensors)
+
+    def _run(self, text: str, media: Sequence[DecodedMedium]) -> dict[str, Any]:
+        pictures = [item.pixels for item in media if isinstance(item, Image)]
+        videos = [item for item in media if isinstance(item, Video)]
+        sounds = [item for item in media if isinstance(item, Audio)]
+        arguments: dict[str, Any] = {"text": [text], "return_tensors": "np"}
+        if pictures:
+            arguments["images"] = pictures
+        if videos:
+            rates = {video.frames_per_second for video in videos}
+            if len(rates) > 1:
+                raise RowError(Reason.UNSUPPORTED_MODALITY, f"videos of one prompt differ in frame rate: {rates}")
+            arguments["videos"] = [video.frames for video in videos]
+        if sounds:
+            rate = self.processor.feature_extractor.sampling_rate
+            longest_s = self.processor.feature_extractor.chunk_length
+            waves = [resample(sound, rate).samples for sound in sounds]
+            for wave in waves:
+                if len(wave) > longest_s * rate:
+                    raise RowError(
+                        Reason.TRUNCATED_BY_PROCESSOR,
+                        f"a sound of {len(wave) / rate:.2f} s; the model's processor cuts at {longest_s} s",
+                    )
+            arguments["audio"] = waves
+        video_rate = videos[0].frames_per_second if videos else None
+        return dict(self.processor(**arguments, **self.architecture.processor_kwargs(self.processor, video_rate)))
+
+    def _check_placeholders(self, input_ids: np.ndarray[Any, Any], media: Sequence[MediumTensors]) -> None:
+        expected = {kind: sum(item.num_tokens for item in media if item.kind is kind) for kind in MediaKind}
+        for kind, token in self.architecture.placeholder_ids(self.model.config).items():
+            found = int((input_ids == token).sum())
+            if found != expected[kind]:
+                raise RowError(
+                    Reason.PLACEHOLDER_MISMATCH,
+                    f"{found} {kind} placeholders for {expected[kind]} {kind} features; "
+                    "does the text hold a placeholder token of its own?",
+                )
+
+    def smallest_media(self) -> dict[MediaKind, MediumTensors]:
+        """A small blank medium of each modality, for ranks that must run a tower that their rows do not need."""
+        blanks: dict[MediaKind, DecodedMedium] = {
+            MediaKind.IMAGE: Image(np.zeros((32, 32, 3), np.uint8)),
+            MediaKind.AUDIO: Audio(np.zeros(16_000 // 4, np.float32), 16_000),
+            MediaKind.VIDEO: Video(np.zeros((2, 32, 32, 3), np.uint8), 2.0),
+        }
+        media: dict[MediaKind, MediumTensors] = {}
+        for kind in self.architecture.modalities:
+            turn = [{"role": "user", "content": [{"type": str(kind)}]}]
+            text = str(self.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+            media[kind] = self.process("blank", text, [kind], [blanks[kind]]).media[0]
+        return media

@@ -1,0 +1,210 @@
+"""The frozen records that flow through a step, one type a stage.
+
+Prompt (checked row) -> EncodedPrompt (ids, positions, tower features) -> Completion -> Rollout (a group)
+-> Experience (what the update needs). Preference feeds the reward model.
+Arrays are NumPy, so that Ray shares them between processes without copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class MediaKind(StrEnum):
+    IMAGE = "image"
+    AUDIO = "audio"
+    VIDEO = "video"
+
+    @property
+    def tag(self) -> str:
+        """What marks the place of a medium in a message's text, for example `<image>`."""
+        return f"<{self.value}>"
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class RaterKind(StrEnum):
+    SCRIPTED = "scripted"
+    HUMAN = "human"
+
+
+@dataclass(frozen=True)
+class Medium:
+    """An encoded medium as it lies in the table: file bytes (PNG, WAV, MP4, ...) and, if known, where they came from."""
+
+    kind: MediaKind
+    data: bytes
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Image:
+    """A decoded picture: `pixels` uint8 [H, W, 3], RGB."""
+
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A decoded sound: `samples` float32 [S] in [-1, 1], mono, at `sampling_rate` Hz."""
+
+    samples: NDArray[np.float32]
+    sampling_rate: int
+
+
+@dataclass(frozen=True)
+class Video:
+    """A decoded video: `frames` uint8 [F, H, W, 3], RGB, at `frames_per_second`."""
+
+    frames: NDArray[np.uint8]
+    frames_per_second: float
+
+
+DecodedMedium = Image | Audio | Video
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn; in `content` a tag (`<image>`, `<audio>`, `<video>`) stands where each medium belongs."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row of the prompt table: messages, media in the order of their tags, and the reference answer."""
+
+    id: str
+    task: str
+    messages: tuple[Message, ...]
+    media: tuple[Medium, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class PromptInfo:
+    """What the driver knows of a prompt without touching its media."""
+
+    id: str
+    task: str
+    answer: str
+    modalities: tuple[MediaKind, ...]
+    """The kinds present in the prompt, each once, in the order of `MediaKind`."""
+
+
+@dataclass(frozen=True)
+class MediumTensors:
+    """A medium as its tower takes it: the processor's own tensors for this one medium.
+
+    `key` is the content hash of the decoded medium and the processor's settings; `num_tokens` the length of its
+    placeholder run.
+    """
+
+    kind: MediaKind
+    key: str
+    num_tokens: int
+    tensors: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ProcessedPrompt:
+    """A prompt after the checkpoint's own processor, which runs once a prompt.
+
+    input_ids: int64 [L], placeholders expanded.
+    position_ids: int64 [R, L]; R = 3 for multimodal rotary positions, else 1.
+    """
+
+    id: str
+    input_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    media: tuple[MediumTensors, ...]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt with the tower features of its media: all that any copy of the language model needs.
+
+    features: one float array [num_tokens, hidden] a medium, in order; each fills one placeholder run.
+    """
+
+    id: str
+    input_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    features: tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer, token for token as the policy gave it.
+
+    token_ids: int64 [T], the end token included where `finish_reason` is stop.
+    behaviour_logprobs: float32 [T], of the distribution truly sampled from, by the rollout copy.
+    """
+
+    token_ids: NDArray[np.int64]
+    behaviour_logprobs: NDArray[np.float32]
+    finish_reason: FinishReason
+    weights_version: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A group: the completions of one prompt."""
+
+    prompt_id: str
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A group with everything the update needs; rows are right-padded to the group's longest completion.
+
+    token_ids: int64 [n, T]; mask: bool [n, T], True on real tokens.
+    behaviour_logprobs, reference_logprobs, values, advantages, returns: float32 [n, T], zero where padded.
+    weight: 1.0, or 0.0 for a copy that only evens out the work of the ranks.
+    """
+
+    prompt_id: str
+    token_ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    behaviour_logprobs: NDArray[np.float32]
+    reference_logprobs: NDArray[np.float32]
+    values: NDArray[np.float32]
+    advantages: NDArray[np.float32]
+    returns: NDArray[np.float32]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A comparison of two completions of one prompt; the table is the same for scripted and for human raters."""
+
+    prompt_id: str
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    chosen: str
+    rejected: str
+    rater: str
+    rater_kind: RaterKind
+    error_rate: float | None = None
+    """Stated error rate of a scripted rater; None for people."""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row refused at the door: which, why (a reason code) and the detail."""
+
+    row_id: str
+    reason: str
+    detail: str

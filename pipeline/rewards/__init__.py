@@ -1,0 +1,109 @@
+"""Rewards by rule, one a file, each a pure function of two strings; `RULES` names them as the recipe does.
+
+`learned`, the one reward that is no rule, is the reward model's score and comes from its own workers.
+To add a rule: write its function, name it in `RewardName`, add a line to `RULES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.config import RewardName
+from pipeline.records import Completion
+from pipeline.rewards.exact_match import exact_match, normalise
+from pipeline.rewards.length import length_reward
+from pipeline.rewards.wer import wer_reward
+
+Rule = Callable[[Completion, str], float]
+"""(completion, reference answer) -> finite reward."""
+
+
+def _length_rule(completion: Completion, answer: str) -> float:
+    return length_reward(length=len(normalise(completion.text)), target=len(normalise(answer)))
+
+
+RULES: dict[RewardName, Rule] = {
+    RewardName.EXACT_MATCH: lambda completion, answer: exact_match(completion.text, answer),
+    RewardName.WER: lambda completion, answer: wer_reward(completion.text, answer),
+    RewardName.LENGTH: _length_rule,
+}
+
+
+@dataclass(frozen=True)
+class RuleFailure:
+    """One reward that could not be given: which rule, on which row of the batch, and why."""
+
+    name: RewardName
+    row: int
+    detail: str
+
+    @property
+    def reason(self) -> str:
+        """Reason code under which reports count it."""
+        return f"reward_failed:{self.name}"
+
+
+@dataclass(frozen=True)
+class RuleScores:
+    """What the rules gave for a batch.
+
+    values: rule -> float32 [B], 0 where the rule failed.
+    failures: each failed reward, in the order of rules, then rows.
+    """
+
+    values: dict[RewardName, Float[Tensor, " B"]]
+    failures: tuple[RuleFailure, ...]
+
+    @property
+    def num_failures(self) -> Counter[str]:
+        """Number of failures by reason code, for the metrics of a step."""
+        return Counter(failure.reason for failure in self.failures)
+
+
+def score_rules(
+    *,
+    names: Sequence[RewardName],
+    completions: Sequence[Completion],
+    answers: Sequence[str],
+    rules: Mapping[RewardName, Rule] = RULES,
+) -> RuleScores:
+    """Scores B completions by the named rules.
+
+    A rule that raises, or gives NaN or infinity, stops nothing: that reward is 0.0 (NaN would spread over the whole
+    step through whitening and running scales) and becomes a `RuleFailure`, for the caller to count and report.
+
+    Args:
+        names: which rules; `learned` is not one.
+        completions: B.
+        answers: B reference answers, one a completion.
+        rules: where the names are looked up.
+
+    Raises:
+        ValueError: a name has no rule, or `completions` and `answers` differ in length.
+    """
+    unknown = sorted(set(names) - set(rules))
+    if unknown:
+        raise ValueError(f"no rule for rewards {unknown}; there are {sorted(rules)}")
+    if len(completions) != len(answers):
+        raise ValueError(f"{len(completions)} completions but {len(answers)} answers")
+    values: dict[RewardName, Tensor] = {}
+    failures: list[RuleFailure] = []
+    for name in names:
+        values[name] = torch.zeros(len(completions))
+        for row, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
+            try:
+                value = rules[name](completion, answer)
+                if not math.isfinite(value):
+                    raise ValueError(f"the rule gave {value}")
+            except Exception as error:  # a rule is user code: whatever it raises is counted, never passed over
+                failures.append(RuleFailure(name=name, row=row, detail=f"{type(error).__name__}: {error}"))
+            else:
+                values[name][row] = value
+    return RuleScores(values=values, failures=tuple(failures))

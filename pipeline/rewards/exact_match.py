@@ -1,0 +1,13 @@
+"""Exact match: did the completion say just the answer?"""
+
+from __future__ import annotations
+
+
+def normalise(text: str) -> str:
+    """Case folded, runs of whitespace as one space, none at the ends."""
+    return " ".join(text.casefold().split())
+
+
+def exact_match(completion: str, answer: str) -> float:
+    """1.0 where completion and answer are the same after `normalise`, else 0.0."""
+    return float(normalise(completion) == normalise(answer))

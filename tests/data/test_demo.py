@@ -1,0 +1,190 @@
+"""The built-in data: deterministic, disjoint, within bounds, and solvable from what is seen and heard."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import ConfigError, MediaLimits, Prepare
+from pipeline.data import demo, drawing, speech
+from pipeline.data.demo import Split
+from pipeline.data.media import content_key, decode
+from pipeline.data.schema import split_content
+from pipeline.data.table import PromptTable
+from pipeline.records import Audio, Image, MediaKind, Prompt, Video
+
+SMALL = Prepare(train_rows=60, validation_rows=12, test_rows=20)
+TINY = Prepare(train_rows=4, validation_rows=2, test_rows=2)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("demo")
+    counts = demo.build(directory, prepare=SMALL, seed=0)
+    assert counts["train/sum"] == 60
+    assert sum(counts.values()) == 6 * (60 + 12 + 20)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def prompts(directory: Path) -> dict[Split, list[Prompt]]:
+    read: dict[Split, list[Prompt]] = {}
+    for split in Split:
+        table = PromptTable(directory / f"{split.value}.parquet")
+        rows = table.read([info.id for info in table.infos()])
+        read[split] = [row for row in rows if isinstance(row, Prompt)]
+        assert len(read[split]) == len(table)
+    return read
+
+
+def test_every_medium_decodes_within_the_default_limits_to_the_promised_size(
+    prompts: dict[Split, list[Prompt]],
+) -> None:
+    for prompt in prompts[Split.TEST]:
+        for medium in prompt.media:
+            match decode(medium, MediaLimits()):
+                case Image(pixels):
+                    assert pixels.shape == (32, 32, 3)
+                    assert pixels.std() > 5
+                case Audio(samples, rate):
+                    assert rate == 16_000
+                    assert 0.1 < len(samples) / rate <= 1.2
+                    assert np.abs(samples).max() > 0.2
+                case Video(frames, frames_per_second):
+                    assert frames.shape == (4, 32, 32, 3)
+                    assert frames_per_second == 4.0
+                    assert np.abs(np.diff(frames.astype(int), axis=0)).max() > 50, "something moves"
+
+
+def test_tasks_are_mixed_and_each_has_its_modalities(directory: Path) -> None:
+    infos = PromptTable(directory / "train.parquet").infos()
+    assert Counter(info.task for info in infos) == dict.fromkeys(demo.TASKS, 60)
+    assert len({info.task for info in infos[:24]}) >= 5
+    modalities = {info.task: info.modalities for info in infos}
+    assert modalities["sum"] == (MediaKind.IMAGE, MediaKind.AUDIO)
+    assert modalities["video"] == (MediaKind.VIDEO,)
+    assert modalities["text"] == ()
+
+
+def test_splits_share_no_source(directory: Path) -> None:
+    sources = {
+        split: {
+            source for row in PromptTable(directory / f"{split.value}.parquet").sources().values() for source in row
+        }
+        for split in Split
+    }
+    kinds = {"scan", "voice", "motion", "scene", "numbers"}
+    for split in Split:
+        assert {source.split(":")[0] for source in sources[split]} == kinds
+    for one, other in combinations(Split, 2):
+        assert not sources[one] & sources[other]
+
+
+def test_splits_share_no_content(prompts: dict[Split, list[Prompt]]) -> None:
+    keys: dict[Split, set[str]] = {}
+    for split, rows in prompts.items():
+        keys[split] = {content_key(decode(medium, MediaLimits())) for prompt in rows for medium in prompt.media}
+        keys[split] |= {prompt.messages[0].content for prompt in rows if prompt.task == "text"}
+    for one, other in combinations(Split, 2):
+        assert not keys[one] & keys[other]
+
+
+def test_a_source_stays_in_its_split_whatever_the_seed(directory: Path, tmp_path: Path) -> None:
+    demo.build(tmp_path, prepare=TINY, seed=1)
+    train = PromptTable(directory / "train.parquet").sources().values()
+    test = PromptTable(tmp_path / "test.parquet").sources().values()
+    assert not {source for row in train for source in row} & {source for row in test for source in row}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("one", 5), ("two", 5), ("other", 6)):
+        demo.build(tmp_path / name, prepare=TINY, seed=seed)
+    for split in Split:
+        one, two, other = (
+            (tmp_path / name / f"{split.value}.parquet").read_bytes() for name in ("one", "two", "other")
+        )
+        assert one == two
+        assert one != other
+
+
+def test_a_fresh_process_speaks_the_same_words() -> None:
+    bank = hashlib.sha256(b"".join(word.tobytes() for word in speech.word_bank().values())).hexdigest()
+    program = (
+        "import hashlib; from pipeline.data import speech; "
+        "print(hashlib.sha256(b''.join(word.tobytes() for word in speech.word_bank().values())).hexdigest())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).strip() == bank
+
+
+def test_leaving_a_task_out_changes_no_row_of_the_others(directory: Path, tmp_path: Path) -> None:
+    some = SMALL.model_copy(update={"tasks": ("digit", "text")})
+    counts = demo.build(tmp_path, prepare=some, seed=0)
+    assert set(counts) == {f"{split.value}/{task}" for split in Split for task in ("digit", "text")}
+    alone = {row["id"]: row for row in pq.read_table(tmp_path / "test.parquet").to_pylist()}
+    among = {row["id"]: row for row in pq.read_table(directory / "test.parquet").to_pylist()}
+    assert len(alone) == 40
+    assert all(among[id] == row for id, row in alone.items())
+
+
+def test_an_unknown_task_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prepare\.tasks: smell; built in are digit, speech"):
+        demo.build(tmp_path, prepare=Prepare(tasks=("digit", "smell")), seed=0)
+
+
+def test_answers_are_true(directory: Path) -> None:
+    labels = drawing.scanned_digits()[1]
+    for row in pq.read_table(directory / "train.parquet").to_pylist():
+        question, answer = row["prompt"][0]["content"], row["answer"]
+        match row["task"]:
+            case "digit":
+                assert answer == str(labels[int(row["sources"][0].removeprefix("scan:"))])
+            case "text":
+                numbers = [int(word.strip(":,.?")) for word in question.split() if word.strip(":,.?").isdigit()]
+                assert len(numbers) == 2
+                assert int(answer) == max(numbers)
+            case "scene":
+                assert " ".join(answer.split()[:2]) in question, "the question names the shape the answer begins with"
+            case _:
+                assert answer
+
+
+def test_drawn_relations_and_motions_are_what_they_are_called() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        scene = drawing.random_scene(rng)
+        dx, dy = scene.first.x - scene.second.x, scene.first.y - scene.second.y
+        assert {"above": -dy, "below": dy, "left of": -dx, "right of": dx}[scene.relation] >= 13
+        assert scene.first.name != scene.second.name
+        motion = drawing.random_motion(rng)
+        weights = drawing.draw_motion(motion).max(axis=3).astype(float) - motion.background
+        xs = (weights.sum(axis=1) * np.arange(32)).sum(axis=1) / weights.sum(axis=(1, 2))
+        ys = (weights.sum(axis=2) * np.arange(32)).sum(axis=1) / weights.sum(axis=(1, 2))
+        moved = {"left": xs[0] - xs[-1], "right": xs[-1] - xs[0], "up": ys[0] - ys[-1], "down": ys[-1] - ys[0]}
+        assert moved[motion.direction] == pytest.approx(15, abs=1)
+
+
+def test_every_word_of_every_row_is_in_the_corpus(prompts: dict[Split, list[Prompt]]) -> None:
+    corpus = demo.corpus()
+    assert not any(kind.tag in text for text in corpus for kind in MediaKind)
+    words = {word.strip(":,.?") for text in corpus for word in text.split()}
+    for prompt in prompts[Split.TRAIN]:
+        text = " ".join(part for part in split_content(prompt.messages[0].content) if not isinstance(part, MediaKind))
+        assert {word.strip(":,.?") for word in f"{text} {prompt.answer}".split()} <= words
+    answers = set(corpus)
+    assert all(prompt.answer in answers for prompt in prompts[Split.TEST])
+
+
+def test_two_digits_in_the_slowest_voice_stay_under_the_limit() -> None:
+    longest = max(len(word) for word in speech.word_bank().values())
+    assert 2 * longest / speech.SAMPLING_RATE + 0.03 + 2 * 0.04 < speech.MAX_SECONDS
+    rng = np.random.default_rng(0)
+    for voice in speech.voices():
+        assert len(speech.speak(voice, (7, 0), rng).samples) <= speech.MAX_SECONDS * speech.SAMPLING_RATE

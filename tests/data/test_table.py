@@ -1,0 +1,178 @@
+"""Reading and writing tables, the order of prompts, and the quarantine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.schema import PROMPT_SCHEMA, to_row
+from pipeline.data.table import (
+    ROWS_PER_GROUP,
+    PromptOrder,
+    PromptTable,
+    Quarantine,
+    TooManyBadRows,
+    read_preferences,
+    write_preferences,
+    write_prompts,
+)
+from pipeline.records import MediaKind, Medium, Message, Preference, Prompt, PromptInfo, Quarantined, RaterKind
+
+
+def prompt(number: int) -> Prompt:
+    kinds = [(), (MediaKind.IMAGE,), (MediaKind.VIDEO, MediaKind.AUDIO, MediaKind.VIDEO)][number % 3]
+    return Prompt(
+        id=f"row-{number}",
+        task="task",
+        messages=(Message("user", "".join(kind.tag for kind in kinds) + f"Question {number}?"),),
+        media=tuple(Medium(kind, f"{number}/{place}".encode()) for place, kind in enumerate(kinds)),
+        answer=str(number),
+    )
+
+
+PROMPTS = [prompt(number) for number in range(5 * ROWS_PER_GROUP + 3)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "data" / "train.parquet"
+    rows: list[dict[str, Any]] = [to_row(prompt, [f"source of {prompt.id}"]) for prompt in PROMPTS]
+    rows[4]["images"] = []
+    assert write_prompts(path, iter(rows)) == len(PROMPTS)
+    return path
+
+
+def test_the_file_keeps_schema_and_metadata_and_has_small_row_groups(path: Path) -> None:
+    file = pq.ParquetFile(path)
+    assert file.schema_arrow.equals(PROMPT_SCHEMA)
+    assert file.schema_arrow.metadata == PROMPT_SCHEMA.metadata
+    assert file.num_row_groups == 6
+    assert not list(path.parent.glob("*.partial"))
+
+
+def test_infos_come_in_file_order_and_read_no_media(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = PromptTable(path)
+    columns_read: list[str] = []
+    read = pq.ParquetFile.read
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read",
+        lambda self, columns, **rest: columns_read.extend(columns) or read(self, columns, **rest),
+    )
+    infos = table.infos()
+    assert len(table) == len(infos) == len(PROMPTS)
+    assert [info.id for info in infos] == [prompt.id for prompt in PROMPTS]
+    assert infos[0] == PromptInfo("row-0", "task", "0", ())
+    assert infos[5].modalities == (MediaKind.AUDIO, MediaKind.VIDEO)
+    assert not {"images", "audios", "videos"} & set(columns_read)
+
+
+def test_prompts_are_read_in_the_order_asked_for_from_the_groups_they_lie_in(path: Path) -> None:
+    table = PromptTable(path)
+    groups: list[int] = []
+    read = table._file.read_row_group
+    table._file.read_row_group = lambda group, **rest: groups.append(group) or read(group, **rest)
+    assert table.read(["row-161", "row-2", "row-160", "row-2"]) == [PROMPTS[n] for n in (161, 2, 160, 2)]
+    assert groups == [0, 5]
+
+
+def test_a_bad_row_comes_back_as_quarantined_among_the_good_ones(path: Path) -> None:
+    good, bad = PromptTable(path).read(["row-3", "row-4"])
+    assert good == PROMPTS[3]
+    assert bad == Quarantined("row-4", "placeholder_mismatch", "1 <image> in the messages, 0 files in images")
+
+
+def test_sources_are_listed_by_id(path: Path) -> None:
+    assert PromptTable(path).sources()["row-7"] == ["source of row-7"]
+
+
+def test_a_missing_table_names_the_cure_and_an_unknown_id_is_named(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"test\.parquet.*python -m jobs\.prepare"):
+        PromptTable(tmp_path / "test.parquet")
+    with pytest.raises(KeyError, match="'nobody'"):
+        PromptTable(path).read(["row-1", "nobody"])
+
+
+def test_two_rows_with_one_id_are_an_error(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "twice.parquet", [to_row(PROMPTS[0], []), to_row(PROMPTS[0], [])])
+    with pytest.raises(ValueError, match="'row-0'"):
+        PromptTable(tmp_path / "twice.parquet")
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_ids=st.integers(1, 40), size=st.integers(1, 40), seed=st.integers(0, 5))
+def test_every_epoch_is_a_permutation_and_no_batch_repeats_an_id(num_ids: int, size: int, seed: int) -> None:
+    ids = [str(number) for number in range(num_ids)]
+    order = PromptOrder(ids, seed)
+    batches = [order.batch(step, size) for step in range(3 * num_ids // size + 2)]
+    drawn = [id for batch in batches for id in batch]
+    for start in range(0, 3 * num_ids, num_ids):
+        assert sorted(drawn[start : start + num_ids]) == sorted(ids)
+    for batch in batches:
+        assert len(batch) == size
+        if size <= num_ids:
+            assert len(set(batch)) == size
+
+
+def test_a_batch_depends_on_seed_step_and_size_alone() -> None:
+    ids = [str(number) for number in range(23)]
+    forward = PromptOrder(ids, 7)
+    batches = [forward.batch(step, 5) for step in range(30)]
+    forward.batch(2, 11)
+    for step in (29, 3, 17, 0):
+        assert PromptOrder(ids, 7).batch(step, 5) == batches[step] == forward.batch(step, 5)
+    assert PromptOrder(ids, 8).batch(0, 5) != batches[0]
+    epochs = [
+        [id for step in range(4 * epoch, 4 * epoch + 4) for id in PromptOrder(ids[:20], 7).batch(step, 5)]
+        for epoch in range(2)
+    ]
+    assert epochs[0] != epochs[1], "each epoch has an order of its own"
+
+
+def test_an_order_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no ids"):
+        PromptOrder([], 0)
+
+
+def test_preferences_come_back_as_they_were(tmp_path: Path) -> None:
+    preferences = [
+        Preference("row-1", (1, 2), (3,), "yes", "no", "oracle", RaterKind.SCRIPTED, 0.05),
+        Preference("row-2", (4,), (), "ja", "", "anna", RaterKind.HUMAN),
+    ]
+    write_preferences(tmp_path / "preferences.parquet", preferences)
+    assert read_preferences(tmp_path / "preferences.parquet") == preferences
+    with pytest.raises(FileNotFoundError, match=r"nothing\.parquet"):
+        read_preferences(tmp_path / "nothing.parquet")
+
+
+def test_the_quarantine_counts_each_row_once_and_by_its_first_reason(tmp_path: Path) -> None:
+    quarantine = Quarantine()
+    quarantine.add(Quarantined("a", "too_long", "31 s"))
+    quarantine.add(Quarantined("b", "corrupt_image", "cut"))
+    quarantine.add(Quarantined("c", "corrupt_image", "cut"))
+    quarantine.add(Quarantined("a", "corrupt_image", "later"))
+    assert quarantine.counts() == {"corrupt_image": 2, "too_long": 1}
+    assert len(quarantine) == 3
+    assert "a" in quarantine
+    quarantine.write(tmp_path / "quarantine.parquet")
+    assert pq.read_table(tmp_path / "quarantine.parquet").column_names == ["row_id", "reason", "detail"]
+    assert Quarantine.read(tmp_path / "quarantine.parquet").counts() == quarantine.counts()
+
+
+def test_an_empty_quarantine_can_be_written_and_read(tmp_path: Path) -> None:
+    Quarantine().write(tmp_path / "quarantine.parquet")
+    assert len(Quarantine.read(tmp_path / "quarantine.parquet")) == 0
+
+
+def test_a_job_stops_above_the_allowed_fraction_and_not_at_it() -> None:
+    quarantine = Quarantine()
+    quarantine.add(Quarantined("a", "too_long", "31 s"))
+    quarantine.add(Quarantined("b", "too_long", "32 s"))
+    quarantine.check(num_rows=100, max_bad_fraction=0.02)
+    with pytest.raises(TooManyBadRows, match=r"2 of 100 rows.*2 too_long.*data\.max_bad_fraction is 0\.01"):
+        quarantine.check(num_rows=100, max_bad_fraction=0.01)

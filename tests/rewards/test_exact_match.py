@@ -1,0 +1,22 @@
+"""Exact match after normalisation."""
+
+import pytest
+
+from pipeline.rewards.exact_match import exact_match
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        ("seven", "seven", 1.0),
+        ("  Seven\n", "seven", 1.0),
+        ("two \t words", "Two words", 1.0),
+        ("STRASSE", "straße", 1.0),
+        ("seven.", "seven", 0.0),
+        ("twowords", "two words", 0.0),
+        ("", "seven", 0.0),
+        (" ", "", 1.0),
+    ],
+)
+def test_case_and_whitespace_do_not_count(completion: str, answer: str, expected: float) -> None:
+    assert exact_match(completion, answer) == expected

@@ -1,0 +1,65 @@
+"""The registry of rules: complete, scored in order, and no failure lost."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.config import RewardName
+from pipeline.records import Completion, FinishReason
+from pipeline.rewards import RULES, RuleFailure, score_rules
+
+
+def completion(text: str) -> Completion:
+    return Completion(
+        token_ids=np.array([1], dtype=np.int64),
+        behaviour_logprobs=np.zeros(1, dtype=np.float32),
+        finish_reason=FinishReason.STOP,
+        weights_version=0,
+        text=text,
+    )
+
+
+def _fails_on_seven(made: Completion, answer: str) -> float:
+    if made.text == "seven":
+        raise KeyError("seven")
+    return math.nan if made.text == "nan" else 0.5
+
+
+def test_every_reward_of_the_recipe_but_the_learned_one_has_a_rule() -> None:
+    assert set(RULES) == set(RewardName) - {RewardName.LEARNED}
+
+
+def test_rules_score_each_completion_against_its_answer() -> None:
+    scores = score_rules(
+        names=[RewardName.EXACT_MATCH, RewardName.WER, RewardName.LENGTH],
+        completions=[completion("Seven"), completion("ten two")],
+        answers=["seven", "ten 2"],
+    )
+    assert scores.values[RewardName.EXACT_MATCH].tolist() == [1.0, 0.0]
+    assert scores.values[RewardName.WER].tolist() == [1.0, 0.5]
+    assert scores.values[RewardName.LENGTH].tolist() == pytest.approx([0.0, -0.4])  # 7 and 5 characters
+    assert scores.failures == ()
+
+
+def test_a_rule_that_raises_or_gives_nan_is_zero_there_and_counted() -> None:
+    scores = score_rules(
+        names=[RewardName.WER],
+        completions=[completion("seven"), completion("six"), completion("nan")],
+        answers=["", "", ""],
+        rules={RewardName.WER: _fails_on_seven},
+    )
+    assert scores.values[RewardName.WER].tolist() == [0.0, 0.5, 0.0]
+    assert scores.num_failures == {"reward_failed:wer": 2}
+    assert scores.failures[0] == RuleFailure(name=RewardName.WER, row=0, detail="KeyError: 'seven'")
+    assert scores.failures[1].detail == "ValueError: the rule gave nan"
+
+
+def test_the_learned_reward_is_no_rule() -> None:
+    with pytest.raises(ValueError, match=r"no rule for rewards .*learned"):
+        score_rules(names=[RewardName.LEARNED], completions=[], answers=[])
+
+
+def test_each_completion_needs_an_answer() -> None:
+    with pytest.raises(ValueError, match="1 completions but 0 answers"):
+        score_rules(names=[RewardName.WER], completions=[completion("six")], answers=[])

@@ -1,0 +1,32 @@
+"""Word error rate by hand, empty texts included."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.rewards.wer import wer, wer_reward
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        ("the cat sat", "The  cat sat", 0.0),
+        ("the bat sat", "the cat sat", 1 / 3),  # one substitution in three words
+        ("the sat", "the cat sat", 1 / 3),  # one deletion
+        ("the big cat sat", "the cat sat", 1 / 3),  # one insertion
+        ("a b c d e", "x", 5.0),  # one substitution and four insertions in one word
+        ("", "the cat", 1.0),  # two deletions in two words
+        ("", "", 0.0),
+        ("two words", " ", 2.0),  # two insertions; an empty answer counts as one word
+    ],
+)
+def test_errors_a_word_of_the_answer(completion: str, answer: str, expected: float) -> None:
+    assert wer(completion, answer) == pytest.approx(expected)
+    assert wer_reward(completion, answer) == pytest.approx(max(0.0, 1.0 - expected))
+
+
+@settings(max_examples=50, deadline=None)
+@given(completion=st.text(max_size=20), answer=st.text(max_size=20))
+def test_any_two_texts_have_a_reward_between_zero_and_one(completion: str, answer: str) -> None:
+    assert 0.0 <= wer_reward(completion, answer) <= 1.0
+    assert wer_reward(answer, answer) == 1.0
