@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.encoder import PromptRef
 from actors.policy import LearningWorker, Minibatch
-from actors.scoring import Ids
+from actors.scoring import Group
 from pipeline.algorithms.losses import clipped_value_loss
 from pipeline.experience import ExperienceBatch
 from pipeline.models.checkpoint import load_value_model
@@ -24,15 +23,15 @@ class CriticWorker(LearningWorker):
         recipe = self.recipe.model
         return load_value_model(self.path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
 
-    def values(self, prompts: Sequence[PromptRef], groups: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:
+    def values(self, groups: Sequence[Group]) -> list[NDArray[np.float32]]:
         """Values [n, T] of each group's completions."""
-        return self.map_rows(prompts, groups, self.engine)
+        return self.map_groups(groups, self.engine)
 
     def losses(
         self, minibatch: Minibatch, part: slice, experience: ExperienceBatch, kl_weight: float
     ) -> dict[str, Tensor]:
         loss = clipped_value_loss(
-            values_now=self.engine(*self.groups(minibatch, part)),
+            values_now=self.engine(*self.batch(minibatch.groups(part))),
             values_behaviour=experience.values,
             returns=experience.returns,
             mask=experience.mask,

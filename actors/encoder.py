@@ -15,7 +15,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from actors.engine import World, torch_device
+from actors.engine import World
 from actors.group import Worker
 from pipeline.config import Recipe, Workers
 from pipeline.data.schema import RowError
@@ -80,7 +80,7 @@ class EncoderWorker(Worker):
         self._model, self._architecture = load_model(
             self._path, dtype=self.recipe.model.dtype, trust_remote_code=trust
         )
-        self._model.to(torch_device(world.device))
+        self._model.to(world.torch_device)
         self._processor = PromptProcessor(
             path=self._path,
             model=self._model,

@@ -33,11 +33,12 @@ class World:
     device: Device
     timeout_s: float
     local_rank: int = 0
+    """Index of this rank's GPU among those that its process sees; Ray shows an actor only its own."""
 
-
-def torch_device(device: Device) -> torch.device:
-    """The device of this process; Ray shows each worker its own GPU as number 0."""
-    return torch.device("cuda", 0) if device is Device.CUDA else torch.device("cpu")
+    @property
+    def torch_device(self) -> torch.device:
+        """Where this rank's tensors live."""
+        return torch.device("cuda", self.local_rank) if self.device is Device.CUDA else torch.device("cpu")
 
 
 def join(world: World) -> None:
@@ -95,7 +96,7 @@ class Engine:
         deepspeed = import_deepspeed(world.device)
         self.world = world
         self.settings = settings
-        self.device = torch_device(world.device)
+        self.device = world.torch_device
         num_parameters = sum(parameter.numel() for parameter in module.parameters())
         config: dict[str, Any] = {
             # Losses carry global normalisers and micro-batches are counted here, so DeepSpeed scales nothing.
@@ -125,6 +126,7 @@ class Engine:
             model=module.to(self.device), optimizer=optimizer, lr_scheduler=scheduler, config=config
         )[0]
         self._engine.eval()
+        self._plain_norm = 0.0
 
     @property
     def module(self) -> Any:
@@ -143,12 +145,16 @@ class Engine:
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss() * self.world.size, scale_wrt_gas=False)
+        if last and self.settings.zero_stage == 0:
+            # Without ZeRO, DeepSpeed clips the reduced gradients but keeps no norm.
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._plain_norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
 
     @property
     def grad_norm(self) -> float:
         """Global gradient norm of the last optimizer step, before clipping."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return self._plain_norm if self.settings.zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
     @property
     def learning_rate(self) -> float:

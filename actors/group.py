@@ -91,6 +91,16 @@ class WorkerGroup(Generic[W]):
             for actor, shard in zip(self.actors, shards, strict=True)
         ]
 
+    def scatter(
+        self, method: Callable[Concatenate[W, Sequence[T], P], R], items: Sequence[T], *args: P.args, **kwargs: P.kwargs
+    ) -> list[ray.ObjectRef[R]]:
+        """Splits `items` over the workers, evenly (with copies at the end), so that all ranks run as many passes."""
+        shards = split_evenly(items, len(self.actors), lambda item: item)
+        return [
+            getattr(actor, method.__name__).remote(shard, *args, **kwargs)
+            for actor, shard in zip(self.actors, shards, strict=True)
+        ]
+
     def shutdown(self) -> None:
         """Ends the workers' processes."""
         for actor in self.actors:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from actors.encoder import PromptRef
+from actors.group import split, split_evenly
 from actors.reference import ReferenceWorker
-from actors.scoring import ShardedWorker
+from actors.scoring import Group, ShardedWorker
 from actors.weights import Weights
 from pipeline.algorithms.aggregation import token_sum_over
 from pipeline.algorithms.kl import estimate_kl
@@ -26,9 +28,34 @@ from pipeline.records import Experience
 class Minibatch:
     """One rank's share of an optimizer step; `num_tokens` counts the tokens of all ranks' shares."""
 
-    prompts: tuple[PromptRef, ...]
-    experience: tuple[Experience, ...]
+    rows: tuple[tuple[PromptRef, Experience], ...]
     num_tokens: float
+
+    def groups(self, part: slice) -> list[Group]:
+        """Prompts and completions of a micro-batch, as the model takes them."""
+        return [
+            (prompt, [ids[mask] for ids, mask in zip(experience.token_ids, experience.mask, strict=True)])
+            for prompt, experience in self.rows[part]
+        ]
+
+
+def plan_update(
+    rows: Sequence[tuple[PromptRef, Experience]], *, num_ranks: int, algorithm: Algorithm, seed: Sequence[int]
+) -> list[list[Minibatch]]:
+    """For each rank, its minibatches of all epochs. Their order and make-up do not depend on the number of ranks."""
+    shares: list[list[Minibatch]] = [[] for _ in range(num_ranks)]
+    for epoch in range(algorithm.num_epochs):
+        order = np.random.default_rng([*seed, epoch]).permutation(len(rows))
+        for minibatch in split([rows[index] for index in order], min(algorithm.num_minibatches, len(rows))):
+            num_tokens = float(sum(experience.mask.sum() for _, experience in minibatch))
+            for share, part in zip(shares, split_evenly(minibatch, num_ranks, _without_weight), strict=True):
+                share.append(Minibatch(tuple(part), num_tokens))
+    return shares
+
+
+def _without_weight(row: tuple[PromptRef, Experience]) -> tuple[PromptRef, Experience]:
+    """A copy that evens out the work of the ranks and teaches nothing."""
+    return row[0], replace(row[1], weight=0.0)
 
 
 class LearningWorker(ShardedWorker):
@@ -49,7 +76,7 @@ class LearningWorker(ShardedWorker):
         totals: dict[str, float] = {}
         grad_norm = 0.0
         for minibatch in minibatches:
-            parts = list(self.slices(len(minibatch.prompts)))
+            parts = list(self.slices(len(minibatch.rows)))
             for part in parts:
                 self._micro_step(minibatch, part, kl_weight, totals, last=part is parts[-1])
             grad_norm += self.engine.grad_norm / len(minibatches)
@@ -63,21 +90,13 @@ class LearningWorker(ShardedWorker):
         self, minibatch: Minibatch, part: slice, kl_weight: float, totals: dict[str, float], *, last: bool
     ) -> None:
         def loss() -> Tensor:
-            experience = collate_experience(minibatch.experience[part], device=self.device)
+            experience = collate_experience([item for _, item in minibatch.rows[part]], device=self.device)
             losses = self.losses(minibatch, part, experience, kl_weight)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach())
             return losses["loss"]
 
         self.engine.train(loss, last=last)
-
-    def groups(self, minibatch: Minibatch, part: slice) -> tuple[object, ...]:
-        """The model's inputs for a micro-batch."""
-        experience = minibatch.experience[part]
-        completions = [
-            [row[mask] for row, mask in zip(group.token_ids, group.mask, strict=True)] for group in experience
-        ]
-        return self.batch(minibatch.prompts[part], completions)
 
     def save(self, directory: Path) -> None:
         """This rank's shard of parameters, optimizer and schedule, with its random state."""
@@ -102,7 +121,7 @@ class PolicyWorker(LearningWorker, ReferenceWorker):
     ) -> dict[str, Tensor]:
         algorithm: Algorithm = self.recipe.rlhf.algorithm
         temperature = self.recipe.rlhf.sampling.temperature or 1.0
-        logprobs, entropy = self.engine(*self.groups(minibatch, part), temperature)
+        logprobs, entropy = self.engine(*self.batch(minibatch.groups(part)), temperature)
         num_tokens = minibatch.num_tokens
         policy = clipped_policy_loss(
             policy_logprobs=logprobs,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.encoder import PromptRef
-from actors.scoring import Ids, ShardedWorker
+from actors.scoring import Group, ShardedWorker
 from pipeline.models.checkpoint import load_policy
 from pipeline.models.forward import Policy
 
@@ -20,9 +19,7 @@ class ReferenceWorker(ShardedWorker):
         recipe = self.recipe.model
         return load_policy(self.path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
 
-    def logprobs(
-        self, prompts: Sequence[PromptRef], groups: Sequence[Sequence[Ids]], *, temperature: float
-    ) -> list[NDArray[np.float32]]:
+    def logprobs(self, groups: Sequence[Group], *, temperature: float) -> list[NDArray[np.float32]]:
         """Logprobs [n, T] of each group's completions, at the temperature that they were sampled at."""
         temperature = temperature or 1.0
-        return self.map_rows(prompts, groups, lambda *batch: self.engine(*batch, temperature)[0])
+        return self.map_groups(groups, lambda *batch: self.engine(*batch, temperature)[0])

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.encoder import PromptRef
-from actors.scoring import Ids, ShardedWorker
+from actors.scoring import Group, ShardedWorker
 from pipeline.models.checkpoint import load_reward_model
 from pipeline.models.forward import RewardModel
 
@@ -20,7 +19,7 @@ class RewardWorker(ShardedWorker):
         recipe = self.recipe.model
         return load_reward_model(self.path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
 
-    def scores(self, prompts: Sequence[PromptRef], groups: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:
+    def scores(self, groups: Sequence[Group]) -> list[NDArray[np.float32]]:
         """Scores [n] of each group's completions."""
         module: RewardModel = self.engine.module
-        return self.map_rows(prompts, groups, lambda *batch: (self.engine(*batch) - module.mean) / module.scale)
+        return self.map_groups(groups, lambda *batch: (self.engine(*batch) - module.mean) / module.scale)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from actors.encoder import PromptRef, fetch_encoded
-from actors.engine import World, torch_device
+from actors.engine import World
 from actors.group import Worker
 from actors.weights import Weights
 from pipeline.config import Recipe, Rollout as RolloutSettings, Sampling
@@ -32,7 +32,7 @@ class RolloutWorker(Worker):
     def setup(self, world: World) -> None:
         """Loads the first weights, version 0."""
         trust = self.recipe.model.trust_remote_code
-        self._device = torch_device(world.device)
+        self._device = world.torch_device
         self._tokenizer: Any = load_processor(self._path, trust_remote_code=trust).tokenizer
         self._end_ids = [self._tokenizer.eos_token_id]
         self.load(self._path)

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actors.encoder import PromptRef, fetch_encoded
-from actors.engine import Engine, World, join, torch_device
+from actors.engine import Engine, World, join
 from actors.group import Worker
 from pipeline.config import Recipe, Sharded
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
 from pipeline.models.checkpoint import freeze_towers, parameter_table
 from pipeline.models.processing import load_processor
 
-Ids = NDArray[np.int64]
+Group = tuple[PromptRef, Sequence[NDArray[np.int64]]]
+"""A prompt and the token ids [T] of each of its completions."""
 
 
 class ShardedWorker(Worker):
@@ -37,7 +38,7 @@ class ShardedWorker(Worker):
     def setup(self, world: World) -> None:
         """Joins the role's world and shards the module over it."""
         join(world)
-        self.device = torch_device(world.device)
+        self.device = world.torch_device
         trust = self.recipe.model.trust_remote_code
         self.pad_id = int(load_processor(self.path, trust_remote_code=trust).tokenizer.pad_token_id)
         # Equal on every rank: what starts at random (a head without a checkpoint) must be the same everywhere.
@@ -50,34 +51,30 @@ class ShardedWorker(Worker):
         """Trainable and frozen parameters by part."""
         return parameter_table(self.engine.module)
 
-    def batch(
-        self, prompts: Sequence[PromptRef], groups: Sequence[Sequence[Ids]]
-    ) -> tuple[PromptBatch, CompletionBatch]:
-        """Collates prompts and their groups of completions on this worker's device."""
+    def batch(self, groups: Sequence[Group]) -> tuple[PromptBatch, CompletionBatch]:
+        """Collates prompts and their completions on this worker's device."""
+        prompts = fetch_encoded([prompt for prompt, _ in groups])
         return (
-            collate_prompts(fetch_encoded(prompts), pad_id=self.pad_id).to(self.device),
-            collate_completions(groups, pad_id=self.pad_id).to(self.device),
+            collate_prompts(prompts, pad_id=self.pad_id).to(self.device),
+            collate_completions([completions for _, completions in groups], pad_id=self.pad_id).to(self.device),
         )
 
-    def slices(self, num_prompts: int) -> Iterator[slice]:
-        """Micro-batches of prompts. Shards are equally long on all ranks, so these are equally many."""
+    def slices(self, num_groups: int) -> Iterator[slice]:
+        """Micro-batches of groups. Shards are equally long on all ranks, so these are equally many."""
         size = self.settings.micro_batch_size
-        yield from (slice(start, start + size) for start in range(0, num_prompts, size))
+        yield from (slice(start, start + size) for start in range(0, num_groups, size))
 
     @torch.no_grad()
-    def map_rows(
-        self,
-        prompts: Sequence[PromptRef],
-        groups: Sequence[Sequence[Ids]],
-        forward: Callable[[PromptBatch, CompletionBatch], Tensor],
+    def map_groups(
+        self, groups: Sequence[Group], forward: Callable[[PromptBatch, CompletionBatch], Tensor]
     ) -> list[NDArray[np.float32]]:
-        """`forward` on micro-batches; returns one array [n, T] or [n] a group, T its own longest completion."""
+        """`forward` on micro-batches; one array [n, T] or [n] a group, T its own longest completion."""
         results: list[NDArray[np.float32]] = []
-        for part in self.slices(len(prompts)):
-            rows = forward(*self.batch(prompts[part], groups[part])).float().cpu().numpy()
+        for part in self.slices(len(groups)):
+            rows = forward(*self.batch(groups[part])).float().cpu().numpy()
             start = 0
-            for group in groups[part]:
-                block = rows[start : start + len(group)]
-                results.append(np.array(block[:, : max(map(len, group))] if block.ndim == 2 else block))
-                start += len(group)
+            for _, completions in groups[part]:
+                block = rows[start : start + len(completions)]
+                results.append(np.array(block[:, : max(map(len, completions))] if block.ndim == 2 else block))
+                start += len(completions)
         return results

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 
 class ConfigError(ValueError):
@@ -87,7 +88,7 @@ class Run(Section):
     """Name of the run, shown in trackers and in the report."""
     directory: Path = Path("runs/demo")
     """Where data, checkpoints, metrics and the report go. On a cluster: a path that all nodes share."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of everything random: data, initialisation, order, sampling."""
     sinks: tuple[Sink, ...] = (Sink.CONSOLE, Sink.JSONL, Sink.TENSORBOARD, Sink.RAY)
     """Where metrics go. `wandb` and `mlflow` need the extras of the same name."""
@@ -98,50 +99,50 @@ class Cluster(Section):
     """`cpu` (gloo), `cuda` (NCCL), or `auto`: cuda where the cluster has GPUs."""
     placement: Placement = Placement.COLOCATED
     """`colocated`: the roles share the same bundles; `apart`: each worker has a bundle of its own."""
-    resource_timeout_s: float = Field(60.0, gt=0)
+    resource_timeout_s: float = Field(default=60.0, gt=0)
     """How long a stage waits for the resources of its roles, in seconds; give an autoscaler time to bring nodes."""
-    collective_timeout_s: float = Field(600.0, gt=0)
+    collective_timeout_s: float = Field(default=600.0, gt=0)
     """How long a collective may take before its world is given up, in seconds."""
 
 
 class MediaLimits(Section):
     """Bounds that every decoder keeps; what is outside goes to the quarantine with a reason."""
 
-    max_bytes: int = Field(64 * 2**20, gt=0)
+    max_bytes: int = Field(default=64 * 2**20, gt=0)
     """Largest encoded medium, in bytes."""
-    max_pixels: int = Field(4096 * 4096, gt=0)
+    max_pixels: int = Field(default=4096 * 4096, gt=0)
     """Largest image, or frame of a video, in pixels."""
-    max_aspect_ratio: float = Field(100.0, ge=1)
+    max_aspect_ratio: float = Field(default=100.0, ge=1)
     """Longest side divided by shortest side of an image or a frame."""
-    min_seconds: float = Field(0.05, gt=0)
+    min_seconds: float = Field(default=0.05, gt=0)
     """Shortest sound, in seconds: shorter ones give no token."""
-    max_seconds: float = Field(30.0, gt=0)
+    max_seconds: float = Field(default=30.0, gt=0)
     """Longest sound or video, in seconds."""
-    max_channels: int = Field(8, gt=0)
+    max_channels: int = Field(default=8, gt=0)
     """Most channels in a sound."""
-    max_frames: int = Field(64, gt=1)
+    max_frames: int = Field(default=64, gt=1)
     """Most frames that are kept of a video."""
 
 
 class Data(Section):
     path: Path | None = None
     """Directory with the prompt table (`train.parquet`, `validation.parquet`, `test.parquet`); default `<run>/data`."""
-    limits: MediaLimits = MediaLimits()  # pyright: ignore[reportCallIssue]
+    limits: MediaLimits = MediaLimits()
     """Bounds of media decoding."""
-    max_prompt_tokens: int = Field(512, gt=0)
+    max_prompt_tokens: int = Field(default=512, gt=0)
     """Longer prompts, placeholders included, go to the quarantine."""
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Largest share of rows in quarantine before a job stops."""
 
 
 class Prepare(Section):
     """The built-in data: digits, speech, scenes and videos made offline."""
 
-    train_rows: int = Field(480, gt=0)
+    train_rows: int = Field(default=480, gt=0)
     """Rows of each task in the train split."""
-    validation_rows: int = Field(16, gt=0)
+    validation_rows: int = Field(default=16, gt=0)
     """Rows of each task in the validation split."""
-    test_rows: int = Field(64, gt=0)
+    test_rows: int = Field(default=64, gt=0)
     """Rows of each task in the test split."""
     tasks: tuple[str, ...] = ("digit", "speech", "sum", "video", "scene", "text")
     """Which of the built-in tasks to make."""
@@ -159,81 +160,81 @@ class Model(Section):
 
 
 class Workers(Section):
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(default=1, ge=1)
     """Ray actors (ranks) of this role."""
-    cpus_per_worker: float = Field(0.2, gt=0)
+    cpus_per_worker: float = Field(default=0.2, gt=0)
     """CPUs that Ray reserves for each worker."""
-    gpus_per_worker: float = Field(1.0, ge=0)
+    gpus_per_worker: float = Field(default=1.0, ge=0)
     """GPUs that Ray reserves for each worker where the device is cuda; a fraction where roles are colocated."""
-    threads_per_worker: int = Field(1, ge=1)
+    threads_per_worker: int = Field(default=1, ge=1)
     """Threads for torch in each worker."""
 
 
 class Rollout(Workers):
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """Prompts (with all completions of their group) that a worker decodes at once."""
 
 
 class Sharded(Workers):
-    zero_stage: int = Field(0, ge=0, le=3)
+    zero_stage: int = Field(default=0, ge=0, le=3)
     """DeepSpeed ZeRO stage of this role's world. Roles without an optimizer take 0 or 3."""
-    micro_batch_size: int = Field(16, ge=1)
+    micro_batch_size: int = Field(default=16, ge=1)
     """Prompts (with all completions of their group) in one forward pass."""
 
 
 class Trained(Sharded):
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate of AdamW."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the learning rate rises linearly; the first step is never at zero."""
-    decay_steps: int | None = Field(None, gt=0)
+    decay_steps: int | None = Field(default=None, gt=0)
     """Optimizer steps over which the rate falls along a cosine to `final_rate`; null keeps it."""
-    final_rate: float = Field(0.1, ge=0, le=1)
+    final_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of the peak rate at the end of the decay."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's moment decays."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
 
 
 class Supervised(Trained):
-    num_steps: int = Field(300, gt=0)
+    num_steps: int = Field(default=300, gt=0)
     """Optimizer steps."""
-    batch_size: int = Field(64, gt=0)
+    batch_size: int = Field(default=64, gt=0)
     """Rows in an optimizer step, over all workers."""
-    rows: int | None = Field(None, gt=0)
+    rows: int | None = Field(default=None, gt=0)
     """Rows of the train split that have demonstrations (the first ones of a seeded order); null takes all."""
     train_towers: bool = True
     """Whether vision and audio towers train too. The roles of the RLHF loop share frozen towers."""
 
 
 class Preferences(Section):
-    num_prompts: int = Field(512, gt=0)
+    num_prompts: int = Field(default=512, gt=0)
     """Prompts of the train split for which the SFT model's samples are compared."""
-    samples_per_prompt: int = Field(4, ge=2)
+    samples_per_prompt: int = Field(default=4, ge=2)
     """Completions sampled for each prompt; one pair of different ones is taken."""
-    error_rate: float = Field(0.05, ge=0, lt=0.5)
+    error_rate: float = Field(default=0.05, ge=0, lt=0.5)
     """How often the scripted rater prefers the worse completion."""
 
 
 class RewardModel(Trained):
-    num_steps: int = Field(60, gt=0)
+    num_steps: int = Field(default=60, gt=0)
     """Optimizer steps."""
-    batch_size: int = Field(32, gt=0)
+    batch_size: int = Field(default=32, gt=0)
     """Preference pairs in an optimizer step, over all workers."""
 
 
 class Sampling(Section):
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """Temperature of the distribution sampled from; 0 is greedy."""
-    max_new_tokens: int = Field(16, gt=0)
+    max_new_tokens: int = Field(default=16, gt=0)
     """Completions stop here at the latest, with finish reason `length`."""
 
 
 class Kl(Section):
-    weight: float = Field(0.05, ge=0)
+    weight: float = Field(default=0.05, ge=0)
     """Weight of the KL penalty to the reference; 0 leaves the reference out altogether."""
     place: KlPlace = KlPlace.REWARD
     """`reward`: subtracted from each token's reward (InstructGPT); `loss`: added to the policy loss (GRPO)."""
@@ -241,69 +242,78 @@ class Kl(Section):
     """Estimator of the per-token KL (Schulman 2020)."""
     control: KlControl = KlControl.FIXED
     """`adaptive`: the weight follows `target` (Ziegler et al. 2019)."""
-    target: float = Field(0.1, gt=0)
+    target: float = Field(default=0.1, gt=0)
     """Target of the adaptive controller: mean KL a token, in nats."""
-    horizon: int = Field(1000, gt=0)
+    horizon: int = Field(default=1000, gt=0)
     """Time constant of the adaptive controller, in completions."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Kl:
+        if self.place is KlPlace.LOSS and self.estimator is KlEstimator.K1:
+            raise ValueError(
+                "place=loss with estimator=k1: its gradient is zero on average, so that it would hold nothing; "
+                "use k2 or k3, or place=reward"
+            )
+        return self
 
 
 class Algorithm(Section):
     advantage: AdvantageEstimator = AdvantageEstimator.GAE
     """`gae`: PPO with a critic; `grpo`: group-relative advantages without one."""
-    gamma: float = Field(1.0, ge=0, le=1)
+    gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount a token."""
-    lam: float = Field(0.95, ge=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1)
     """GAE's lambda."""
-    clip: float = Field(0.2, gt=0)
+    clip: float = Field(default=0.2, gt=0)
     """PPO's clip range of the policy ratio."""
-    value_clip: float = Field(0.2, gt=0)
+    value_clip: float = Field(default=0.2, gt=0)
     """Clip range of the value update."""
-    entropy_weight: float = Field(0.0, ge=0)
+    entropy_weight: float = Field(default=0.0, ge=0)
     """Weight of the entropy bonus."""
     whiten_advantages: bool = True
     """Whether advantages are shifted and scaled to mean 0 and variance 1 over the step's tokens."""
     scale_rewards: bool = False
     """Whether rewards are divided by a running standard deviation."""
-    clip_reward: float | None = Field(10.0, gt=0)
+    clip_reward: float | None = Field(default=10.0, gt=0)
     """Absolute bound of a completion's reward; null for none."""
-    num_epochs: int = Field(1, ge=1)
+    num_epochs: int = Field(default=1, ge=1)
     """Passes over a step's experience."""
-    num_minibatches: int = Field(2, ge=1)
+    num_minibatches: int = Field(default=2, ge=1)
     """Optimizer steps in a pass."""
-    kl: Kl = Kl()  # pyright: ignore[reportCallIssue]
+    kl: Kl = Kl()
     """The KL penalty."""
 
 
 class Rlhf(Section):
-    num_steps: int = Field(40, gt=0)
+    num_steps: int = Field(default=40, gt=0)
     """Steps of generate -> score -> update."""
-    prompts_per_step: int = Field(32, gt=0)
+    prompts_per_step: int = Field(default=32, gt=0)
     """Prompts drawn in a step."""
-    group_size: int = Field(4, ge=1)
+    group_size: int = Field(default=4, ge=1)
     """Completions sampled for each prompt."""
-    sampling: Sampling = Sampling()  # pyright: ignore[reportCallIssue]
+    sampling: Sampling = Sampling()
     """How completions are sampled."""
-    algorithm: Algorithm = Algorithm()  # pyright: ignore[reportCallIssue]
+    algorithm: Algorithm = Algorithm()
     """Advantages, losses and KL."""
     rewards: dict[RewardName, float] = {RewardName.LEARNED: 1.0, RewardName.EXACT_MATCH: 1.0}
     """Weight of each reward part in the sum. `learned` is the reward model's score, standardised."""
-    encoder: Workers = Workers()  # pyright: ignore[reportCallIssue]
+    encoder: Workers = Workers()
     """Workers that process prompts and run the frozen towers."""
-    rollout: Rollout = Rollout()  # pyright: ignore[reportCallIssue]
+    rollout: Rollout = Rollout()
     """Workers that sample completions, each on a whole copy of the model."""
-    reference: Sharded = Sharded()  # pyright: ignore[reportCallIssue]
+    reference: Sharded = Sharded()
     """The world of the reference model."""
-    reward: Sharded = Sharded()  # pyright: ignore[reportCallIssue]
+    reward: Sharded = Sharded()
     """The world of the reward model."""
-    policy: Trained = Trained()  # pyright: ignore[reportCallIssue]
+    policy: Trained = Trained()
     """The world of the policy."""
-    critic: Trained = Trained()  # pyright: ignore[reportCallIssue]
+    critic: Trained = Trained()
     """The world of the critic."""
-    save_every: int = Field(20, gt=0)
+    save_every: int = Field(default=20, gt=0)
     """Steps between checkpoints; the last step always saves one."""
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(default=2, ge=1)
     """Checkpoints that are kept."""
-    samples_every: int = Field(10, gt=0)
+    samples_every: int = Field(default=10, gt=0)
     """Steps between samples written to `samples.jsonl`."""
 
     @model_validator(mode="after")
@@ -315,7 +325,9 @@ class Rlhf(Section):
             )
         for name in ("reference", "reward"):
             if cast(Sharded, getattr(self, name)).zero_stage in (1, 2):
-                raise ValueError(f"{name}.zero_stage={getattr(self, name).zero_stage}: no optimizer to shard; use 0 or 3")
+                raise ValueError(
+                    f"{name}.zero_stage={getattr(self, name).zero_stage}: no optimizer to shard; use 0 or 3"
+                )
         if self.algorithm.advantage is AdvantageEstimator.GRPO and self.group_size < 2:
             raise ValueError(f"group_size={self.group_size}: grpo compares the completions of a group; use 2 or more")
         return self
@@ -324,36 +336,36 @@ class Rlhf(Section):
 class Evaluate(Section):
     split: str = "test"
     """Split to evaluate on."""
-    samples_per_prompt: int = Field(2, ge=1)
+    samples_per_prompt: int = Field(default=2, ge=1)
     """Completions sampled for each prompt at `rlhf.sampling`; greedy ones are scored beside them."""
     blind: bool = True
     """Whether to measure the blind gap: the same prompts with pictures, sounds and videos blanked."""
-    browser_rows: int = Field(48, ge=0)
+    browser_rows: int = Field(default=48, ge=0)
     """Rows in the report's sample browser."""
 
 
 class Recipe(Section):
     """A whole run, from data to report."""
 
-    run: Run = Run()  # pyright: ignore[reportCallIssue]
+    run: Run = Run()
     """Name, place and seed."""
-    cluster: Cluster = Cluster()  # pyright: ignore[reportCallIssue]
+    cluster: Cluster = Cluster()
     """Device and placement."""
-    model: Model = Model()  # pyright: ignore[reportCallIssue]
+    model: Model = Model()
     """The checkpoint to start from."""
-    data: Data = Data()  # pyright: ignore[reportCallIssue]
+    data: Data = Data()
     """The prompt table and the bounds of its media."""
-    prepare: Prepare = Prepare()  # pyright: ignore[reportCallIssue]
+    prepare: Prepare = Prepare()
     """The built-in data."""
-    sft: Supervised = Supervised()  # pyright: ignore[reportCallIssue]
+    sft: Supervised = Supervised()
     """Supervised fine-tuning on demonstrations."""
-    preferences: Preferences = Preferences()  # pyright: ignore[reportCallIssue]
+    preferences: Preferences = Preferences()
     """Pairs of completions and who prefers which."""
-    reward_model: RewardModel = RewardModel()  # pyright: ignore[reportCallIssue]
+    reward_model: RewardModel = RewardModel()
     """The reward model's training."""
-    rlhf: Rlhf = Rlhf()  # pyright: ignore[reportCallIssue]
+    rlhf: Rlhf = Rlhf()
     """The loop: generate -> score -> update."""
-    evaluate: Evaluate = Evaluate()  # pyright: ignore[reportCallIssue]
+    evaluate: Evaluate = Evaluate()
     """The held-out evaluation and its report."""
 
     @property
@@ -372,13 +384,14 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a YAML recipe (or the defaults where `path` is None) and applies `section.field=value` overrides.
 
     Raises:
-        ConfigError: the file is missing or no mapping, an override has no `=`, a key is unknown, a value is wrong.
+        ConfigError: the file is missing, no YAML or no mapping, an override has no `=`, a key is unknown, a value is
+            wrong.
     """
     tree: dict[str, Any] = {}
     if path is not None:
         if not path.is_file():
             raise ConfigError(f"--config {path}: no such file; recipes lie in jobs/recipes/")
-        loaded: object = yaml.safe_load(path.read_text())
+        loaded = _yaml(path.read_text(), f"--config {path}")
         if not isinstance(loaded, dict):
             raise ConfigError(f"--config {path}: a recipe is a mapping of sections, not {type(loaded).__name__}")
         tree = cast(dict[str, Any], loaded)
@@ -401,7 +414,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
         node = cast(dict[str, Any], child)
-    node[leaf] = yaml.safe_load(text)
+    node[leaf] = _yaml(text, f"override {override!r}")
+
+
+def _yaml(text: str, origin: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not YAML: {error}") from None
 
 
 def _explain(item: Mapping[str, Any]) -> str:
@@ -412,7 +432,11 @@ def _explain(item: Mapping[str, Any]) -> str:
         close = difflib.get_close_matches(location[-1], known, n=1)
         cure = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         return f"{field}: unknown key; {cure}"
-    return f"{field}: {item['msg']} (got {item['input']!r})" if not isinstance(item["input"], dict) else f"{field}: {item['msg']}"
+    return (
+        f"{field}: {item['msg']} (got {item['input']!r})"
+        if not isinstance(item["input"], dict)
+        else f"{field}: {item['msg']}"
+    )
 
 
 def _section_at(location: Sequence[str]) -> type[Section]:
@@ -437,8 +461,7 @@ def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]
             yield f"\n[{prefix}{name}]  {field.description or ''}"
             yield from describe(inner, f"{prefix}{name}.")
         else:
-            default = field.default.value if isinstance(field.default, StrEnum) else field.default
-            yield f"  {prefix}{name}: {_type_name(field.annotation)} = {default}"
+            yield f"  {prefix}{name}: {_type_name(field.annotation)} = {_as_yaml(field.default)}"
             yield f"      {field.description or ''}"
 
 
@@ -449,4 +472,15 @@ def _type_name(annotation: object) -> str:
         return " | ".join(_type_name(part) for part in typing.get_args(annotation))
     if annotation is types.NoneType:
         return "null"
-    return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    inner = [_type_name(part) for part in typing.get_args(annotation) if part is not Ellipsis]
+    if typing.get_origin(annotation) is tuple:
+        return f"[{', '.join(inner)}]" if Ellipsis not in typing.get_args(annotation) else f"list of ({inner[0]})"
+    if typing.get_origin(annotation) is dict:
+        return f"mapping of ({inner[0]}) to {inner[1]}"
+    return annotation.__name__ if isinstance(annotation, type) and not inner else str(annotation)
+
+
+def _as_yaml(value: object) -> str:
+    """A default as one would write it in a recipe or an override."""
+    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("...\n").strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -68,12 +68,6 @@ def make_experience(
     }
     token_ids = _pad([completion.token_ids[None] for completion in completions], mask)
     return _groups(rollouts, {"token_ids": token_ids, **columns}), statistics
-
-
-def without_weight(item: tuple[object, Experience]) -> tuple[object, Experience]:
-    """A copy that evens out the work of the ranks and teaches nothing."""
-    prompt, experience = item
-    return prompt, replace(experience, weight=0.0)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 digit   a handwritten digit, scanned   '<image>What digit is this?'         '7'
 speech  one or two spoken digits       '<audio>What digits are spoken?'     'three seven'
-sum     a written and a spoken digit   '<image><audio>Add the two digits.'  '12'
-video   a coloured shape that moves    '<video>What moves where?'           'red circle moves left'
-scene   two coloured shapes            '<image>Where is the red circle?'    'red circle above blue square'
+sum     a written and a spoken digit   '<image><audio>Add the two digits.'  '7 plus 5 is 12'
+video   a coloured shape that moves    '<video>What moves where?'           'red ring moves left'
+scene   two coloured shapes            '<image>Where is the red ring?'    'red ring above blue square'
 text    two numbers                    'Which is larger, 47 or 74?'         '74'
 
 What a row is made of (scan, voice setting, geometry, pair of numbers) is a *source*, and a source belongs to one split
@@ -45,22 +45,19 @@ class Split(StrEnum):
 _VOICES = {Split.TRAIN: slice(0, 24), Split.VALIDATION: slice(24, 32), Split.TEST: slice(32, speech.NUM_VOICES)}
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
-    "digit": ("<image>What digit is this?", "<image>Which digit do you see?", "<image>Read the digit."),
+    "digit": ("<image>What digit is this?", "<image>Read the digit."),
     "speech": (
         "<audio>What digits are spoken?",
-        "<audio>Which digits do you hear?",
         "<audio>Write down the spoken digits.",
     ),
     "sum": (
         "<image><audio>Add the two digits.",
-        "<image><audio>What is the sum of the two digits?",
         "<audio><image>Add the spoken digit and the written digit.",
     ),
-    "video": ("<video>What moves where?", "<video>Which way does what move?", "<video>Describe the motion."),
-    "scene": ("<image>Where is the {first}?", "<image>Describe where the {first} is.", "<image>Find the {first}."),
+    "video": ("<video>What moves where?", "<video>Describe the motion."),
+    "scene": ("<image>Where is the {first}?", "<image>Find the {first}."),
     "text": (
         "Which is larger, {one} or {other}?",
-        "Which number is larger: {one} or {other}?",
         "Pick the larger of {one} and {other}.",
     ),
 }
@@ -155,7 +152,7 @@ def _sum(draw: Draw) -> Sample:
     question = draw.phrasing("sum")
     places = [part for part in split_content(question) if isinstance(part, MediaKind)]
     media = (picture, sound) if places[0] is MediaKind.IMAGE else (sound, picture)
-    return Sample(question, media, str(written + spoken), (scan, voice))
+    return Sample(question, media, f"{written} plus {spoken} is {written + spoken}", (scan, voice))
 
 
 def _video(draw: Draw) -> Sample:
@@ -242,7 +239,8 @@ def corpus() -> list[str]:
     pairs = zip(numbers[_SMALLEST:], reversed(numbers[_SMALLEST:]), strict=True)
     questions += [phrasing.format(one=one, other=other) for one, other in pairs for phrasing in PHRASINGS["text"]]
     words = speech.DIGIT_WORDS
-    answers = [*numbers, *words, *(f"{one} {other}" for one in words for other in words)]
+    answers = [f"{one} plus {other} is {one + other}" for one in range(10) for other in range(10)]
+    answers += [*numbers, *words, *(f"{one} {other}" for one in words for other in words)]
     answers += [f"{name} moves {direction}" for name in names for direction in drawing.DIRECTIONS]
     answers += [f"{first} {relation} {second}" for first in names for relation in drawing.RELATIONS for second in names]
     return questions + answers

@@ -1,4 +1,4 @@
-"""Small pictures and clips for the demo data: scanned digits, coloured shapes, shapes that move. All 32x32, RGB."""
+"""Small pictures and clips for the demo data: scanned digits, coloured shapes, shapes that move. All RGB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-SIDE = 32
+SIDE = 24  # of scenes and clips, in pixels
+DIGIT_SIDE = 16
 NUM_FRAMES = 4
 FRAMES_PER_SECOND = 4.0
 
@@ -21,13 +22,14 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
     "blue": (60, 95, 240),
     "yellow": (240, 215, 50),
 }
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("square", "ring", "cross")
 RELATIONS = ("above", "below", "left of", "right of")
 DIRECTIONS: Mapping[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 _FINE = 4  # drawn at four times the size and averaged: smooth edges
-_DIGIT_SIDE = 28
-_STEP = 5  # pixels a frame
+_SCAN_SIDE = 14
+_SHADE = 160  # of 255, from edge to edge
+_STEP = 4  # pixels a frame
 
 
 @dataclass(frozen=True, order=True)
@@ -42,7 +44,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """How answers call it, for example `red circle`."""
+        """How answers call it, for example `red ring`."""
         return f"{self.colour} {self.kind}"
 
 
@@ -87,11 +89,11 @@ def scanned_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def draw_digit(scan: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A scan [8, 8] enlarged smoothly, at a random place, with random contrast: uint8 [32, 32, 3]."""
-    large = Image.fromarray(scan).resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC)
-    canvas = np.zeros((SIDE, SIDE), dtype=np.float32)
-    top, left = rng.integers(0, SIDE - _DIGIT_SIDE + 1, size=2)
-    canvas[top : top + _DIGIT_SIDE, left : left + _DIGIT_SIDE] = np.asarray(large)
+    """A scan [8, 8] enlarged smoothly, at a random place, with random contrast: uint8 [16, 16, 3]."""
+    large = Image.fromarray(scan).resize((_SCAN_SIDE, _SCAN_SIDE), Image.Resampling.BICUBIC)
+    canvas = np.zeros((DIGIT_SIDE, DIGIT_SIDE), dtype=np.float32)
+    top, left = rng.integers(0, DIGIT_SIDE - _SCAN_SIDE + 1, size=2)
+    canvas[top : top + _SCAN_SIDE, left : left + _SCAN_SIDE] = np.asarray(large)
     grey = rng.uniform(0, 25) + canvas * rng.uniform(0.7, 0.9)
     return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
 
@@ -101,40 +103,40 @@ def random_scene(rng: np.random.Generator) -> Scene:
     relation = RELATIONS[rng.integers(len(RELATIONS))]
     names = [(colour, kind) for colour in COLOURS for kind in SHAPES]
     one, other = rng.choice(len(names), size=2, replace=False)
-    near, far = int(rng.integers(7, 10)), int(rng.integers(22, 25))  # at least 13 apart, radii at most 6: no overlap
-    level = int(rng.integers(10, 22))
-    beside = level + int(rng.integers(-3, 4))
+    near, far = int(rng.integers(5, 7)), int(rng.integers(17, 19))  # at least 11 apart, radii at most 5: no overlap
+    level = int(rng.integers(8, 16))
+    beside = level + int(rng.integers(-2, 3))
     ahead, behind = ((near, level), (far, beside))
     if relation in ("above", "below"):
         ahead, behind = ((level, near), (beside, far))
     places = (ahead, behind) if relation in ("above", "left of") else (behind, ahead)
     first, second = (
-        Shape(colour=names[name][0], kind=names[name][1], x=x, y=y, radius=int(rng.integers(4, 7)))
+        Shape(colour=names[name][0], kind=names[name][1], x=x, y=y, radius=int(rng.integers(4, 6)))
         for name, (x, y) in zip((one, other), places, strict=True)
     )
-    return Scene(first=first, relation=relation, second=second, background=int(rng.integers(0, 40)))
+    return Scene(first=first, relation=relation, second=second, background=int(rng.integers(0, 30)))
 
 
 def random_motion(rng: np.random.Generator) -> Motion:
     """A shape that stays inside the frame on its way."""
     direction = list(DIRECTIONS)[rng.integers(len(DIRECTIONS))]
-    across = int(rng.integers(8, 25))
-    start = int(rng.integers(6, 11))  # 15 pixels on it is at most at 25, and radii are at most 6
+    across = int(rng.integers(6, 18))
+    start = int(rng.integers(4, 7))  # 12 pixels on it is at most at 18, and radii are at most 5
     along = start if sum(DIRECTIONS[direction]) > 0 else SIDE - 1 - start
     x, y = (along, across) if DIRECTIONS[direction][0] else (across, along)
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     kind = SHAPES[rng.integers(len(SHAPES))]
-    shape = Shape(colour=colour, kind=kind, x=x, y=y, radius=int(rng.integers(4, 7)))
-    return Motion(shape=shape, direction=direction, background=int(rng.integers(0, 40)))
+    shape = Shape(colour=colour, kind=kind, x=x, y=y, radius=int(rng.integers(4, 6)))
+    return Motion(shape=shape, direction=direction, background=int(rng.integers(0, 30)))
 
 
 def draw_scene(scene: Scene) -> NDArray[np.uint8]:
-    """uint8 [32, 32, 3]."""
+    """uint8 [24, 24, 3]."""
     return _draw((scene.first, scene.second), scene.background)
 
 
 def draw_motion(motion: Motion) -> NDArray[np.uint8]:
-    """uint8 [4, 32, 32, 3]."""
+    """uint8 [4, 24, 24, 3]."""
     along_x, along_y = DIRECTIONS[motion.direction]
     shape = motion.shape
     frames = [
@@ -145,17 +147,30 @@ def draw_motion(motion: Motion) -> NDArray[np.uint8]:
 
 
 def _draw(shapes: Sequence[Shape], background: int) -> NDArray[np.uint8]:
-    image = Image.new("RGB", (SIDE * _FINE, SIDE * _FINE), (background, background, background))
+    image = Image.fromarray(_shaded(background))
     pen = ImageDraw.Draw(image)
     for shape in shapes:
         x, y, radius = (_FINE * value for value in (shape.x, shape.y, shape.radius))
         left, top, right, bottom = x - radius, y - radius, x + radius, y + radius
         colour = COLOURS[shape.colour]
         match shape.kind:
-            case "circle":
-                pen.ellipse((left, top, right, bottom), fill=colour)
             case "square":
                 pen.rectangle((left, top, right, bottom), fill=colour)
+            case "ring":
+                pen.ellipse((left, top, right, bottom), outline=colour, width=radius // 2)
             case _:
-                pen.polygon(((x, top), (right, bottom), (left, bottom)), fill=colour)
+                pen.rectangle((x - radius // 4, top, x + radius // 4, bottom), fill=colour)
+                pen.rectangle((left, y - radius // 4, right, y + radius // 4), fill=colour)
     return np.asarray(image.reduce(_FINE), dtype=np.uint8)
+
+
+def _shaded(background: int) -> NDArray[np.uint8]:
+    """A backdrop that grows redder to the right and bluer to the bottom.
+
+    Towers with rotary positions see what is in a patch long before they learn where it is: shading says where.
+    """
+    ramp = np.linspace(0, _SHADE, SIDE * _FINE)
+    canvas = np.full((SIDE * _FINE, SIDE * _FINE, 3), background, dtype=np.float32)
+    canvas[:, :, 0] += ramp[None, :]
+    canvas[:, :, 2] += ramp[:, None]
+    return canvas.astype(np.uint8)

@@ -221,6 +221,9 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __iter__(self) -> Iterator[Quarantined]:
+        return iter(self._rows.values())
+
     def __contains__(self, row_id: object) -> bool:
         return row_id in self._rows
 

@@ -42,8 +42,12 @@ class Architecture(ABC):
         """Token id of each modality's placeholder."""
 
     @abstractmethod
-    def processor_kwargs(self, processor: Any, frames_per_second: float | None) -> dict[str, Any]:
-        """Arguments that make the processor keep the checkpoint's own settings at each call."""
+    def processor_kwargs(self, processor: Any, frame_rates: Sequence[float]) -> dict[str, Any]:
+        """Arguments that make the processor keep the checkpoint's own settings at each call.
+
+        Args:
+            frame_rates: frames per second of each video.
+        """
 
     @abstractmethod
     def split(self, processor: Any, outputs: Arrays, kinds: Sequence[MediaKind]) -> list[tuple[dict[str, Any], int]]:
@@ -74,12 +78,14 @@ class QwenVision(Architecture):
     seconds_per_grid: ClassVar[str]
     """The processor's name for the seconds that one temporal patch of a video spans."""
 
-    def processor_kwargs(self, processor: Any, frames_per_second: float | None) -> dict[str, Any]:
+    def processor_kwargs(self, processor: Any, frame_rates: Sequence[float]) -> dict[str, Any]:
         # The class's own default size wins over the saved one unless it is passed at each call.
-        videos: dict[str, Any] = {"size": dict(processor.video_processor.size), "do_sample_frames": False}
-        if frames_per_second is not None:
-            videos["fps"] = frames_per_second
-        return {"videos_kwargs": videos}
+        # Without a stated order, a picture of height 1 or 3 would be taken for [channels, height, width].
+        order = {"input_data_format": "channels_last"}
+        videos: dict[str, Any] = {"size": dict(processor.video_processor.size), "do_sample_frames": False, **order}
+        if frame_rates:
+            videos["fps"] = frame_rates[0]
+        return {"images_kwargs": order, "videos_kwargs": videos}
 
     def split(self, processor: Any, outputs: Arrays, kinds: Sequence[MediaKind]) -> list[tuple[dict[str, Any], int]]:
         starts = {"pixel_values": 0, "pixel_values_videos": 0}
@@ -130,12 +136,12 @@ class Qwen25VL(QwenVision):
 
         return Qwen2_5_VLForConditionalGeneration
 
-    def processor_kwargs(self, processor: Any, frames_per_second: float | None) -> dict[str, Any]:
-        kwargs = super().processor_kwargs(processor, frames_per_second)
-        rate = kwargs["videos_kwargs"].pop("fps", None)
-        if rate is not None:
-            # The seconds a grid spans are read from the metadata.
-            kwargs["videos_kwargs"]["video_metadata"] = [{"fps": rate, "total_num_frames": None}]
+    def processor_kwargs(self, processor: Any, frame_rates: Sequence[float]) -> dict[str, Any]:
+        kwargs = super().processor_kwargs(processor, ())
+        if frame_rates:
+            # The seconds a grid spans are read from the metadata, one entry a video.
+            metadata = [{"fps": rate, "total_num_frames": None} for rate in frame_rates]
+            kwargs["videos_kwargs"]["video_metadata"] = metadata
         return kwargs
 
     def placeholder_ids(self, config: Any) -> dict[MediaKind, int]:

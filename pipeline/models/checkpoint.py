@@ -39,7 +39,13 @@ def load_model(path: Path, *, dtype: Dtype, trust_remote_code: bool) -> tuple[An
 
 
 def load_policy(path: Path, *, dtype: Dtype, trust_remote_code: bool) -> Policy:
-    """A policy, reference or rollout copy."""
+    """A policy, reference or rollout copy.
+
+    Raises:
+        ValueError: the checkpoint is a reward model's or a critic's, whose vocabulary head would start at random.
+    """
+    if (path / HEAD_FILE).is_file():
+        raise ValueError(f"{path}: {HEAD_FILE} marks a reward model or a critic; it has no vocabulary head")
     return Policy(*load_model(path, dtype=dtype, trust_remote_code=trust_remote_code))
 
 
@@ -140,5 +146,10 @@ def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, N
     AutoProcessor.from_pretrained(source).save_pretrained(with_temporary)
     if head:
         save_file(head, with_temporary / HEAD_FILE)
-    shutil.rmtree(directory, ignore_errors=True)
+    # Renamed, not removed, so that a whole checkpoint exists at every moment.
+    retired = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if directory.exists():
+        directory.rename(retired)
     with_temporary.rename(directory)
+    shutil.rmtree(retired, ignore_errors=True)

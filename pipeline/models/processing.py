@@ -16,6 +16,8 @@ from pipeline.data.schema import Reason, RowError, split_content
 from pipeline.models.architectures import Architecture, architecture_of
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, MediumTensors, ProcessedPrompt, Prompt, Video
 
+MEDIA_PROCESSORS = ("image_processor", "video_processor", "feature_extractor")
+
 
 def load_processor(path: Path, *, trust_remote_code: bool = False) -> Any:
     """The processor in a Hugging Face directory."""
@@ -37,7 +39,9 @@ class PromptProcessor:
         self.model = model
         self.limits = limits
         self.max_prompt_tokens = max_prompt_tokens
-        self._settings = hashlib.sha256(str(self.processor).encode()).hexdigest()
+        # Of the media processors alone: the tokenizer's text names its directory, and changes no tensor.
+        parts = [getattr(self.processor, name, None) for name in MEDIA_PROCESSORS]
+        self._settings = hashlib.sha256(str(parts).encode()).hexdigest()
 
     def __call__(self, prompt: Prompt, *, blanked: frozenset[MediaKind] = frozenset()) -> ProcessedPrompt:
         """Processes one prompt; media of the kinds in `blanked` become black or silent, of the same size.
@@ -71,6 +75,7 @@ class PromptProcessor:
         self, name: str, text: str, kinds: Sequence[MediaKind], media: Sequence[DecodedMedium]
     ) -> ProcessedPrompt:
         """Runs the processor on one templated prompt and splits its output into single media."""
+        self._check_text(text, kinds)
         outputs = self._run(text, media)
         input_ids = np.asarray(outputs["input_ids"][0], np.int64)
         if len(input_ids) > self.max_prompt_tokens:
@@ -98,9 +103,9 @@ class PromptProcessor:
         if pictures:
             arguments["images"] = pictures
         if videos:
-            rates = {video.frames_per_second for video in videos}
-            if len(rates) > 1:
-                raise RowError(Reason.UNSUPPORTED_MODALITY, f"videos of one prompt differ in frame rate: {rates}")
+            different = {video.frames_per_second for video in videos}
+            if len(different) > 1:
+                raise RowError(Reason.UNSUPPORTED_MODALITY, f"videos of one prompt differ in frame rate: {different}")
             arguments["videos"] = [video.frames for video in videos]
         if sounds:
             rate = self.processor.feature_extractor.sampling_rate
@@ -113,8 +118,20 @@ class PromptProcessor:
                         f"a sound of {len(wave) / rate:.2f} s; the model's processor cuts at {longest_s} s",
                     )
             arguments["audio"] = waves
-        video_rate = videos[0].frames_per_second if videos else None
-        return dict(self.processor(**arguments, **self.architecture.processor_kwargs(self.processor, video_rate)))
+        rates = [video.frames_per_second for video in videos]
+        return dict(self.processor(**arguments, **self.architecture.processor_kwargs(self.processor, rates)))
+
+    def _check_text(self, text: str, kinds: Sequence[MediaKind]) -> None:
+        # Before the processor runs: it raises errors of its own for them.
+        for kind, token_id in self.architecture.placeholder_ids(self.model.config).items():
+            token = str(self.processor.tokenizer.convert_ids_to_tokens(token_id))
+            found, expected = text.count(token), list(kinds).count(kind)
+            if found != expected:
+                raise RowError(
+                    Reason.PLACEHOLDER_MISMATCH,
+                    f"{found} {token} for {expected} media of kind {kind}; "
+                    "does the text hold a placeholder token of its own?",
+                )
 
     def _check_placeholders(self, input_ids: np.ndarray[Any, Any], media: Sequence[MediumTensors]) -> None:
         expected = {kind: sum(item.num_tokens for item in media if item.kind is kind) for kind in MediaKind}
@@ -123,8 +140,7 @@ class PromptProcessor:
             if found != expected[kind]:
                 raise RowError(
                     Reason.PLACEHOLDER_MISMATCH,
-                    f"{found} {kind} placeholders for {expected[kind]} {kind} features; "
-                    "does the text hold a placeholder token of its own?",
+                    f"{found} {kind} placeholders for {expected[kind]} {kind} features",
                 )
 
     def smallest_media(self) -> dict[MediaKind, MediumTensors]:

@@ -83,8 +83,8 @@ def _tokenizer(corpus: Iterable[str]) -> Any:
         unk_token=PAD,
         additional_special_tokens=[START],
         model_specific_special_tokens=SPECIAL_TOKENS,
+        padding_side="left",
     )
-    tokenizer.padding_side = "left"
     return tokenizer
 
 

@@ -1,0 +1,47 @@
+"""The door: every row is checked and processed before it is used; refused ones go to a counted quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from actors.encoder import PromptRef
+from actors.roles import Roles
+from pipeline.config import Recipe
+from pipeline.data.table import PromptTable, Quarantine
+from pipeline.records import MediaKind, PromptInfo, Quarantined
+
+
+class Door:
+    """Lets the good rows of one split in, and remembers why others were refused."""
+
+    def __init__(self, roles: Roles, recipe: Recipe, split: str, *, stage: str):
+        self._roles = roles
+        self._recipe = recipe
+        self._split = split
+        self._file = recipe.run.directory / "quarantine" / f"{stage}_{split}.parquet"
+        self._seen: set[str] = set()
+        self.infos = PromptTable(recipe.data_path / f"{split}.parquet").infos()
+        self.quarantine = Quarantine()
+
+    def admit(
+        self, ids: Sequence[str], *, blanked: frozenset[MediaKind] = frozenset(), towers: bool = True
+    ) -> list[PromptRef]:
+        """Processed prompts in the order of `ids`, without the refused ones.
+
+        Raises:
+            TooManyBadRows: more than `data.max_bad_fraction` of the rows seen so far were refused.
+        """
+        admitted: list[PromptRef] = []
+        for prompt in self._roles.encode(ids, self._split, blanked=blanked, towers=towers):
+            if isinstance(prompt, Quarantined):
+                self.quarantine.add(prompt)
+            else:
+                admitted.append(prompt)
+        self._seen.update(ids)
+        self.quarantine.write(self._file)
+        self.quarantine.check(len(self._seen), self._recipe.data.max_bad_fraction)
+        return admitted
+
+    def info(self) -> dict[str, PromptInfo]:
+        """What the table says of each row, by id."""
+        return {info.id: info for info in self.infos}

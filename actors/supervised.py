@@ -1,0 +1,255 @@
+"""Training loops that run inside Ray Train's workers, each rank an `Engine` in Train's own process group.
+
+SFT trains the towers too, from processed media; the reward model trains on tower features, like the roles of the loop.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import Empty
+from typing import Any, TypeVar
+
+import numpy as np
+import ray.train
+import torch
+from numpy.typing import NDArray
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
+from torch import Tensor, nn
+
+from actors.encoder import PromptRef, fetch_encoded, fetch_processed
+from actors.engine import Engine, World, join
+from actors.group import split
+from actors.placement import resolve_device
+from pipeline.algorithms.preference import bradley_terry_loss
+from pipeline.config import ConfigError, Device, Recipe, RewardModel, Supervised
+from pipeline.data.table import PromptOrder
+from pipeline.models.batch import collate_completions, collate_prompts
+from pipeline.models.checkpoint import freeze_towers, load_policy, load_reward_model, parameter_table, save_checkpoint
+from pipeline.models.processing import PromptProcessor, load_processor
+from pipeline.tracking import Tracker
+
+T = TypeVar("T")
+Ids = NDArray[np.int64]
+Losses = Callable[[Sequence[T], float], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt (processed or encoded) and the answer to learn."""
+
+    prompt: PromptRef
+    answer: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An encoded prompt with the better and the worse completion."""
+
+    prompt: PromptRef
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+
+
+def fit(
+    train: Callable[[dict[str, Any]], None], config: dict[str, Any], settings: Supervised | RewardModel, recipe: Recipe
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Runs `train` on Ray Train's workers and yields (step, metrics) while it works.
+
+    Raises:
+        ConfigError: the batch cannot be split evenly.
+    """
+    if settings.batch_size % settings.num_workers:
+        raise ConfigError(f"batch_size={settings.batch_size} is no multiple of num_workers={settings.num_workers}")
+    device = resolve_device(recipe.cluster.device)
+    resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
+    if device is Device.CUDA:
+        resources["GPU"] = settings.gpus_per_worker
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={**config, "recipe": recipe, "settings": settings, "queue": queue, "device": device},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.num_workers, use_gpu=device is Device.CUDA, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(backend="nccl" if device is Device.CUDA else "gloo"),
+        # A name of its own: Train would take up an earlier run of the same name where that ended.
+        run_config=ray.train.RunConfig(
+            name=uuid.uuid4().hex, storage_path=str((recipe.run.directory / "ray_train").absolute())
+        ),
+    )
+    failures: list[BaseException] = []
+    thread = threading.Thread(target=_run, args=(trainer, failures), daemon=True)
+    thread.start()
+    while thread.is_alive() or not queue.empty():
+        try:
+            yield queue.get(timeout=0.5)
+        except Empty:
+            continue
+    queue.shutdown()
+    if failures:
+        raise failures[0]
+
+
+def _run(trainer: TorchTrainer, failures: list[BaseException]) -> None:
+    try:
+        trainer.fit()
+    except BaseException as error:
+        failures.append(error)
+
+
+def train_sft(config: dict[str, Any]) -> None:
+    """Ray Train's loop of SFT: token-mean negative log likelihood of the answers."""
+    recipe: Recipe = config["recipe"]
+    settings: Supervised = config["settings"]
+    source: Path = config["source"]
+    trust = recipe.model.trust_remote_code
+    torch.set_num_threads(settings.threads_per_worker)
+    policy = load_policy(source, dtype=recipe.model.dtype, trust_remote_code=trust)
+    if settings.train_towers:
+        policy.decoder.blank_media = PromptProcessor(
+            path=source,
+            model=policy.decoder.model,
+            limits=recipe.data.limits,
+            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            trust_remote_code=trust,
+        ).smallest_media()
+    else:
+        freeze_towers(policy)
+    engine = _engine(policy, config)
+    tokenizer = load_processor(source, trust_remote_code=trust).tokenizer
+    fetch = fetch_processed if settings.train_towers else fetch_encoded
+
+    def answer_ids(demonstration: Demonstration) -> Ids:
+        return np.array([*tokenizer.encode(demonstration.answer), tokenizer.eos_token_id], np.int64)
+
+    def losses(batch: Sequence[Demonstration], num_tokens: float) -> dict[str, Tensor]:
+        prompts = collate_prompts(fetch([item.prompt for item in batch]), pad_id=tokenizer.pad_token_id)
+        answers = collate_completions([[answer_ids(item)] for item in batch], pad_id=tokenizer.pad_token_id)
+        logprobs, entropy = engine(prompts.to(engine.device), answers.to(engine.device))
+        return {"loss": -logprobs.sum() / num_tokens, "entropy": entropy.sum() / num_tokens}
+
+    _train(config, engine, losses, lambda batch: float(sum(len(answer_ids(item)) for item in batch)))
+    _export(engine, source, config["target"])
+
+
+def train_reward_model(config: dict[str, Any]) -> None:
+    """Ray Train's loop of the reward model: Bradley-Terry on pairs, then standardisation on held-out ones."""
+    recipe: Recipe = config["recipe"]
+    settings: RewardModel = config["settings"]
+    source: Path = config["source"]
+    trust = recipe.model.trust_remote_code
+    torch.set_num_threads(settings.threads_per_worker)
+    torch.manual_seed(recipe.run.seed)
+    module = load_reward_model(source, dtype=recipe.model.dtype, trust_remote_code=trust)
+    freeze_towers(module)
+    engine = _engine(module, config)
+    pad_id = load_processor(source, trust_remote_code=trust).tokenizer.pad_token_id
+
+    def scores(batch: Sequence[Comparison]) -> tuple[Tensor, Tensor]:
+        prompts = collate_prompts(fetch_encoded([pair.prompt for pair in batch]), pad_id=pad_id)
+        completions = collate_completions(
+            [[np.array(pair.chosen_ids), np.array(pair.rejected_ids)] for pair in batch], pad_id=pad_id
+        )
+        both = engine(prompts.to(engine.device), completions.to(engine.device)).view(-1, 2)
+        return both[:, 0], both[:, 1]
+
+    def losses(batch: Sequence[Comparison], num_pairs: float) -> dict[str, Tensor]:
+        chosen, rejected = scores(batch)
+        return {
+            "loss": bradley_terry_loss(chosen=chosen, rejected=rejected, num_pairs=num_pairs),
+            "accuracy": (chosen > rejected).float().sum() / num_pairs,
+        }
+
+    _train(config, engine, losses, lambda batch: float(len(batch)))
+    _standardise(config, engine, scores)
+    _export(engine, source, config["target"])
+
+
+@torch.no_grad()
+def _standardise(
+    config: dict[str, Any], engine: Engine, scores: Callable[[Sequence[Comparison]], tuple[Tensor, Tensor]]
+) -> None:
+    """Sets mean and scale from the scores of held-out pairs, and reports how many of these are ranked right."""
+    held_out: Sequence[Comparison] = config["held_out"]
+    size = engine.settings.micro_batch_size
+    # All ranks do the same, on all pairs: few, and every rank then holds the same buffers.
+    parts = [scores(held_out[start : start + size]) for start in range(0, len(held_out), size)]
+    chosen, rejected = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    both = torch.cat([chosen, rejected])
+    engine.module.mean.copy_(both.mean())
+    engine.module.scale.copy_(both.std().clamp_min(1e-6))
+    if engine.world.rank == 0:
+        accuracy = float((chosen > rejected).float().mean())
+        config["queue"].put((config["settings"].num_steps, {"held_out_accuracy": accuracy}))
+
+
+def _engine(module: nn.Module, config: dict[str, Any]) -> Engine:
+    recipe: Recipe = config["recipe"]
+    context = ray.train.get_context()
+    world = World(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        address=os.environ["MASTER_ADDR"],
+        port=int(os.environ["MASTER_PORT"]),
+        device=config["device"],
+        timeout_s=recipe.cluster.collective_timeout_s,
+        local_rank=context.get_local_rank(),
+    )
+    join(world)
+    engine = Engine(module, world=world, settings=config["settings"], dtype=recipe.model.dtype)
+    if world.rank == 0:
+        config["queue"].put((-1, {"parameters": parameter_table(engine.module)}))
+    return engine
+
+
+def _train(
+    config: dict[str, Any], engine: Engine, losses: Losses[T], count: Callable[[Sequence[T]], float]
+) -> None:
+    """Optimizer steps over batches whose order depends on the seed alone, whatever the number of workers.
+
+    `count` gives the global normaliser of a whole batch, which every rank knows.
+    """
+    settings: Supervised | RewardModel = config["settings"]
+    items: Sequence[T] = config["items"]
+    order = PromptOrder([str(index) for index in range(len(items))], config["recipe"].run.seed)
+    for step in range(settings.num_steps):
+        batch = [items[int(index)] for index in order.batch(step, settings.batch_size)]
+        share = split(batch, engine.world.size)[engine.world.rank]
+        total, totals = count(batch), dict[str, float]()
+        starts = range(0, len(share), settings.micro_batch_size)
+        for start in starts:
+            part = share[start : start + settings.micro_batch_size]
+            engine.train(partial(_loss, losses, part, total, totals), last=start == starts[-1])
+        totals = engine.sum_over_ranks(totals)
+        if engine.world.rank == 0:
+            metrics = {**totals, "grad_norm": engine.grad_norm, "learning_rate": engine.learning_rate}
+            config["queue"].put((step, metrics))
+    ray.train.report({"loss": totals["loss"]})
+
+
+def _loss(losses: Losses[T], part: Sequence[T], total: float, totals: dict[str, float]) -> Tensor:
+    values = losses(part, total)
+    for name, value in values.items():
+        totals[name] = totals.get(name, 0.0) + float(value.detach())
+    return values["loss"]
+
+
+def _export(engine: Engine, source: Path, target: Path) -> None:
+    state = engine.gather()
+    if engine.world.rank == 0:
+        save_checkpoint(target, module=engine.module, state=state, source=source)
+
+
+def show(tracker: Tracker, step: int, metrics: dict[str, Any]) -> None:
+    """Logs what a worker reported; before the first step that is the table of its parameters."""
+    if step < 0:
+        print(metrics["parameters"], flush=True)
+    else:
+        tracker.log(step, metrics)

@@ -1,0 +1,69 @@
+"""The command line that all stages share: `python -m jobs.<stage> --config recipe.yaml section.field=value ...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+
+from pipeline.config import ConfigError, Recipe, describe, load_recipe
+from pipeline.data.table import TooManyBadRows
+
+STAGES_FILE = "stages.json"
+
+# What a user can mend: shown as one message, without a traceback.
+USER_ERRORS = (ConfigError, FileNotFoundError, TooManyBadRows)
+
+
+def parse(description: str, arguments: list[str] | None = None) -> tuple[Recipe, bool]:
+    """The recipe that the command line asks for, and whether to resume."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Options of the recipe:\n" + "\n".join(describe()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, help="a recipe in YAML; without it, the defaults below")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint (jobs.rlhf)")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
+    options = parser.parse_args(arguments)
+    return load_recipe(options.config, options.overrides), options.resume
+
+
+def main(run: Callable[[Recipe], object], description: str | None) -> None:
+    """Reads the recipe, connects to Ray and runs a stage; ends with status 2 on an error that the user can mend."""
+    try:
+        recipe, _ = parse(description or "")
+        connect()
+        run(recipe)
+    except USER_ERRORS as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def connect() -> None:
+    """Joins the cluster that this job was submitted to, or starts a local one."""
+    if not ray.is_initialized():
+        root = str(Path(__file__).resolve().parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+        )
+
+
+def record_stage(recipe: Recipe, stage: str, seconds: float) -> None:
+    """Keeps the wall time of a stage of this run, for the report."""
+    path = recipe.run.directory / STAGES_FILE
+    path.write_text(json.dumps({**read_stages(recipe), stage: round(seconds, 1)}))
+
+
+def read_stages(recipe: Recipe) -> dict[str, float]:
+    """Wall time in seconds of the stages that ran, in their order."""
+    path = recipe.run.directory / STAGES_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,223 @@
+"""Evaluate: how good are the SFT model and the RLHF model on held-out rows, and do they look and listen?
+
+    test.parquet -> encoder (as it is, and blanked) -> rollout, with each model's weights -> completions
+    completions  -> reward model, reference (the SFT model), exact match, WER, BLEU, ROUGE-L
+                 -> samples, summary.json, report.html
+
+The true reward is the exact match of sampled completions: its mean is what the policy is worth as it samples.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from actors.door import Door
+from actors.encoder import PromptRef
+from actors.group import split
+from actors.reference import ReferenceWorker
+from actors.reward import RewardWorker
+from actors.roles import Roles, start_roles
+from actors.rollout import RolloutWorker
+from jobs.command import main, read_stages, record_stage
+from pipeline.config import Recipe, Sampling
+from pipeline.data.table import PromptTable, Quarantine, read_preferences
+from pipeline.evaluation.report import browser_rows, write_report
+from pipeline.evaluation.results import Mode, ModelName, SampleResult, summarise, summary_json, write_samples
+from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
+from pipeline.rewards.exact_match import exact_match
+from pipeline.rewards.overlap import bleu, rouge_l
+from pipeline.rewards.wer import wer
+from pipeline.tracking import read_metrics
+
+# Seeds of evaluation samples are those of a step that training never takes.
+SAMPLING_STEP = -2
+SHORTEST_OVERLAP_ANSWER = 3
+
+
+def run(recipe: Recipe) -> Path:
+    """Writes `samples`, `summary.json` and `report.html`; returns the report's path."""
+    started = time.monotonic()
+    sft = recipe.checkpoint("sft")
+    paths = {"encoder": sft, "rollout": sft, "reference": sft, "reward": recipe.checkpoint("reward_model")}
+    samples: list[SampleResult] = []
+    with start_roles(recipe, paths) as roles:
+        door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate")
+        infos = door.info()
+        prompts = door.admit(list(infos))
+        for model in ModelName:
+            ray.get(roles.rollout.on_all(RolloutWorker.load, recipe.checkpoint(model)))
+            for mode in Mode:
+                samples += sample(roles, recipe, prompts, infos, model=model, mode=mode)
+            if recipe.evaluate.blind:
+                for blanked in blankings(list(infos.values())):
+                    ids = [info.id for info in infos.values() if blanked <= set(info.modalities)]
+                    unseen = door.admit(ids, blanked=blanked)
+                    samples += sample(roles, recipe, unseen, infos, model=model, mode=Mode.GREEDY, blanked=blanked)
+    questions = {prompt.id: prompt for prompt in read_prompts(recipe, [prompt.id for prompt in prompts])}
+    record_stage(recipe, "evaluate", time.monotonic() - started)
+    return publish(recipe, samples, questions)
+
+
+def blankings(infos: Sequence[PromptInfo]) -> list[frozenset[MediaKind]]:
+    """Each kind alone, and all kinds of the prompts that have several."""
+    alone = {frozenset([kind]) for info in infos for kind in info.modalities}
+    together = {frozenset(info.modalities) for info in infos if info.modalities}
+    return sorted(alone | together, key=lambda kinds: (len(kinds), sorted(kinds)))
+
+
+def sample(
+    roles: Roles,
+    recipe: Recipe,
+    prompts: Sequence[PromptRef],
+    infos: dict[str, PromptInfo],
+    *,
+    model: ModelName,
+    mode: Mode,
+    blanked: frozenset[MediaKind] = frozenset(),
+) -> list[SampleResult]:
+    """Completions of the loaded model with all their scores; of blanked prompts only exact matches."""
+    sampled = mode is Mode.SAMPLED
+    settings = recipe.rlhf.sampling
+    calls = roles.rollout.on_each(
+        RolloutWorker.generate,
+        split(prompts, len(roles.rollout)),
+        settings if sampled else Sampling(temperature=0.0, max_new_tokens=settings.max_new_tokens),
+        group_size=recipe.evaluate.samples_per_prompt if sampled else 1,
+        step=SAMPLING_STEP,
+    )
+    rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
+    completions = [(rollout, completion) for rollout in rollouts for completion in rollout.completions]
+    learned: list[float | None] = [None] * len(completions)
+    token_kl: list[tuple[float, ...]] = [()] * len(completions)
+    texts: list[list[str]] = [[] for _ in completions]
+    if not blanked:
+        learned, token_kl = scores(roles, prompts, rollouts, temperature=settings.temperature if sampled else 0.0)
+        ids = [completion.token_ids.tolist() for _, completion in completions]
+        texts = ray.get(roles.rollout.on_all(RolloutWorker.token_texts, ids)[0])
+    return [
+        SampleResult(
+            prompt_id=rollout.prompt_id,
+            task=infos[rollout.prompt_id].task,
+            modalities=infos[rollout.prompt_id].modalities,
+            model=model,
+            mode=mode,
+            blanked=tuple(sorted(blanked)),
+            question="",
+            answer=infos[rollout.prompt_id].answer,
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            num_tokens=len(completion.token_ids),
+            token_texts=tuple(text),
+            token_kl=kl,
+            rewards=true_rewards(completion, infos[rollout.prompt_id]),
+            learned_reward=score,
+        )
+        for (rollout, completion), score, kl, text in zip(completions, learned, token_kl, texts, strict=True)
+    ]
+
+
+def scores(
+    roles: Roles, prompts: Sequence[PromptRef], rollouts: Sequence[Rollout], *, temperature: float
+) -> tuple[list[float | None], list[tuple[float, ...]]]:
+    """Learned reward and per-token log ratio to the reference, one a completion."""
+    groups = [
+        (prompt, [completion.token_ids for completion in rollout.completions])
+        for prompt, rollout in zip(prompts, rollouts, strict=True)
+    ]
+    assert roles.reward is not None and roles.reference is not None
+    rewards = roles.reward.scatter(RewardWorker.scores, groups)
+    references = roles.reference.scatter(ReferenceWorker.logprobs, groups, temperature=temperature)
+    learned = [float(value) for rows in flat(rewards)[: len(groups)] for value in rows]
+    token_kl = [
+        tuple((completion.behaviour_logprobs - row[: len(completion.token_ids)]).tolist())
+        for rollout, rows in zip(rollouts, flat(references), strict=False)
+        for completion, row in zip(rollout.completions, rows, strict=True)
+    ]
+    return list(learned), token_kl
+
+
+def flat(calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
+    """The results of several workers in one list."""
+    return [row for rows in ray.get(list(calls)) for row in rows]
+
+
+def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
+    """The measures that fit a row: exact match always, WER where something is heard, overlap for longer answers."""
+    rewards = {"exact_match": exact_match(completion.text, info.answer)}
+    if MediaKind.AUDIO in info.modalities:
+        rewards["wer"] = wer(completion.text, info.answer)
+    if len(info.answer.split()) >= SHORTEST_OVERLAP_ANSWER:
+        rewards |= {"bleu": bleu(completion.text, info.answer), "rouge_l": rouge_l(completion.text, info.answer)}
+    return rewards
+
+
+def read_prompts(recipe: Recipe, ids: Sequence[str]) -> list[Prompt]:
+    """The rows themselves, for the sample browser: the one place where a driver reads media."""
+    table = PromptTable(recipe.data_path / f"{recipe.evaluate.split}.parquet")
+    return [row for row in table.read(ids) if isinstance(row, Prompt)]
+
+
+def publish(recipe: Recipe, samples: Sequence[SampleResult], prompts: dict[str, Prompt]) -> Path:
+    """Writes what was found: `evaluation/samples.jsonl`, `summary.json`, `report.html`."""
+    directory = recipe.run.directory
+    write_samples(directory / "evaluation" / "samples.jsonl", samples)
+    evaluation = summarise(samples, seed=recipe.run.seed)
+    stage_s, counts = read_stages(recipe), read_counts(recipe)
+    summary = summary_json(
+        evaluation, stage_s=stage_s, total_s=sum(stage_s.values()), seed=recipe.run.seed, counts=counts
+    )
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2))
+    return write_report(
+        directory,
+        title=f"Polyphony: {recipe.run.name}",
+        evaluation=evaluation,
+        samples=browser_rows(list(prompts.values()), samples, limit=recipe.evaluate.browser_rows),
+        curves=read_metrics(directory / "metrics"),
+        config_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+        counts=counts,
+        stage_s=stage_s,
+        notes=notes(recipe),
+    )
+
+
+def read_counts(recipe: Recipe) -> dict[str, int]:
+    """Everything that was refused, failed or cut short in the run, by reason; zeros too."""
+    totals = {"truncated_completions": 0, "reward_failed": 0, "quarantined": 0}
+    for row in read_metrics(recipe.run.directory / "metrics").get("rlhf", []):
+        for name, value in row.items():
+            reason = name.removeprefix("counts/")
+            if name.startswith("counts/") and not reason.startswith("quarantined"):
+                totals[reason] = totals.get(reason, 0) + int(value)
+                totals["reward_failed"] += int(value) if reason.startswith("reward_failed") else 0
+    refused = {
+        (row.row_id, row.reason)
+        for path in (recipe.run.directory / "quarantine").glob("*.parquet")
+        for row in Quarantine.read(path)
+    }
+    totals["quarantined"] = len(refused)
+    for _, reason in refused:
+        totals[f"quarantined:{reason}"] = totals.get(f"quarantined:{reason}", 0) + 1
+    return totals
+
+
+def notes(recipe: Recipe) -> list[str]:
+    """What a reader must know to read the figures right."""
+    raters = sorted({item.rater for item in read_preferences(recipe.run.directory / "preferences.parquet")})
+    return [
+        f"Preferences come from: {', '.join(raters)}. A scripted rater is no person: it knows the reference answer.",
+        "The true reward is the exact match of completions sampled at "
+        f"temperature {recipe.rlhf.sampling.temperature:g}; greedy ones stand beside it.",
+        "The learned reward is standardised: 0 is the mean and 1 the standard deviation over held-out preferences.",
+        "The KL is the policy's to the SFT model, estimated on the policy's own samples.",
+    ]
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

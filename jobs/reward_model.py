@@ -1,0 +1,92 @@
+"""Reward model: sample pairs from the SFT model, have them judged, learn to judge.
+
+    train prompts -> encoder -> rollout (SFT model) -> rater -> preferences.parquet
+    preferences   -> Ray Train x DeepSpeed: Bradley-Terry -> checkpoints/reward_model
+
+The rater of this job is scripted: it knows the reference answer, and errs as often as `preferences.error_rate` says.
+Where `<run>/preferences.parquet` lies already (from people, say), it is used as it is and nothing is sampled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+
+import actors.supervised as supervised
+from actors.door import Door
+from actors.group import split
+from actors.metrics import ray_sinks
+from actors.roles import Roles, start_roles
+from actors.rollout import RolloutWorker
+from jobs.command import main
+from pipeline.config import ConfigError, Recipe
+from pipeline.data.table import PromptOrder, read_preferences, write_preferences
+from pipeline.feedback.scripted import ScriptedRater
+from pipeline.records import Preference
+from pipeline.tracking import Tracker
+
+HELD_OUT_FRACTION = 0.1
+MIN_PAIRS = 20
+
+
+def run(recipe: Recipe) -> Path:
+    """Trains and returns the checkpoint's directory."""
+    source, target = recipe.checkpoint("sft"), recipe.checkpoint("reward_model")
+    table = recipe.run.directory / "preferences.parquet"
+    roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}
+    with start_roles(recipe, roles_needed) as roles:
+        door = Door(roles, recipe, "train", stage="reward_model")
+        if not table.is_file():
+            write_preferences(table, sample_preferences(recipe, roles, door))
+        preferences = read_preferences(table)
+        prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in preferences}))}
+        pairs = [
+            supervised.Comparison(prompts[item.prompt_id], item.chosen_ids, item.rejected_ids)
+            for item in preferences
+            if item.prompt_id in prompts
+        ]
+        num_held_out = max(1, int(len(pairs) * HELD_OUT_FRACTION))
+        if len(pairs) - num_held_out < max(MIN_PAIRS, recipe.reward_model.batch_size):
+            raise ConfigError(
+                f"{table}: {len(pairs)} usable preferences are too few for "
+                f"reward_model.batch_size={recipe.reward_model.batch_size}; raise preferences.num_prompts"
+            )
+        print(f"{len(pairs)} preferences by {', '.join(sorted({item.rater for item in preferences}))}")
+        config = {
+            "items": pairs[num_held_out:],
+            "held_out": pairs[:num_held_out],
+            "source": source.absolute(),
+            "target": target.absolute(),
+        }
+        num_steps = recipe.reward_model.num_steps
+        with Tracker(
+            recipe.run, "reward_model", num_steps=num_steps, extra_sinks=ray_sinks(recipe.run, "reward_model")
+        ) as tracker:
+            for step, metrics in supervised.fit(supervised.train_reward_model, config, recipe.reward_model, recipe):
+                supervised.show(tracker, step, metrics)
+    return target
+
+
+def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:
+    """Pairs of different completions of the SFT model, judged by the scripted rater. Pairs of equals say nothing."""
+    settings = recipe.preferences
+    info = door.info()
+    num_prompts = min(settings.num_prompts, len(info))
+    ids = PromptOrder(list(info), recipe.run.seed).batch(0, num_prompts)
+    prompts = door.admit(ids)
+    calls = roles.rollout.on_each(
+        RolloutWorker.generate,
+        split(prompts, len(roles.rollout)),
+        recipe.rlhf.sampling,
+        group_size=settings.samples_per_prompt,
+        step=-1,
+    )
+    rater = ScriptedRater(error_rate=settings.error_rate, seed=recipe.run.seed)
+    rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
+    judged = [rater.compare(rollout, info[rollout.prompt_id].answer) for rollout in rollouts]
+    return [preference for preference in judged if preference is not None]
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

@@ -1,0 +1,1 @@
+"""Who prefers which completion: raters and their judgements."""

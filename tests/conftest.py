@@ -1,0 +1,61 @@
+"""What every test stands on: a quiet environment, one thread, and small checkpoints and data built once a session."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+# Before torch, transformers or Ray is imported: each reads these once, and Ray's workers inherit them.
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Heads and clients of this session share a token of their own, and no file in the home directory.
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(16),
+}
+for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "DS_ACCELERATOR"):
+    os.environ.pop(name, None)
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests share few cores, and sums in one order give the same bits."""
+    torch.set_num_threads(1)
+
+
+def _tiny(factory: pytest.TempPathFactory, architecture: str) -> Path:
+    from pipeline.data import demo
+    from pipeline.models import tiny
+
+    directory = factory.mktemp(architecture)
+    tiny.build(directory, architecture=architecture, corpus=demo.corpus(), seed=0)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the tiny omni checkpoint: text, image, audio and video. Read it only."""
+    return _tiny(tmp_path_factory, "qwen2_5_omni_thinker")
+
+
+@pytest.fixture(scope="session")
+def tiny_vl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a second architecture: text, image and video. Read it only."""
+    return _tiny(tmp_path_factory, "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a small built-in data set, all tasks and splits. Read it only."""
+    from pipeline.config import Prepare
+    from pipeline.data import demo
+
+    directory = tmp_path_factory.mktemp("data")
+    demo.build(directory, prepare=Prepare(train_rows=12, validation_rows=4, test_rows=4), seed=0)
+    return directory

@@ -1,0 +1,128 @@
+"""What surrounds the code: cluster.yaml, the recipes, the Makefile, and rules that no linter knows."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import psutil
+import pytest
+import ray.autoscaler
+import yaml
+
+from pipeline.config import load_recipe
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
+# The default value of `model.tiny_architecture` is the one place outside pipeline/models that names an architecture.
+ALLOWED_NAMES = {("pipeline/config.py", 'tiny_architecture: str = "qwen2_5_omni_thinker"')}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def _project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_cluster_yaml_follows_rays_schema(cluster: dict[str, Any]) -> None:
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(cluster, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(cluster | {"autoscaling_mode": "default"}, schema)
+
+
+def test_cluster_scales_workers_from_zero_and_runs_rollout_on_spot_nodes(cluster: dict[str, Any]) -> None:
+    types = cluster["available_node_types"]
+    workers = {name: each for name, each in types.items() if name != cluster["head_node_type"]}
+    assert workers.keys() == types.keys() - {cluster["head_node_type"]} == {"trainer", "rollout_spot"}
+    for each in workers.values():
+        assert each["min_workers"] == 0
+        assert 0 < each["max_workers"] <= cluster["max_workers"]
+    spot = {name for name, each in types.items() if "InstanceMarketOptions" in each["node_config"]}
+    assert spot == {"rollout_spot"}
+
+
+def test_cluster_images_hold_the_ray_that_pyproject_asks_for(cluster: dict[str, Any]) -> None:
+    (requirement,) = (each for each in _project()["project"]["dependencies"] if each.startswith("ray["))
+    for image in (cluster["docker"]["head_image"], cluster["docker"]["worker_image"]):
+        found = re.fullmatch(r"rayproject/ray:(\d+\.\d+)\.\d+-py311-(cpu|gpu)", image)
+        assert found is not None, image
+        assert f">={found[1]}," in requirement
+
+
+def test_cluster_mounts_only_files_of_this_project_and_the_token(cluster: dict[str, Any]) -> None:
+    local = set(cluster["file_mounts"].values()) - {"~/.ray/auth_token"}
+    assert {name for name in local if not (ROOT / name).is_file()} == set()
+
+
+def test_there_is_a_recipe_for_two_cpu_cores() -> None:
+    assert ROOT / "jobs" / "recipes" / "tiny_cpu.yaml" in RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_takes_an_override(path: Path) -> None:
+    assert load_recipe(path, ["run.seed=7"]).run.seed == 7
+
+
+def test_no_file_outside_pipeline_models_names_an_architecture() -> None:
+    found = {
+        (str(path.relative_to(ROOT)), line.strip())
+        for room in ("pipeline", "actors", "jobs")
+        for path in (ROOT / room).rglob("*.py")
+        if not path.is_relative_to(ROOT / "pipeline" / "models")
+        for line in path.read_text().splitlines()
+        if re.search(r"qwen|gemma", line, re.IGNORECASE)
+    }
+    assert found == ALLOWED_NAMES
+
+
+def test_the_ray_contract_covers_every_room_of_pipeline_but_data_and_decisions() -> None:
+    contracts = _project()["tool"]["importlinter"]["contracts"]
+    (contract,) = (each for each in contracts if each.get("forbidden_modules") == ["ray"])
+    rooms = {
+        f"pipeline.{path.stem}"
+        for path in (ROOT / "pipeline").iterdir()
+        if path.name != "__init__.py" and (path.suffix == ".py" or (path / "__init__.py").is_file())
+    }
+    assert set(contract["source_modules"]) == rooms - {"pipeline.data", "pipeline.decisions"}
+
+
+@pytest.mark.parametrize("target", ["help", "install", "demo", "test", "lint", "format", "clean"])
+def test_the_makefile_has_the_target_and_explains_it(target: str) -> None:
+    assert re.search(rf"^{target}:.* ## \w", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "\nmake test " in (ROOT / ".ci" / "run").read_text()
+
+
+def test_a_local_job_reports_its_exit_status_and_leaves_nothing_running() -> None:
+    driver = (
+        "import os, ray; ray.init(); print('cpus', ray.cluster_resources()['CPU'], os.getcwd()); raise SystemExit(3)"
+    )
+    command = [sys.executable, "-m", "jobs.local", "--", "python", "-c", driver]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    kept = re.search(r"logs are kept in (\S+)", ended.stderr)
+    assert kept is not None, ended.stdout + ended.stderr
+    try:
+        assert ended.returncode == 3
+        # The driver ran on the uploaded copy, and not here.
+        assert re.search(rf"^cpus \d\S* {kept[1]}/\S+/working_dir_files/", ended.stdout, re.MULTILINE), ended.stdout
+        left = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if kept[1] in " ".join(process.info["cmdline"] or [])
+        ]
+        assert left == []
+    finally:
+        shutil.rmtree(kept[1])
