@@ -59,8 +59,8 @@ def save(roles: Roles, state: LoopState, recipe: Recipe) -> Path:
     return target
 
 
-def resume(roles: Roles, recipe: Recipe) -> LoopState:
-    """Restores policy and critic from the newest checkpoint and returns the loop's state.
+def newest(recipe: Recipe) -> Path:
+    """The newest complete checkpoint of the run.
 
     Raises:
         FileNotFoundError: there is none.
@@ -69,14 +69,20 @@ def resume(roles: Roles, recipe: Recipe) -> LoopState:
     complete = _complete(recipe)
     if not complete:
         raise FileNotFoundError(f"--resume: no checkpoint in {_directory(recipe)}; start without --resume")
-    newest = complete[-1].absolute()
-    stored = json.loads((newest / STATE_FILE).read_text())
-    if stored["seed"] != recipe.run.seed:
-        raise ValueError(f"{newest} was written with run.seed={stored['seed']}, not {recipe.run.seed}: use that seed")
-    calls = roles.policy.on_all(PolicyWorker.resume, newest / "policy")
+    seed = json.loads((complete[-1] / STATE_FILE).read_text())["seed"]
+    if seed != recipe.run.seed:
+        raise ValueError(f"{complete[-1]} was written with run.seed={seed}, not {recipe.run.seed}: use that seed")
+    return complete[-1].absolute()
+
+
+def resume(roles: Roles, recipe: Recipe) -> LoopState:
+    """Restores policy and critic from the newest checkpoint and returns the loop's state; errors as `newest`."""
+    directory = newest(recipe)
+    calls = roles.policy.on_all(PolicyWorker.resume, directory / "policy")
     if roles.critic:
-        calls += roles.critic.on_all(CriticWorker.resume, newest / "critic")
+        calls += roles.critic.on_all(CriticWorker.resume, directory / "critic")
     ray.get(calls)
+    stored = json.loads((directory / STATE_FILE).read_text())
     kl: Any = FixedKl if recipe.rlhf.algorithm.kl.control is KlControl.FIXED else AdaptiveKl
     return LoopState(stored["step"], kl.from_state(stored["kl"]), RunningScale.from_state(stored["reward_scale"]))
 

@@ -72,7 +72,7 @@ class EncoderWorker(Worker):
         self._tables: dict[str, PromptTable] = {}
         self._prompts: dict[tuple[str, frozenset[MediaKind], bool], PromptRef | Quarantined] = {}
         self._features: dict[str, FeatureRef] = {}
-        self.num_tower_calls = 0
+        self._num_tower_calls = 0
 
     def setup(self, world: World) -> None:
         """Loads processor and towers."""
@@ -92,6 +92,10 @@ class EncoderWorker(Worker):
     def fingerprint(self) -> str:
         """Hash of the towers' weights."""
         return tower_fingerprint(self._model, self._architecture)
+
+    def num_tower_calls(self) -> int:
+        """How often a tower ran: as often as there were different media."""
+        return self._num_tower_calls
 
     def encode(
         self, ids: Sequence[str], split: str, *, blanked: frozenset[MediaKind] = frozenset()
@@ -135,6 +139,6 @@ class EncoderWorker(Worker):
         for medium in media:
             if medium.key not in self._features:
                 (features,) = self._architecture.encode(self._model, medium.kind, [medium.tensors])
-                self.num_tower_calls += 1
+                self._num_tower_calls += 1
                 self._features[medium.key] = ray.put(features.float().cpu().numpy())
         return tuple(self._features[medium.key] for medium in media)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -45,8 +46,8 @@ def main(run: Callable[[Recipe], object], description: str | None) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def connect() -> None:
-    """Joins the cluster that this job was submitted to, or starts a local one."""
+def connect(**options: Any) -> None:
+    """Joins the cluster that this job was submitted to, or starts a local one; `options` go to `ray.init`."""
     if not ray.is_initialized():
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -54,6 +55,7 @@ def connect() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+            **options,
         )
 
 

@@ -73,7 +73,8 @@ def private_head(directory: Path) -> Generator[tuple[subprocess.Popen[bytes], st
     port = _free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    command += ["--dashboard-agent-listen-port=0"]
+    # The jobs here do not ask for what workers print (`log_to_driver=False`), so no process needs to collect it.
+    command += ["--dashboard-agent-listen-port=0", "--include-log-monitor=false"]
     command += [f"--ray-client-server-port={_free_port()}", f"--temp-dir={directory}", "--disable-usage-stats"]
     command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
     with (directory / "head.log").open("wb") as log:
@@ -129,7 +130,7 @@ def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
         try:
             return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": ".", "excludes": EXCLUDED})
         except RuntimeError as error:
-            # On a busy machine the agent, which runs the jobs, is up much later than the server that takes them.
+            # On a busy machine the process that starts jobs is up much later than the server that takes them.
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
 

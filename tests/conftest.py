@@ -12,7 +12,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Heads and clients of this session share a token of their own, and no file in the home directory.
+    # Heads and clients of this test run share a token of their own, and no file in the home directory.
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(16),
 }

@@ -2,7 +2,7 @@
 
 digit   a handwritten digit, scanned   '<image>What digit is this?'         '7'
 speech  one or two spoken digits       '<audio>What digits are spoken?'     'three seven'
-sum     a written and a spoken digit   '<image><audio>Add the two digits.'  '7 plus 5 is 12'
+sum     a written and a spoken digit   '<image><audio>Add the digits.'      '7 plus 5 is 12'
 video   a coloured shape that moves    '<video>What moves where?'           'red ring moves left'
 scene   two coloured shapes            '<image>Where is the red ring?'    'red ring above blue square'
 text    two numbers                    'Which is larger, 47 or 74?'         '74'
@@ -48,11 +48,11 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     "digit": ("<image>What digit is this?", "<image>Read the digit."),
     "speech": (
         "<audio>What digits are spoken?",
-        "<audio>Write down the spoken digits.",
+        "<audio>Write down the digits.",
     ),
     "sum": (
-        "<image><audio>Add the two digits.",
-        "<audio><image>Add the spoken digit and the written digit.",
+        "<image><audio>Add the digits.",
+        "<audio><image>What is the sum?",
     ),
     "video": ("<video>What moves where?", "<video>Describe the motion."),
     "scene": ("<image>Where is the {first}?", "<image>Find the {first}."),

@@ -29,7 +29,7 @@ DIRECTIONS: Mapping[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "
 _FINE = 4  # drawn at four times the size and averaged: smooth edges
 _SCAN_SIDE = 14
 _SHADE = 160  # of 255, from edge to edge
-_STEP = 4  # pixels a frame
+_STEP = 3  # pixels a frame
 
 
 @dataclass(frozen=True, order=True)
@@ -103,7 +103,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
     relation = RELATIONS[rng.integers(len(RELATIONS))]
     names = [(colour, kind) for colour in COLOURS for kind in SHAPES]
     one, other = rng.choice(len(names), size=2, replace=False)
-    near, far = int(rng.integers(5, 7)), int(rng.integers(17, 19))  # at least 11 apart, radii at most 5: no overlap
+    near, far = int(rng.integers(5, 7)), int(rng.integers(17, 19))  # at least 11 apart, radii are 5: no overlap
     level = int(rng.integers(8, 16))
     beside = level + int(rng.integers(-2, 3))
     ahead, behind = ((near, level), (far, beside))
@@ -111,7 +111,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
         ahead, behind = ((level, near), (beside, far))
     places = (ahead, behind) if relation in ("above", "left of") else (behind, ahead)
     first, second = (
-        Shape(colour=names[name][0], kind=names[name][1], x=x, y=y, radius=int(rng.integers(4, 6)))
+        Shape(colour=names[name][0], kind=names[name][1], x=x, y=y, radius=5)
         for name, (x, y) in zip((one, other), places, strict=True)
     )
     return Scene(first=first, relation=relation, second=second, background=int(rng.integers(0, 30)))
@@ -120,13 +120,13 @@ def random_scene(rng: np.random.Generator) -> Scene:
 def random_motion(rng: np.random.Generator) -> Motion:
     """A shape that stays inside the frame on its way."""
     direction = list(DIRECTIONS)[rng.integers(len(DIRECTIONS))]
-    across = int(rng.integers(6, 18))
-    start = int(rng.integers(4, 7))  # 12 pixels on it is at most at 18, and radii are at most 5
+    across = int(rng.integers(7, 17))
+    start = int(rng.integers(7, 9))  # 9 pixels on it is at most at 17, and radii are at most 7
     along = start if sum(DIRECTIONS[direction]) > 0 else SIDE - 1 - start
     x, y = (along, across) if DIRECTIONS[direction][0] else (across, along)
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     kind = SHAPES[rng.integers(len(SHAPES))]
-    shape = Shape(colour=colour, kind=kind, x=x, y=y, radius=int(rng.integers(4, 6)))
+    shape = Shape(colour=colour, kind=kind, x=x, y=y, radius=int(rng.integers(6, 8)))
     return Motion(shape=shape, direction=direction, background=int(rng.integers(0, 30)))
 
 

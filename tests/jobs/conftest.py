@@ -1,29 +1,15 @@
-"""A local Ray and a run directory whose stages are done, so that a test starts where it wants to."""
+"""A local Ray for the stages, and recipes that start where a test wants to."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 
-from pipeline.config import Recipe, load_recipe
-
-MakeRecipe = Callable[..., Recipe]
-
-SMALL = (
-    "cluster.device=cpu",
-    "run.sinks=[jsonl]",
-    "rlhf.prompts_per_step=6",
-    "rlhf.group_size=2",
-    "rlhf.num_steps=3",
-    "rlhf.save_every=2",
-    "rlhf.sampling.max_new_tokens=6",
-    "rlhf.rewards={learned: 1.0, exact_match: 1.0}",
-)
+from pipeline.config import Recipe
+from tests.jobs.small import MakeRecipe, small_recipe
 
 
 @pytest.fixture(scope="module")
@@ -39,33 +25,9 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def make_recipe(tmp_path: Path, tiny_checkpoint: Path, demo_data: Path) -> MakeRecipe:
-    """Makes a small recipe in a new run directory; `base`, `sft` and `reward_model` are the untrained checkpoint."""
+    """Makes a small recipe in this test's own run directory."""
 
-    def make(*overrides: str, name: str = "run") -> Recipe:
-        directory = tmp_path / name
-        for stage in ("sft", "reward_model"):
-            target = directory / "checkpoints" / stage
-            if not target.exists():
-                shutil.copytree(tiny_checkpoint, target)
-        return load_recipe(
-            None,
-            [
-                *SMALL,
-                f"run.directory={directory}",
-                f"data.path={demo_data}",
-                f"model.path={tiny_checkpoint}",
-                *overrides,
-            ],
-        )
+    def make(*overrides: str) -> Recipe:
+        return small_recipe(tmp_path, tiny_checkpoint, demo_data, *overrides)
 
     return make
-
-
-def curve(recipe: Recipe, stage: str = "rlhf") -> list[dict[str, Any]]:
-    """What a stage logged, a step a row, without what depends on the clock."""
-    from pipeline.tracking import read_metrics
-
-    return [
-        {name: value for name, value in row.items() if not name.startswith(("time", "tokens_per_s"))}
-        for row in read_metrics(recipe.run.directory / "metrics")[stage]
-    ]

@@ -10,16 +10,17 @@ import ray
 
 from jobs import rlhf
 from pipeline.config import Recipe
-from tests.jobs.conftest import MakeRecipe, curve
+from tests.jobs.small import MakeRecipe, curve, small_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture(scope="module")
-def one_worker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path) -> Recipe:
+def one_worker(
+    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
+) -> Recipe:
     """A finished run with one worker a role."""
-    make = make_recipe.__wrapped__(tmp_path_factory.mktemp("one"), tiny_checkpoint, demo_data)
-    recipe = make()
+    recipe = small_recipe(tmp_path_factory.mktemp("one"), tiny_checkpoint, demo_data)
     rlhf.run(recipe)
     return recipe
 
@@ -36,3 +37,130 @@ def test_a_run_learns_from_every_modality_and_leaves_a_checkpoint_that_loads(one
     target = one_worker.checkpoint("rlhf")
     AutoModelForMultimodalLM.from_pretrained(target)
     AutoProcessor.from_pretrained(target)
+
+
+def test_a_checkpoint_of_the_last_step_is_complete(one_worker: Recipe) -> None:
+    newest = one_worker.run.directory / "checkpoints" / "rlhf_steps" / "step-000003"
+    state = json.loads((newest / "state.json").read_text())
+    assert state["step"] == 3 and state["kl"]["weight"] == one_worker.rlhf.algorithm.kl.weight
+    assert (newest / "policy").is_dir() and (newest / "critic").is_dir()
+
+
+def test_an_interrupted_and_resumed_run_gives_the_same_numbers(one_worker: Recipe, make_recipe: MakeRecipe) -> None:
+    rlhf.run(make_recipe("rlhf.num_steps=2"))
+    resumed = make_recipe()
+    rlhf.run(resumed, resume=True)
+    assert curve(resumed) == curve(one_worker)
+
+
+def test_resume_without_a_checkpoint_and_with_another_seed_are_clear_errors(make_recipe: MakeRecipe) -> None:
+    from actors import checkpoints
+
+    recipe = make_recipe("run.seed=5")
+    with pytest.raises(FileNotFoundError, match="--resume: no checkpoint in"):
+        checkpoints.newest(recipe)
+    directory = recipe.run.directory / "checkpoints" / "rlhf_steps" / "step-000001"
+    directory.mkdir(parents=True)
+    (directory / "state.json").write_text(json.dumps({"step": 1, "seed": 0}))
+    with pytest.raises(ValueError, match="run.seed=0, not 5"):
+        checkpoints.newest(recipe)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_two_ranks_give_the_curve_of_one(one_worker: Recipe, make_recipe: MakeRecipe, stage: int) -> None:
+    recipe = make_recipe(
+        *(f"rlhf.{role}.num_workers=2" for role in ("policy", "critic")),
+        *(f"rlhf.{role}.zero_stage={stage}" for role in ("policy", "critic")),
+    )
+    rlhf.run(recipe)
+    for one, two in zip(curve(one_worker), curve(recipe), strict=True):
+        for name in ("policy/loss", "critic/loss", "policy/entropy", "policy/grad_norm", "reward/mean", "kl/reference"):
+            assert two[name] == pytest.approx(one[name], abs=1e-5), (name, one["step"])
+
+
+def test_grpo_runs_without_a_critic_and_kl_in_the_loss(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        "rlhf.num_steps=2",
+        "rlhf.algorithm.advantage=grpo",
+        "rlhf.algorithm.kl={place: loss, estimator: k3, weight: 0.1}",
+        "rlhf.rewards={exact_match: 1.0, wer: 0.5, length: 0.1}",
+    )
+    rlhf.run(recipe)
+    rows = curve(recipe)
+    assert "policy/kl_loss" in rows[-1] and not any(name.startswith("critic") for name in rows[-1])
+    assert {"reward/exact_match", "reward/wer", "reward/length"} <= rows[-1].keys()
+
+
+def test_without_a_kl_weight_there_is_no_reference(make_recipe: MakeRecipe) -> None:
+    from actors.roles import loop_paths
+
+    paths = loop_paths(make_recipe("rlhf.algorithm.kl.weight=0", "rlhf.rewards={exact_match: 1.0}"))
+    assert set(paths) == {"encoder", "rollout", "policy", "critic"}
+
+
+def test_a_missing_checkpoint_is_named(make_recipe: MakeRecipe) -> None:
+    import shutil
+
+    recipe = make_recipe()
+    shutil.rmtree(recipe.checkpoint("reward_model"))
+    with pytest.raises(FileNotFoundError, match="reward: no checkpoint in .*reward_model"):
+        rlhf.run(recipe)
+
+
+def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe: MakeRecipe) -> None:
+    from actors.door import Door
+    from actors.encoder import EncoderWorker, fetch_encoded
+    from actors.roles import start_roles
+    from pipeline.data.table import PromptTable
+
+    recipe = make_recipe("rlhf.encoder.num_workers=2")
+    table = PromptTable(recipe.data_path / "train.parquet")
+    with start_roles(recipe, {"encoder": recipe.checkpoint("sft")}) as roles:
+        door = Door(roles, recipe, "train", stage="test")
+        ids = [info.id for info in door.infos]
+        first = door.admit(ids)
+        again = door.admit(list(reversed(ids)))
+        calls = sum(ray.get(roles.encoder.on_all(EncoderWorker.num_tower_calls)))
+        prompts = [prompt for prompt in table.read(ids)]
+        media = {medium.data for prompt in prompts for medium in prompt.media}
+        encoded = fetch_encoded(first)
+    assert calls == len(media)
+    assert {prompt.stored for prompt in first} == {prompt.stored for prompt in again}
+    assert [prompt.id for prompt in encoded] == ids
+    assert all(len(prompt.features) == len(row.media) for prompt, row in zip(encoded, prompts, strict=True))
+
+
+def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(make_recipe: MakeRecipe) -> None:
+    from ray.cluster_utils import Cluster
+
+    from jobs.command import connect
+
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+    try:
+        cluster.add_node(num_cpus=4)
+        cluster.wait_for_nodes()
+        connect(address=cluster.address)
+        roles = ("encoder", "policy", "critic", "reference", "reward")
+        recipe = make_recipe(
+            "rlhf.num_steps=2",
+            "cluster.placement=apart",
+            "rlhf.rollout.num_workers=3",
+            # Each worker asks for more than half of what the first node has left: both nodes must be used.
+            *(f"rlhf.{role}.cpus_per_worker=0.6" for role in (*roles, "rollout")),
+            *(f"rlhf.{role}.num_workers=2" for role in roles),
+        )
+        rlhf.run(recipe)
+        used = {actor["node_id"] for actor in _actors()}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        connect(num_cpus=8)
+    assert [row["step"] for row in curve(recipe)] == [0, 1]
+    assert len(used) == 2
+
+
+def _actors() -> list[dict[str, str]]:
+    from ray.util.state import list_actors
+
+    return [{"node_id": actor.node_id} for actor in list_actors() if "Worker" in actor.class_name]

@@ -1,0 +1,121 @@
+"""All stages in a row, as a user runs them, on both architectures; and what bad input does to them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import quickstart, sft
+from pipeline.config import load_recipe
+from pipeline.data.media import encode_wav
+from pipeline.data.schema import to_row
+from pipeline.data.table import PromptTable, Quarantine, TooManyBadRows, read_preferences, write_prompts
+from pipeline.records import Audio, MediaKind, Medium, Message, Prompt, RaterKind
+from tests.jobs.small import curve
+
+TINY_RUN = (
+    "cluster.device=cpu",
+    "prepare={train_rows: 16, validation_rows: 2, test_rows: 3}",
+    "sft={num_steps: 3, batch_size: 8, num_workers: 2, micro_batch_size: 2}",
+    "preferences={num_prompts: 64, error_rate: 0.1}",
+    "reward_model={num_steps: 2, batch_size: 4, num_workers: 2}",
+    "rlhf={num_steps: 2, prompts_per_step: 6, group_size: 2, save_every: 2}",
+    "evaluate={samples_per_prompt: 1, browser_rows: 6}",
+)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("architecture", "tasks"),
+    [
+        ("qwen2_5_omni_thinker", ["digit", "speech", "sum", "video", "scene", "text"]),
+        ("qwen2_5_vl", ["digit", "video", "scene", "text"]),
+    ],
+)
+def test_the_stages_run_unchanged_on_every_architecture(tmp_path: Path, architecture: str, tasks: list[str]) -> None:
+    recipe = load_recipe(
+        None,
+        [
+            *TINY_RUN,
+            f"run.directory={tmp_path}",
+            f"model.tiny_architecture={architecture}",
+            f"prepare.tasks={tasks}",
+        ],
+    )
+    report = quickstart.run(recipe)
+
+    assert report.stat().st_size > 50_000
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary) >= {"total_s", "stage_s", "seed", "tasks", "overall", "counts"}
+    assert list(summary["stage_s"]) == ["prepare", "sft", "reward_model", "rlhf", "evaluate"]
+    assert set(summary["tasks"]) == set(tasks)
+    for task in summary["tasks"].values():
+        assert set(task["sft"]) >= {"true_reward", "learned_reward"}
+        assert set(task["rlhf"]) >= {"true_reward", "learned_reward", "kl"}
+    assert summary["counts"]["quarantined"] == 0
+    preferences = read_preferences(tmp_path / "preferences.parquet")
+    assert {item.rater_kind for item in preferences} == {RaterKind.SCRIPTED}
+    assert "scripted (error rate 0.1)" in report.read_text()
+    losses = [row["loss"] for row in curve(recipe, "sft")]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert (tmp_path / "tensorboard" / "rlhf").is_dir()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_bad_rows_go_to_a_counted_quarantine_and_too_many_stop_the_job(
+    tmp_path: Path, tiny_checkpoint: Path, demo_data: Path
+) -> None:
+    good = PromptTable(demo_data / "train.parquet")
+    prompts = [row for row in good.read([info.id for info in good.infos()][:16]) if isinstance(row, Prompt)]
+    silence = encode_wav(Audio(samples_of(0), 16_000))
+    bad = [
+        _prompt("corrupt", "<image>What is this?", Medium(MediaKind.IMAGE, b"\x89PNG no picture")),
+        _prompt("silent", "<audio>What is said?", Medium(MediaKind.AUDIO, silence)),
+    ]
+    write_prompts(tmp_path / "data" / "train.parquet", (to_row(prompt, ()) for prompt in [*prompts, *bad]))
+    settings = [
+        "cluster.device=cpu",
+        f"run.directory={tmp_path / 'run'}",
+        f"data.path={tmp_path / 'data'}",
+        f"model.path={tiny_checkpoint}",
+        "sft={num_steps: 1, batch_size: 4}",
+    ]
+    with pytest.raises(TooManyBadRows, match=r"2 of 18 rows were refused .*data\.max_bad_fraction is 0\.01"):
+        sft.run(load_recipe(None, settings))
+    sft.run(load_recipe(None, [*settings, "data.max_bad_fraction=0.5"]))
+    refused = Quarantine.read(tmp_path / "run" / "quarantine" / "sft_train.parquet")
+    assert refused.counts() == {"corrupt_image": 1, "sound_too_short": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rlhf.num_stepz=3", "rlhf.num_stepz: unknown key; did you mean 'num_steps'?"),
+        ("rlhf.policy.zero_stage=7", "rlhf.policy.zero_stage: Input should be less than or equal to 3 (got 7)"),
+        ("rlhf", "override 'rlhf': write section.field=value"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_message_without_a_traceback(override: str, message: str) -> None:
+    job = subprocess.run([sys.executable, "-m", "jobs.rlhf", override], capture_output=True, text=True, check=False)
+    assert job.returncode == 1
+    assert message in job.stderr and "Traceback" not in job.stderr
+
+
+def test_help_documents_every_option() -> None:
+    job = subprocess.run([sys.executable, "-m", "jobs.rlhf", "--help"], capture_output=True, text=True, check=True)
+    assert "rlhf.algorithm.kl.weight: float = 0.05" in job.stdout
+    assert "0 leaves the reference out altogether" in job.stdout
+
+
+def samples_of(num_samples: int):  # noqa: ANN201
+    import numpy as np
+
+    return np.zeros(num_samples, np.float32)
+
+
+def _prompt(name: str, question: str, medium: Medium) -> Prompt:
+    return Prompt(name, "bad", (Message("user", question),), (medium,), "nothing")
