@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def resume(roles: Roles, recipe: Recipe) -> LoopState:
 
 
 def _as_json(state: LoopState) -> Mapping[str, Any]:
-    return {"step": state.step, "kl": state.kl.state(), "reward_scale": asdict(state.reward_scale)}
+    return {"step": state.step, "kl": state.kl.state(), "reward_scale": state.reward_scale.state()}
 
 
 def _directory(recipe: Recipe) -> Path:

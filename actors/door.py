@@ -8,7 +8,7 @@ from actors.encoder import PromptRef
 from actors.roles import Roles
 from pipeline.config import Recipe
 from pipeline.data.table import PromptTable, Quarantine
-from pipeline.records import MediaKind, PromptInfo, Quarantined
+from pipeline.records import MediaKind, Quarantined
 
 
 class Door:
@@ -20,7 +20,9 @@ class Door:
         self._split = split
         self._file = recipe.run.directory / "quarantine" / f"{stage}_{split}.parquet"
         self._seen: set[str] = set()
-        self.infos = PromptTable(recipe.data_path / f"{split}.parquet").infos()
+        table = PromptTable(recipe.data_path / f"{split}.parquet")
+        self.infos = {info.id: info for info in table.infos()}
+        """What the table says of each row, by id, in file order."""
         self.quarantine = Quarantine()
 
     def admit(
@@ -41,7 +43,3 @@ class Door:
         self.quarantine.write(self._file)
         self.quarantine.check(len(self._seen), self._recipe.data.max_bad_fraction)
         return admitted
-
-    def info(self) -> dict[str, PromptInfo]:
-        """What the table says of each row, by id."""
-        return {info.id: info for info in self.infos}

@@ -1,4 +1,4 @@
-"""Encoder workers: process each prompt once, run the frozen towers once a medium, put the results into the object store.
+"""Encoder workers: process each prompt once, run the frozen towers once a medium, put results into the object store.
 
 Everyone else gets references, so media tensors and features never pass through the driver.
 """
@@ -20,11 +20,12 @@ from actors.group import Worker
 from pipeline.config import Recipe, Workers
 from pipeline.data.schema import RowError
 from pipeline.data.table import PromptTable
-from pipeline.models.checkpoint import load_model, tower_fingerprint
+from pipeline.models.checkpoint import load_model
 from pipeline.models.processing import PromptProcessor
 from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, ProcessedPrompt, Prompt, Quarantined
 
-FeatureRef = ray.ObjectRef  # of a float32 array [num_tokens, hidden]
+FeatureRef = ray.ObjectRef[NDArray[np.float32]]
+"""Of a tower's features [num_tokens, hidden]."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PromptRef:
 
     id: str
     num_tokens: int
-    stored: ray.ObjectRef
+    stored: ray.ObjectRef[Any]
 
 
 def fetch_encoded(prompts: Sequence[PromptRef]) -> list[EncodedPrompt]:
@@ -51,9 +52,7 @@ def fetch_encoded(prompts: Sequence[PromptRef]) -> list[EncodedPrompt]:
     stored: list[StoredPrompt] = ray.get([prompt.stored for prompt in prompts])
     features = iter(ray.get([ref for prompt in stored for ref in prompt.features]))
     return [
-        EncodedPrompt(
-            prompt.id, prompt.input_ids, prompt.position_ids, tuple(next(features) for _ in prompt.features)
-        )
+        EncodedPrompt(prompt.id, prompt.input_ids, prompt.position_ids, tuple(next(features) for _ in prompt.features))
         for prompt in stored
     ]
 
@@ -77,9 +76,7 @@ class EncoderWorker(Worker):
     def setup(self, world: World) -> None:
         """Loads processor and towers."""
         trust = self.recipe.model.trust_remote_code
-        self._model, self._architecture = load_model(
-            self._path, dtype=self.recipe.model.dtype, trust_remote_code=trust
-        )
+        self._model, self._architecture = load_model(self._path, dtype=self.recipe.model.dtype, trust_remote_code=trust)
         self._model.to(world.torch_device)
         self._processor = PromptProcessor(
             path=self._path,
@@ -88,10 +85,6 @@ class EncoderWorker(Worker):
             max_prompt_tokens=self.recipe.data.max_prompt_tokens,
             trust_remote_code=trust,
         )
-
-    def fingerprint(self) -> str:
-        """Hash of the towers' weights."""
-        return tower_fingerprint(self._model, self._architecture)
 
     def num_tower_calls(self) -> int:
         """How often a tower ran: as often as there were different media."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -67,7 +68,8 @@ def import_deepspeed(device: Device) -> Any:
         os.environ["DS_ACCELERATOR"] = "cpu"
     with _without_compile():
         import deepspeed
-        import deepspeed.runtime.zero.muon.original_muon
+
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     if device is Device.CPU:
         # Else init_distributed builds a shared-memory kernel: 87 s, and a compiler is needed.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -76,7 +78,7 @@ def import_deepspeed(device: Device) -> Any:
 
 
 @contextmanager
-def _without_compile() -> Iterator[None]:
+def _without_compile() -> Generator[None, None, None]:
     """A decorator at DeepSpeed's import would load torch's inductor (6 s); we never run what it decorates."""
     real = torch.compile
     torch.compile = cast(Any, lambda function=None, **_: function if function is not None else (lambda inner: inner))

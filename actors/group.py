@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
@@ -111,7 +112,7 @@ def split(items: Sequence[T], num_shards: int) -> list[list[T]]:
     """Contiguous shards whose lengths differ by at most one; some are empty where items are few."""
     size, extra = divmod(len(items), num_shards)
     starts = [index * size + min(index, extra) for index in range(num_shards + 1)]
-    return [list(items[start:end]) for start, end in zip(starts, starts[1:], strict=False)]
+    return [list(items[start:end]) for start, end in pairwise(starts)]
 
 
 def split_evenly(items: Sequence[T], num_shards: int, filler: Callable[[T], T]) -> list[list[T]]:

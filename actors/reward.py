@@ -13,7 +13,7 @@ from pipeline.models.forward import RewardModel
 
 
 class RewardWorker(ShardedWorker):
-    """Scores completions, standardised over the preferences that the reward model was trained on."""
+    """Scores completions, standardised over the held-out preferences of the reward model's training."""
 
     def load_module(self) -> RewardModel:
         recipe = self.recipe.model

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,8 @@ from actors.policy import PolicyWorker
 from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
-from pipeline.config import AdvantageEstimator, Recipe, RewardName, Workers
+from pipeline.config import AdvantageEstimator, Recipe, RewardName
 from pipeline.records import MediaKind, Quarantined
-
-
-class TowerMismatch(ValueError):
-    """Two roles that share tower features have different towers."""
 
 
 class Roles:
@@ -66,7 +63,7 @@ class Roles:
     def encode(
         self, ids: Sequence[str], split: str, *, blanked: frozenset[MediaKind] = frozenset(), towers: bool = True
     ) -> list[PromptRef | Quarantined]:
-        """Processed and (with `towers`) encoded prompts, each by the worker that its id hashes to, so that it is done once."""
+        """Processed and, with `towers`, encoded prompts; each by the worker that its id hashes to: once, that is."""
         shares: list[list[str]] = [[] for _ in self.encoder.actors]
         owner = {name: _stable_index(name, len(shares)) for name in ids}
         for name, share in owner.items():
@@ -90,7 +87,7 @@ class Roles:
 
 
 @contextmanager
-def start_roles(recipe: Recipe, paths: Mapping[str, Path]) -> Iterator[Roles]:
+def start_roles(recipe: Recipe, paths: Mapping[str, Path]) -> Generator[Roles, None, None]:
     """The roles of a stage, ended with it."""
     roles = Roles(recipe, paths)
     try:
@@ -109,9 +106,8 @@ def loop_paths(recipe: Recipe) -> dict[str, Path]:
     if RewardName.LEARNED in recipe.rlhf.rewards:
         paths["reward"] = recipe.checkpoint("reward_model")
     if algorithm.advantage is AdvantageEstimator.GAE:
-        trained = recipe.checkpoint("reward_model")
         # A reward model already judges completions: a better start for a critic than the policy, where there is one.
-        paths["critic"] = trained if "reward" in paths else sft
+        paths["critic"] = paths.get("reward", sft)
     return paths
 
 
@@ -127,6 +123,4 @@ def collect(calls: Mapping[str, Sequence[ray.ObjectRef[Any]]]) -> tuple[dict[str
 
 
 def _stable_index(name: str, num_workers: int) -> int:
-    import zlib
-
     return zlib.crc32(name.encode()) % num_workers

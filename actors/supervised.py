@@ -209,9 +209,7 @@ def _engine(module: nn.Module, config: dict[str, Any]) -> Engine:
     return engine
 
 
-def _train(
-    config: dict[str, Any], engine: Engine, losses: Losses[T], count: Callable[[Sequence[T]], float]
-) -> None:
+def _train(config: dict[str, Any], engine: Engine, losses: Losses[T], count: Callable[[Sequence[T]], float]) -> None:
     """Optimizer steps over batches whose order depends on the seed alone, whatever the number of workers.
 
     `count` gives the global normaliser of a whole batch, which every rank knows.
@@ -219,10 +217,11 @@ def _train(
     settings: Supervised | RewardModel = config["settings"]
     items: Sequence[T] = config["items"]
     order = PromptOrder([str(index) for index in range(len(items))], config["recipe"].run.seed)
+    totals: dict[str, float] = {}
     for step in range(settings.num_steps):
         batch = [items[int(index)] for index in order.batch(step, settings.batch_size)]
         share = split(batch, engine.world.size)[engine.world.rank]
-        total, totals = count(batch), dict[str, float]()
+        total, totals = count(batch), {}
         starts = range(0, len(share), settings.micro_batch_size)
         for start in starts:
             part = share[start : start + settings.micro_batch_size]

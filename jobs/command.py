@@ -13,35 +13,40 @@ from typing import Any
 
 import ray
 
+from actors.placement import NotEnoughResources
 from pipeline.config import ConfigError, Recipe, describe, load_recipe
 from pipeline.data.table import TooManyBadRows
 
 STAGES_FILE = "stages.json"
 
 # What a user can mend: shown as one message, without a traceback.
-USER_ERRORS = (ConfigError, FileNotFoundError, TooManyBadRows)
+USER_ERRORS = (ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows)
 
 
-def parse(description: str, arguments: list[str] | None = None) -> tuple[Recipe, bool]:
-    """The recipe that the command line asks for, and whether to resume."""
+def parse(description: str, *, resumable: bool = False) -> tuple[Recipe, bool]:
+    """The recipe that the command line asks for, and whether to resume; `--resume` is known where that is possible."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog="Options of the recipe:\n" + "\n".join(describe()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="a recipe in YAML; without it, the defaults below")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint (jobs.rlhf)")
+    if resumable:
+        parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this run")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
-    options = parser.parse_args(arguments)
-    return load_recipe(options.config, options.overrides), options.resume
+    options = parser.parse_args()
+    return load_recipe(options.config, options.overrides), resumable and options.resume
 
 
-def main(run: Callable[[Recipe], object], description: str | None) -> None:
-    """Reads the recipe, connects to Ray and runs a stage; ends with status 2 on an error that the user can mend."""
+def main(run: Callable[..., object], description: str | None, *, resumable: bool = False) -> None:
+    """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend."""
     try:
-        recipe, _ = parse(description or "")
+        recipe, resume = parse(description or "", resumable=resumable)
         connect()
-        run(recipe)
+        if resume:
+            run(recipe, resume=True)
+        else:
+            run(recipe)
     except USER_ERRORS as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

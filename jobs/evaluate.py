@@ -2,7 +2,7 @@
 
     test.parquet -> encoder (as it is, and blanked) -> rollout, with each model's weights -> completions
     completions  -> reward model, reference (the SFT model), exact match, WER, BLEU, ROUGE-L
-                 -> samples, summary.json, report.html
+                 -> samples.jsonl, summary.json, report.html
 
 The true reward is the exact match of sampled completions: its mean is what the policy is worth as it samples.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,14 @@ SHORTEST_OVERLAP_ANSWER = 3
 
 
 def run(recipe: Recipe) -> Path:
-    """Writes `samples`, `summary.json` and `report.html`; returns the report's path."""
+    """Writes `evaluation/samples.jsonl`, `summary.json` and `report.html`; returns the report's path."""
     started = time.monotonic()
     sft = recipe.checkpoint("sft")
     paths = {"encoder": sft, "rollout": sft, "reference": sft, "reward": recipe.checkpoint("reward_model")}
     samples: list[SampleResult] = []
     with start_roles(recipe, paths) as roles:
         door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate")
-        infos = door.info()
+        infos = door.infos
         prompts = door.admit(list(infos))
         for model in ModelName:
             ray.get(roles.rollout.on_all(RolloutWorker.load, recipe.checkpoint(model)))
@@ -60,9 +60,9 @@ def run(recipe: Recipe) -> Path:
                     ids = [info.id for info in infos.values() if blanked <= set(info.modalities)]
                     unseen = door.admit(ids, blanked=blanked)
                     samples += sample(roles, recipe, unseen, infos, model=model, mode=Mode.GREEDY, blanked=blanked)
-    questions = {prompt.id: prompt for prompt in read_prompts(recipe, [prompt.id for prompt in prompts])}
+    write_samples(samples_file(recipe), samples)
     record_stage(recipe, "evaluate", time.monotonic() - started)
-    return publish(recipe, samples, questions)
+    return publish(recipe, samples)
 
 
 def blankings(infos: Sequence[PromptInfo]) -> list[frozenset[MediaKind]]:
@@ -109,7 +109,6 @@ def sample(
             model=model,
             mode=mode,
             blanked=tuple(sorted(blanked)),
-            question="",
             answer=infos[rollout.prompt_id].answer,
             text=completion.text,
             finish_reason=completion.finish_reason,
@@ -164,10 +163,20 @@ def read_prompts(recipe: Recipe, ids: Sequence[str]) -> list[Prompt]:
     return [row for row in table.read(ids) if isinstance(row, Prompt)]
 
 
-def publish(recipe: Recipe, samples: Sequence[SampleResult], prompts: dict[str, Prompt]) -> Path:
-    """Writes what was found: `evaluation/samples.jsonl`, `summary.json`, `report.html`."""
+def samples_file(recipe: Recipe) -> Path:
+    """Where all completions of the evaluation lie, with their scores."""
+    return recipe.run.directory / "evaluation" / "samples.jsonl"
+
+
+def publish(
+    recipe: Recipe, samples: Sequence[SampleResult], *, seeds_table: Sequence[Mapping[str, Any]] | None = None
+) -> Path:
+    """Writes what was found, `summary.json` and `report.html`, and returns the report's path.
+
+    seeds_table: one row a seed, where the recipe was run with several (`benchmarks.seeds`).
+    """
     directory = recipe.run.directory
-    write_samples(directory / "evaluation" / "samples.jsonl", samples)
+    prompts = read_prompts(recipe, list({sample.prompt_id: None for sample in samples}))
     evaluation = summarise(samples, seed=recipe.run.seed)
     stage_s, counts = read_stages(recipe), read_counts(recipe)
     summary = summary_json(
@@ -178,11 +187,12 @@ def publish(recipe: Recipe, samples: Sequence[SampleResult], prompts: dict[str, 
         directory,
         title=f"Polyphony: {recipe.run.name}",
         evaluation=evaluation,
-        samples=browser_rows(list(prompts.values()), samples, limit=recipe.evaluate.browser_rows),
+        samples=browser_rows(prompts, samples, limit=recipe.evaluate.browser_rows),
         curves=read_metrics(directory / "metrics"),
         config_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
         counts=counts,
         stage_s=stage_s,
+        seeds_table=seeds_table,
         notes=notes(recipe),
     )
 

@@ -26,6 +26,8 @@ from pipeline.feedback.scripted import ScriptedRater
 from pipeline.records import Preference
 from pipeline.tracking import Tracker
 
+# Seeds of the compared samples are those of a step that training never takes.
+SAMPLING_STEP = -1
 HELD_OUT_FRACTION = 0.1
 MIN_PAIRS = 20
 
@@ -71,20 +73,19 @@ def run(recipe: Recipe) -> Path:
 def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:
     """Pairs of different completions of the SFT model, judged by the scripted rater. Pairs of equals say nothing."""
     settings = recipe.preferences
-    info = door.info()
-    num_prompts = min(settings.num_prompts, len(info))
-    ids = PromptOrder(list(info), recipe.run.seed).batch(0, num_prompts)
+    ids = list(door.infos)
+    ids = PromptOrder(ids, recipe.run.seed).batch(0, min(settings.num_prompts, len(ids)))
     prompts = door.admit(ids)
     calls = roles.rollout.on_each(
         RolloutWorker.generate,
         split(prompts, len(roles.rollout)),
         recipe.rlhf.sampling,
         group_size=settings.samples_per_prompt,
-        step=-1,
+        step=SAMPLING_STEP,
     )
     rater = ScriptedRater(error_rate=settings.error_rate, seed=recipe.run.seed)
     rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
-    judged = [rater.compare(rollout, info[rollout.prompt_id].answer) for rollout in rollouts]
+    judged = [rater.compare(rollout, door.infos[rollout.prompt_id].answer) for rollout in rollouts]
     return [preference for preference in judged if preference is not None]
 
 

@@ -12,7 +12,6 @@ policy's own and no second policy pass is needed.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,12 @@ from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
 from actors.roles import Roles, collect, loop_paths, start_roles
 from actors.rollout import RolloutWorker
-from jobs.command import USER_ERRORS, connect, parse
+from jobs.command import main
 from pipeline.algorithms.shaping import clip_reward, combine
 from pipeline.config import Recipe, RewardName
 from pipeline.data.table import PromptOrder
 from pipeline.experience import make_experience
-from pipeline.records import Rollout
+from pipeline.records import FinishReason, PromptInfo, Rollout
 from pipeline.rewards import RuleScores, score_rules
 from pipeline.tracking import Tracker
 
@@ -54,8 +53,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
             state = checkpoints.resume(roles, recipe)
             sync_weights(roles, state.step)
         door = Door(roles, recipe, "train", stage="rlhf")
-        info = door.info()
-        order = PromptOrder(list(info), recipe.run.seed)
+        order = PromptOrder(list(door.infos), recipe.run.seed)
         tracker = Tracker(
             recipe.run,
             "rlhf",
@@ -71,7 +69,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
                 rules = score_rules(
                     names=[name for name in settings.rewards if name is not RewardName.LEARNED],
                     completions=[completion for rollout in rollouts for completion in rollout.completions],
-                    answers=[info[rollout.prompt_id].answer for rollout in rollouts for _ in rollout.completions],
+                    answers=[door.infos[rollout.prompt_id].answer for rollout in rollouts for _ in rollout.completions],
                 )
                 parts = reward_parts(rules, scored.get("reward"))
                 rewards = combine(parts=parts, weights=settings.rewards)
@@ -104,7 +102,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
                 }
                 tracker.log(step, metrics)
                 if step % settings.samples_every == 0:
-                    tracker.samples(step, sample_rows(rollouts, parts, info))
+                    tracker.samples(step, sample_rows(rollouts, parts, door.infos))
                 if state.step % settings.save_every == 0 or state.step == settings.num_steps:
                     checkpoints.save(roles, state, recipe)
         ray.get(roles.policy.on_all(PolicyWorker.export, target.absolute()))
@@ -174,6 +172,7 @@ def update(
 def sync_weights(roles: Roles, version: int) -> None:
     """Sends the policy's weights on their way to the rollout workers, which take them before they sample again."""
     weights = roles.policy.on_all(PolicyWorker.weights, version)
+    # The reference itself is passed: Ray hands its value to the workers, and none of it to the driver.
     roles.rollout.on_all(RolloutWorker.update_weights, weights[0])  # pyright: ignore[reportArgumentType]
 
 
@@ -187,24 +186,24 @@ def speed(rollouts: Sequence[Rollout], seconds: Mapping[str, float]) -> dict[str
 
 
 def counts(door: Door, rules: RuleScores, rollouts: Sequence[Rollout]) -> dict[str, int]:
-    """What was refused, failed or cut short in this step, by reason; zeros too."""
+    """What failed or was cut short in this step, and the rows refused so far in this process, by reason."""
     completions = [completion for rollout in rollouts for completion in rollout.completions]
     return {
-        "truncated_completions": sum(completion.finish_reason == "length" for completion in completions),
+        "truncated_completions": sum(completion.finish_reason is FinishReason.LENGTH for completion in completions),
         **{f"quarantined:{reason}": n for reason, n in door.quarantine.counts().items()},
         **rules.num_failures,
     }
 
 
 def sample_rows(
-    rollouts: Sequence[Rollout], parts: Mapping[RewardName, Tensor], info: Mapping[str, Any], limit: int = 8
+    rollouts: Sequence[Rollout], parts: Mapping[RewardName, Tensor], infos: Mapping[str, PromptInfo], limit: int = 8
 ) -> list[dict[str, Any]]:
     """The first completion of some prompts, with its rewards and lineage."""
     size = len(rollouts[0].completions)
     return [
         {
             "prompt_id": rollout.prompt_id,
-            "answer": info[rollout.prompt_id].answer,
+            "answer": infos[rollout.prompt_id].answer,
             "completion": rollout.completions[0].text,
             "finish_reason": rollout.completions[0].finish_reason,
             "weights_version": rollout.completions[0].weights_version,
@@ -215,9 +214,4 @@ def sample_rows(
 
 
 if __name__ == "__main__":
-    try:
-        recipe, resume = parse(__doc__ or "")
-        connect()
-        run(recipe, resume=resume)
-    except USER_ERRORS as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    main(run, __doc__, resumable=True)

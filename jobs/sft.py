@@ -24,9 +24,9 @@ def run(recipe: Recipe) -> Path:
     source, target = recipe.checkpoint("base"), recipe.checkpoint("sft")
     with start_roles(recipe, {"encoder": source}) as roles:
         door = Door(roles, recipe, "train", stage="sft")
-        infos = {info.id: info for info in door.infos[: recipe.sft.rows]}
-        prompts = door.admit(list(infos), towers=not recipe.sft.train_towers)
-        items = [supervised.Demonstration(prompt, infos[prompt.id].answer) for prompt in prompts]
+        ids = list(door.infos)[: recipe.sft.rows]
+        prompts = door.admit(ids, towers=not recipe.sft.train_towers)
+        items = [supervised.Demonstration(prompt, door.infos[prompt.id].answer) for prompt in prompts]
         config = {"items": items, "source": source.absolute(), "target": target.absolute()}
         with Tracker(
             recipe.run, "sft", num_steps=recipe.sft.num_steps, extra_sinks=ray_sinks(recipe.run, "sft")

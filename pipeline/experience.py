@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,9 +47,7 @@ def make_experience(
     if algorithm.advantage is AdvantageEstimator.GAE:
         kl_in_reward = kl if algorithm.kl.place is KlPlace.REWARD else None
         per_token = token_rewards(completion_rewards=rewards, mask=mask, kl=kl_in_reward, kl_weight=kl_weight)
-        advantages, returns = gae(
-            rewards=per_token, values=value, mask=mask, gamma=algorithm.gamma, lam=algorithm.lam
-        )
+        advantages, returns = gae(rewards=per_token, values=value, mask=mask, gamma=algorithm.gamma, lam=algorithm.lam)
     else:
         in_reward = (kl * mask).sum(1) * kl_weight if algorithm.kl.place is KlPlace.REWARD else 0.0
         groups = (rewards - in_reward).view(len(rollouts), -1)
@@ -84,30 +83,25 @@ class ExperienceBatch:
 
 def collate_experience(groups: Sequence[Experience], *, device: torch.device) -> ExperienceBatch:
     """Stacks the rows of several groups."""
-    num_rows = sum(len(group.mask) for group in groups)
-    shape = (num_rows, max(group.mask.shape[1] for group in groups))
-    columns: dict[str, Tensor] = {}
-    for field in fields(ExperienceBatch):
-        column = torch.zeros(shape, dtype=torch.bool if field.name == "mask" else torch.float32)
-        start = 0
-        for group in groups:
-            block: NDArray[np.float32] = getattr(group, field.name)
-            if field.name == "mask":
-                block = block & (group.weight > 0)
-            column[start : start + len(block), : block.shape[1]] = torch.tensor(block)
-            start += len(block)
-        columns[field.name] = column.to(device)
-    return ExperienceBatch(**columns)
+    return ExperienceBatch(
+        mask=_stack([group.mask & (group.weight > 0) for group in groups]).to(device),
+        behaviour_logprobs=_stack([group.behaviour_logprobs for group in groups]).to(device),
+        reference_logprobs=_stack([group.reference_logprobs for group in groups]).to(device),
+        values=_stack([group.values for group in groups]).to(device),
+        advantages=_stack([group.advantages for group in groups]).to(device),
+        returns=_stack([group.returns for group in groups]).to(device),
+    )
 
 
-def _pad(blocks: Sequence[NDArray[np.float32]] | Sequence[NDArray[np.int64]], mask: Tensor) -> Tensor:
+def _pad(blocks: Sequence[NDArray[Any]], mask: Tensor) -> Tensor:
     """Blocks [n, T_g] stacked into [N, T], zero where `mask` is False."""
-    padded = torch.zeros(mask.shape, dtype=torch.tensor(blocks[0]).dtype)
-    start = 0
-    for block in blocks:
-        padded[start : start + len(block), : block.shape[1]] = torch.tensor(block)
-        start += len(block)
-    return padded.masked_fill(~mask, 0)
+    return _stack(blocks).masked_fill(~mask, 0)
+
+
+def _stack(blocks: Sequence[NDArray[Any]]) -> Tensor:
+    """Blocks [n, T_g] below each other, padded on the right with zeros to the longest."""
+    width = max(block.shape[1] for block in blocks)
+    return torch.from_numpy(np.concatenate([np.pad(block, ((0, 0), (0, width - block.shape[1]))) for block in blocks]))
 
 
 def _groups(rollouts: Sequence[Rollout], columns: Mapping[str, Tensor]) -> list[Experience]:
@@ -116,7 +110,9 @@ def _groups(rollouts: Sequence[Rollout], columns: Mapping[str, Tensor]) -> list[
     for rollout in rollouts:
         length = max(len(completion.token_ids) for completion in rollout.completions)
         rows = slice(start, start + len(rollout.completions))
-        arrays = {name: np.ascontiguousarray(column[rows, :length].numpy()) for name, column in columns.items()}
+        arrays: dict[str, Any] = {
+            name: np.ascontiguousarray(column[rows, :length].numpy()) for name, column in columns.items()
+        }
         groups.append(Experience(rollout.prompt_id, **arrays))
         start = rows.stop
     return groups

@@ -39,7 +39,7 @@ class RaterKind(StrEnum):
 
 @dataclass(frozen=True)
 class Medium:
-    """An encoded medium as it lies in the table: file bytes (PNG, WAV, MP4, ...) and, if known, where they came from."""
+    """An encoded medium as it lies in the table: file bytes (PNG, WAV, MP4, ...) and, if known, where they are from."""
 
     kind: MediaKind
     data: bytes

@@ -27,7 +27,7 @@ HEADLINES = (
     "reward/exact_match",
     "kl/reference",
     "entropy",
-    "length/mean",
+    "completion/length",
     "time/step_s",
 )
 """What the console shows first, where it is logged."""

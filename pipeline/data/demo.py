@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 
 class Split(StrEnum):
+    """The splits; no source image and no voice is in two of them."""
+
     TRAIN = "train"
     VALIDATION = "validation"
     TEST = "test"

@@ -7,7 +7,7 @@ The driver needs ids, tasks and answers only (`PromptTable.infos`); whoever proc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path

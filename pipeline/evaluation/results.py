@@ -29,11 +29,15 @@ TEXT_ONLY = "text"
 
 
 class ModelName(StrEnum):
+    """The models that are compared, by the stage that wrote them."""
+
     SFT = "sft"
     RLHF = "rlhf"
 
 
 class Mode(StrEnum):
+    """How completions were chosen: drawn at the recipe's temperature, or the likeliest token each time."""
+
     SAMPLED = "sampled"
     GREEDY = "greedy"
 
@@ -56,7 +60,6 @@ class SampleResult:
     model: ModelName
     mode: Mode
     blanked: tuple[str, ...]
-    question: str
     answer: str
     text: str
     finish_reason: str

@@ -6,6 +6,7 @@ processors, chat template), so that the code that loads it is the code that load
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,6 @@ def build(directory: Path, *, architecture: str, corpus: Iterable[str], seed: in
 
 
 def _tokenizer(corpus: Iterable[str]) -> Any:
-    import json
-
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
@@ -75,9 +74,10 @@ def _tokenizer(corpus: Iterable[str]) -> Any:
     )
     raw.train_from_iterator([*corpus, "user\n", "assistant\n", "system\n"], trainer)
     learned = json.loads(raw.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
+    merges: Any = [tuple(pair) for pair in learned["merges"]]  # The annotation says strings; pairs are what it takes.
+    return Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
+        merges=merges,
         eos_token=END,
         pad_token=PAD,
         unk_token=PAD,
@@ -85,7 +85,6 @@ def _tokenizer(corpus: Iterable[str]) -> Any:
         model_specific_special_tokens=SPECIAL_TOKENS,
         padding_side="left",
     )
-    return tokenizer
 
 
 def _token_ids(tokenizer: Any) -> dict[str, int]:
@@ -164,7 +163,7 @@ def _qwen2_5_omni_thinker(tokenizer: Any) -> tuple[Any, Any]:
         audio_start_token_id=ids["audio_bos_token"],
         audio_end_token_id=ids["audio_eos_token"],
         # No declared field, but the rotary positions read it.
-        vision_start_token_id=ids["vision_bos_token"],
+        vision_start_token_id=ids["vision_bos_token"],  # pyright: ignore[reportCallIssue]
         initializer_range=INITIALIZER_RANGE,
     )
     image, video = _media_processors()

@@ -168,8 +168,10 @@ def test_micro_batches_add_up_to_one_batch(loss: Loss) -> None:
 def test_padding_changes_nothing_whatever_it_holds(loss: Loss) -> None:
     x, other, target, mask = _batch()
     plain, plain_gradient = _outcome(loss, x, other, target, mask)
-    dirty = [torch.cat([y.masked_fill(~mask, NAN), torch.full_like(y, NAN)], dim=1) for y in (x, other, target)]
-    padded, padded_gradient = _outcome(loss, *dirty, torch.cat([mask, torch.zeros_like(mask)], dim=1))
+    dirty = (torch.cat([y.masked_fill(~mask, NAN), torch.full_like(y, NAN)], dim=1) for y in (x, other, target))
+    x_dirty, other_dirty, target_dirty = dirty
+    wide_mask = torch.cat([mask, torch.zeros_like(mask)], dim=1)
+    padded, padded_gradient = _outcome(loss, x_dirty, other_dirty, target_dirty, wide_mask)
     torch.testing.assert_close(padded, plain)
     torch.testing.assert_close(padded_gradient, torch.cat([plain_gradient * mask, torch.zeros_like(x)], dim=1))
 

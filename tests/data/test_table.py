@@ -72,11 +72,17 @@ def test_infos_come_in_file_order_and_read_no_media(path: Path, monkeypatch: pyt
     assert not {"images", "audios", "videos"} & set(columns_read)
 
 
-def test_prompts_are_read_in_the_order_asked_for_from_the_groups_they_lie_in(path: Path) -> None:
+def test_prompts_are_read_in_the_order_asked_for_from_the_groups_they_lie_in(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = PromptTable(path)
     groups: list[int] = []
-    read = table._file.read_row_group
-    table._file.read_row_group = lambda group, **rest: groups.append(group) or read(group, **rest)
+    read = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda self, group, **rest: groups.append(group) or read(self, group, **rest),
+    )
     assert table.read(["row-161", "row-2", "row-160", "row-2"]) == [PROMPTS[n] for n in (161, 2, 160, 2)]
     assert groups == [0, 5]
 

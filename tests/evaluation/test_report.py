@@ -117,7 +117,7 @@ def completions(prompt: Prompt, kinds: tuple[str, ...], dice: random.Random) -> 
                 rewards |= {"bleu": 0.6 if right else 0.2, "rouge_l": 0.7 if right else 0.3}
             rows.append(
                 SampleResult(
-                    prompt.id, prompt.task, kinds, model, mode, blanked, prompt.messages[0].content, prompt.answer,
+                    prompt.id, prompt.task, kinds, model, mode, blanked, prompt.answer,
                     text, dice.choice(["stop", "stop", "length"]), len(tokens), tokens, kl, rewards,
                     dice.gauss(0.5 if right else -0.5, 0.3),
                 )

@@ -26,9 +26,7 @@ from pipeline.evaluation.results import (
 )
 
 SFT, RLHF = ModelName.SFT, ModelName.RLHF
-BASE = SampleResult(
-    "p", "digit", ("image",), SFT, Mode.SAMPLED, (), "Which digit?", "7", "7", "stop", 2, ("7", "."), (), {}, None
-)
+BASE = SampleResult("p", "digit", ("image",), SFT, Mode.SAMPLED, (), "7", "7", "stop", 2, ("7", "."), (), {}, None)
 
 
 def sample(prompt: str, model: ModelName, exact: float | None, **changes: Any) -> SampleResult:

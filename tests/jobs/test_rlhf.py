@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from jobs import rlhf
 from pipeline.config import Recipe
+from pipeline.records import Prompt
 from tests.jobs.small import MakeRecipe, curve, small_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -62,7 +64,7 @@ def test_resume_without_a_checkpoint_and_with_another_seed_are_clear_errors(make
     directory = recipe.run.directory / "checkpoints" / "rlhf_steps" / "step-000001"
     directory.mkdir(parents=True)
     (directory / "state.json").write_text(json.dumps({"step": 1, "seed": 0}))
-    with pytest.raises(ValueError, match="run.seed=0, not 5"):
+    with pytest.raises(ValueError, match=r"run\.seed=0, not 5"):
         checkpoints.newest(recipe)
 
 
@@ -103,7 +105,7 @@ def test_a_missing_checkpoint_is_named(make_recipe: MakeRecipe) -> None:
 
     recipe = make_recipe()
     shutil.rmtree(recipe.checkpoint("reward_model"))
-    with pytest.raises(FileNotFoundError, match="reward: no checkpoint in .*reward_model"):
+    with pytest.raises(FileNotFoundError, match=r"reward: no checkpoint in .*reward_model"):
         rlhf.run(recipe)
 
 
@@ -117,11 +119,11 @@ def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe:
     table = PromptTable(recipe.data_path / "train.parquet")
     with start_roles(recipe, {"encoder": recipe.checkpoint("sft")}) as roles:
         door = Door(roles, recipe, "train", stage="test")
-        ids = [info.id for info in door.infos]
+        ids = list(door.infos)
         first = door.admit(ids)
         again = door.admit(list(reversed(ids)))
         calls = sum(ray.get(roles.encoder.on_all(EncoderWorker.num_tower_calls)))
-        prompts = [prompt for prompt in table.read(ids)]
+        prompts = [row for row in table.read(ids) if isinstance(row, Prompt)]
         media = {medium.data for prompt in prompts for medium in prompt.media}
         encoded = fetch_encoded(first)
     assert calls == len(media)
@@ -151,7 +153,7 @@ def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(mak
             *(f"rlhf.{role}.num_workers=2" for role in roles),
         )
         rlhf.run(recipe)
-        used = {actor["node_id"] for actor in _actors()}
+        used = _nodes_of_workers()
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -160,7 +162,8 @@ def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(mak
     assert len(used) == 2
 
 
-def _actors() -> list[dict[str, str]]:
+def _nodes_of_workers() -> set[str]:
     from ray.util.state import list_actors
 
-    return [{"node_id": actor.node_id} for actor in list_actors() if "Worker" in actor.class_name]
+    actors: list[Any] = list_actors()
+    return {actor.node_id for actor in actors if "Worker" in actor.class_name}

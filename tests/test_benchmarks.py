@@ -1,0 +1,115 @@
+"""The seeds benchmark without its runs: from summaries to the table, the report's rows and RESULTS.md."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import seeds
+
+
+def _part(sft: float, rlhf: float, **more: Any) -> dict[str, Any]:
+    def model(reward: float, kl: float) -> dict[str, Any]:
+        return {"true_reward": reward, "greedy_true_reward": reward + 0.1, "learned_reward": reward - 0.5, "kl": kl}
+
+    return {"sft": model(sft, 0.0), "rlhf": model(rlhf, 0.02), "gain": {"value": rlhf - sft}, **more}
+
+
+def _summary(shift: float = 0.0, tasks: tuple[str, ...] = ("digit", "text")) -> dict[str, Any]:
+    gaps = {"digit": 0.75, "text": None}
+    return {
+        "total_s": 240.0 + shift,
+        "overall": _part(0.5, 0.625 + shift),
+        "tasks": {task: _part(0.25, 0.5 + shift, blind_gap=gaps[task]) for task in tasks},
+    }
+
+
+SUMMARIES: Mapping[int, Mapping[str, Any]] = {0: _summary(), 3: _summary(0.125)}
+
+
+def test_measures_of_all_seeds_stand_side_by_side_with_overall_first() -> None:
+    table = seeds.collect(SUMMARIES)
+    assert list(table) == ["overall", "digit", "text"]
+    assert table["overall"]["SFT"] == [0.5, 0.5]
+    assert table["overall"]["RLHF"] == [0.625, 0.75]
+    assert table["overall"]["gain"] == [0.125, 0.25]
+    assert table["digit"]["RLHF greedy"] == [0.6, 0.725]
+    assert table["digit"]["KL"] == [0.02, 0.02]
+    assert table["digit"]["blind gap"] == [0.75, 0.75]
+    assert table["text"]["blind gap"] == table["overall"]["blind gap"] == [None, None]
+
+
+def test_a_model_that_was_not_evaluated_leaves_its_cells_empty() -> None:
+    part = {"sft": {"true_reward": None}, "rlhf": {"true_reward": 0.5}, "gain": None}
+    table = seeds.collect({0: {"overall": part, "tasks": {}}})
+    assert table["overall"]["SFT"] == table["overall"]["gain"] == [None]
+    assert table["overall"]["RLHF"] == [0.5]
+
+
+def test_a_mean_is_over_all_seeds_or_none() -> None:
+    assert seeds.mean([0.25, 0.75]) == 0.5
+    assert seeds.mean([0.25, None]) is None
+    assert seeds.mean([]) is None
+
+
+def test_seeds_of_different_recipes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"seeds \[1\] have other tasks than \['digit', 'text'\]"):
+        seeds.collect({0: _summary(), 1: _summary(tasks=("digit",))})
+
+
+def test_the_report_gets_a_row_a_seed_with_equal_columns() -> None:
+    rows = seeds.report_rows(seeds.collect(SUMMARIES), [0, 3])
+    assert [row["seed"] for row in rows] == [0, 3]
+    assert list(rows[0]) == list(rows[1])
+    assert rows[1]["gain"] == 0.25 and rows[1]["text: gain"] == 0.375
+    assert "blind gap" not in rows[0]
+
+
+def test_the_table_in_markdown_has_the_mean_before_each_seed() -> None:
+    lines = seeds.markdown(seeds.collect(SUMMARIES), [0, 3]).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| **overall** | **mean** | **0.500** | **0.688** | **0.188** |")
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["**mean**", "0", "3"] * 3
+    assert lines[-1].endswith("| 0.020 |  |")
+
+
+def test_finished_seeds_are_reused_and_everything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, summary in SUMMARIES.items():
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "summary.json").write_text(json.dumps(summary))
+    shown: list[Any] = []
+    monkeypatch.setattr(seeds, "read_samples", lambda path: [path])
+    monkeypatch.setattr(seeds, "publish", lambda recipe, samples, seeds_table: shown.append((recipe, seeds_table)))
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Results\n")
+    arguments = ["--seeds", "0", "3", "--out", str(tmp_path), "--results", str(results), "--reuse"]
+    seeds.main([*arguments, "--", "rlhf.num_steps=2"])
+
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == json.loads((tmp_path / "seeds.json").read_text())
+    assert last["seeds"] == [0, 3] and last["total_s"] == [240.0, 240.125]
+    assert last["mean"]["overall"]["gain"] == 0.1875 and last["mean"]["text"]["blind gap"] is None
+    text = results.read_text()
+    assert (
+        text.startswith("# Results\n\n## 20")
+        and " cores, " in text
+        and "python -m benchmarks.seeds --seeds 0 3" in text
+    )
+    ((recipe, rows),) = shown
+    assert recipe.run.seed == 0 and recipe.rlhf.num_steps == 2
+    assert recipe.run.directory == tmp_path / "seed-0" and len(rows) == 2
+
+
+def test_a_run_that_fails_names_its_log(tmp_path: Path) -> None:
+    recipe = seeds.load_recipe(None, ["run.seed=4"])
+    log = tmp_path / "logs" / "seed-4.log"
+    with pytest.raises(SystemExit, match=r"seed 4 failed with status 3; its output: .*seed-4\.log"):
+        seeds.run_seed(recipe, [sys.executable, "-c", "print('trying'); raise SystemExit(3)"], log)
+    assert log.read_text() == "trying\n"
