@@ -43,3 +43,7 @@ class Door:
         self.quarantine.write(self._file)
         self.quarantine.check(len(self._seen), self._recipe.data.max_bad_fraction)
         return admitted
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Says which rows will be asked for next, so that they are processed by then."""
+        self._roles.announce(ids, self._split)

@@ -103,4 +103,3 @@ def _options(workers: Workers, group: PlacementGroup, place: int, device: Device
             placement_group=group, placement_group_bundle_index=place, placement_group_capture_child_tasks=False
         ),
     }
-

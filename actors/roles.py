@@ -64,20 +64,27 @@ class Roles:
         self, ids: Sequence[str], split: str, *, blanked: frozenset[MediaKind] = frozenset(), towers: bool = True
     ) -> list[PromptRef | Quarantined]:
         """Processed and, with `towers`, encoded prompts; each by the worker that its id hashes to: once, that is."""
-        shares: list[list[str]] = [[] for _ in self.encoder.actors]
-        owner = {name: _stable_index(name, len(shares)) for name in ids}
-        for name, share in owner.items():
-            shares[share].append(name)
-        if towers:
-            calls = self.encoder.on_each(EncoderWorker.encode, shares, split, blanked=blanked)
-        else:
-            calls = self.encoder.on_each(EncoderWorker.process, shares, split)
+        shares, calls = self._ask_encoders(ids, split, blanked, towers)
         found = {
             name: prompt
             for share, prompts in zip(shares, ray.get(calls), strict=True)
             for name, prompt in zip(share, prompts, strict=True)
         }
         return [found[name] for name in ids]
+
+    def announce(self, ids: Sequence[str], split: str) -> None:
+        """Lets the encoders start on prompts that are soon asked for, while others work."""
+        self._ask_encoders(ids, split, frozenset(), True)
+
+    def _ask_encoders(
+        self, ids: Sequence[str], split: str, blanked: frozenset[MediaKind], towers: bool
+    ) -> tuple[list[list[str]], list[ray.ObjectRef[list[PromptRef | Quarantined]]]]:
+        shares: list[list[str]] = [[] for _ in self.encoder.actors]
+        for name in dict.fromkeys(ids):
+            shares[_stable_index(name, len(shares))].append(name)
+        if towers:
+            return shares, self.encoder.on_each(EncoderWorker.encode, shares, split, blanked=blanked)
+        return shares, self.encoder.on_each(EncoderWorker.process, shares, split)
 
     def shutdown(self) -> None:
         """Ends all workers and gives their resources back."""

@@ -12,7 +12,8 @@ from actors.encoder import PromptRef, fetch_encoded
 from actors.engine import World
 from actors.group import Worker
 from actors.weights import Weights
-from pipeline.config import Recipe, Rollout as RolloutSettings, Sampling
+from pipeline.config import Recipe, Sampling
+from pipeline.config import Rollout as RolloutSettings
 from pipeline.generation import generate, sample_seed
 from pipeline.models.batch import collate_prompts
 from pipeline.models.checkpoint import load_policy
@@ -63,9 +64,7 @@ class RolloutWorker(Worker):
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         return [rollout for batch in batches for rollout in self._generate(batch, sampling, group_size, step)]
 
-    def _generate(
-        self, prompts: Sequence[PromptRef], sampling: Sampling, group_size: int, step: int
-    ) -> list[Rollout]:
+    def _generate(self, prompts: Sequence[PromptRef], sampling: Sampling, group_size: int, step: int) -> list[Rollout]:
         seed = self.recipe.run.seed
         samples = generate(
             self._policy,
@@ -80,9 +79,7 @@ class RolloutWorker(Worker):
             [sample.token_ids for sample in samples], skip_special_tokens=True
         )
         completions = [
-            Completion(
-                sample.token_ids, sample.behaviour_logprobs, sample.finish_reason, self._version, text.strip()
-            )
+            Completion(sample.token_ids, sample.behaviour_logprobs, sample.finish_reason, self._version, text.strip())
             for sample, text in zip(samples, texts, strict=True)
         ]
         return [

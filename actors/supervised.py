@@ -58,9 +58,17 @@ class Comparison:
 
 
 def fit(
-    train: Callable[[dict[str, Any]], None], config: dict[str, Any], settings: Supervised | RewardModel, recipe: Recipe
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Runs `train` on Ray Train's workers and yields (step, metrics) while it works.
+    train: Callable[[dict[str, Any]], None],
+    *,
+    data: Callable[[], dict[str, Any]],
+    source: Path,
+    target: Path,
+    settings: Supervised | RewardModel,
+    recipe: Recipe,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Runs `train` on Ray Train's workers, from checkpoint `source` to `target`, and yields (step, metrics) meanwhile.
+
+    `data` gives the workers' `items` (and whatever else they read); it is called while they start.
 
     Raises:
         ConfigError: the batch cannot be split evenly.
@@ -71,10 +79,19 @@ def fit(
     resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
     if device is Device.CUDA:
         resources["GPU"] = settings.gpus_per_worker
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue, inbox = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
+    config = {
+        "recipe": recipe,
+        "settings": settings,
+        "device": device,
+        "source": source.absolute(),
+        "target": target.absolute(),
+        "queue": queue,
+        "inbox": inbox,
+    }
     trainer = TorchTrainer(
         train,
-        train_loop_config={**config, "recipe": recipe, "settings": settings, "queue": queue, "device": device},
+        train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers, use_gpu=device is Device.CUDA, resources_per_worker=resources
         ),
@@ -87,12 +104,21 @@ def fit(
     failures: list[BaseException] = []
     thread = threading.Thread(target=_run, args=(trainer, failures), daemon=True)
     thread.start()
+    prepared: dict[str, Any] | None = None
+    try:
+        prepared = data()
+    finally:
+        # Where `data` failed the workers get None, and end.
+        inbox.put_nowait_batch([prepared] * settings.num_workers)
+        if prepared is None:
+            thread.join()
     while thread.is_alive() or not queue.empty():
         try:
             yield queue.get(timeout=0.5)
         except Empty:
             continue
     queue.shutdown()
+    inbox.shutdown()
     if failures:
         raise failures[0]
 
@@ -135,6 +161,8 @@ def train_sft(config: dict[str, Any]) -> None:
         logprobs, entropy = engine(prompts.to(engine.device), answers.to(engine.device))
         return {"loss": -logprobs.sum() / num_tokens, "entropy": entropy.sum() / num_tokens}
 
+    if not _receive(config):
+        return
     _train(config, engine, losses, lambda batch: float(sum(len(answer_ids(item)) for item in batch)))
     _export(engine, source, config["target"])
 
@@ -167,6 +195,8 @@ def train_reward_model(config: dict[str, Any]) -> None:
             "accuracy": (chosen > rejected).float().sum() / num_pairs,
         }
 
+    if not _receive(config):
+        return
     _train(config, engine, losses, lambda batch: float(len(batch)))
     _standardise(config, engine, scores)
     _export(engine, source, config["target"])

@@ -55,7 +55,7 @@ def run(recipe: Recipe) -> Path:
             ray.get(roles.rollout.on_all(RolloutWorker.load, recipe.checkpoint(model)))
             for mode in Mode:
                 samples += sample(roles, recipe, prompts, infos, model=model, mode=mode)
-            if recipe.evaluate.blind:
+            if recipe.evaluate.blind and model is ModelName.RLHF:
                 for blanked in blankings(list(infos.values())):
                     ids = [info.id for info in infos.values() if blanked <= set(info.modalities)]
                     unseen = door.admit(ids, blanked=blanked)

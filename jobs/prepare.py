@@ -29,7 +29,9 @@ def run(recipe: Recipe) -> dict[str, int]:
         return {}
     counts = demo.build(recipe.data_path, prepare=recipe.prepare, seed=recipe.run.seed)
     for split in ("train", "validation", "test"):
-        print(f"{split}: " + ", ".join(f"{key.split('/')[1]} {n}" for key, n in counts.items() if key.startswith(split)))
+        print(
+            f"{split}: " + ", ".join(f"{key.split('/')[1]} {n}" for key, n in counts.items() if key.startswith(split))
+        )
     return counts
 
 

@@ -1,6 +1,6 @@
 """Quickstart: every stage, one after the other, from nothing to a report.
 
-    prepare -> sft -> reward_model -> rlhf -> evaluate
+prepare -> sft -> reward_model -> rlhf -> evaluate
 """
 
 from __future__ import annotations

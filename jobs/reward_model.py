@@ -29,7 +29,6 @@ from pipeline.tracking import Tracker
 # Seeds of the compared samples are those of a step that training never takes.
 SAMPLING_STEP = -1
 HELD_OUT_FRACTION = 0.1
-MIN_PAIRS = 20
 
 
 def run(recipe: Recipe) -> Path:
@@ -39,35 +38,41 @@ def run(recipe: Recipe) -> Path:
     roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}
     with start_roles(recipe, roles_needed) as roles:
         door = Door(roles, recipe, "train", stage="reward_model")
-        if not table.is_file():
-            write_preferences(table, sample_preferences(recipe, roles, door))
-        preferences = read_preferences(table)
-        prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in preferences}))}
-        pairs = [
-            supervised.Comparison(prompts[item.prompt_id], item.chosen_ids, item.rejected_ids)
-            for item in preferences
-            if item.prompt_id in prompts
-        ]
-        num_held_out = max(1, int(len(pairs) * HELD_OUT_FRACTION))
-        if len(pairs) - num_held_out < max(MIN_PAIRS, recipe.reward_model.batch_size):
-            raise ConfigError(
-                f"{table}: {len(pairs)} usable preferences are too few for "
-                f"reward_model.batch_size={recipe.reward_model.batch_size}; raise preferences.num_prompts"
-            )
-        print(f"{len(pairs)} preferences by {', '.join(sorted({item.rater for item in preferences}))}")
-        config = {
-            "items": pairs[num_held_out:],
-            "held_out": pairs[:num_held_out],
-            "source": source.absolute(),
-            "target": target.absolute(),
-        }
         num_steps = recipe.reward_model.num_steps
         with Tracker(
             recipe.run, "reward_model", num_steps=num_steps, extra_sinks=ray_sinks(recipe.run, "reward_model")
         ) as tracker:
-            for step, metrics in supervised.fit(supervised.train_reward_model, config, recipe.reward_model, recipe):
+            for step, metrics in supervised.fit(
+                supervised.train_reward_model,
+                data=lambda: comparisons(recipe, roles, door, table),
+                source=source,
+                target=target,
+                settings=recipe.reward_model,
+                recipe=recipe,
+            ):
                 supervised.show(tracker, step, metrics)
     return target
+
+
+def comparisons(recipe: Recipe, roles: Roles, door: Door, table: Path) -> dict[str, list[supervised.Comparison]]:
+    """The preferences of the table, made first where there is none, as training and held-out pairs."""
+    if not table.is_file():
+        write_preferences(table, sample_preferences(recipe, roles, door))
+    preferences = read_preferences(table)
+    prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in preferences}))}
+    pairs = [
+        supervised.Comparison(prompts[item.prompt_id], item.chosen_ids, item.rejected_ids)
+        for item in preferences
+        if item.prompt_id in prompts
+    ]
+    num_held_out = max(1, int(len(pairs) * HELD_OUT_FRACTION))
+    if len(pairs) - num_held_out < recipe.reward_model.batch_size:
+        raise ConfigError(
+            f"{table}: {len(pairs)} usable preferences are too few for "
+            f"reward_model.batch_size={recipe.reward_model.batch_size}; raise preferences.num_prompts"
+        )
+    print(f"{len(pairs)} preferences by {', '.join(sorted({item.rater for item in preferences}))}", flush=True)
+    return {"items": pairs[num_held_out:], "held_out": pairs[:num_held_out]}
 
 
 def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:
@@ -79,7 +84,7 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
     calls = roles.rollout.on_each(
         RolloutWorker.generate,
         split(prompts, len(roles.rollout)),
-        recipe.rlhf.sampling,
+        recipe.rlhf.sampling.model_copy(update={"temperature": settings.temperature}),
         group_size=settings.samples_per_prompt,
         step=SAMPLING_STEP,
     )

@@ -27,7 +27,7 @@ from actors.door import Door
 from actors.encoder import PromptRef
 from actors.group import split
 from actors.metrics import ray_sinks
-from actors.policy import PolicyWorker, plan_update
+from actors.policy import Minibatch, PolicyWorker, plan_update
 from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
 from actors.roles import Roles, collect, loop_paths, start_roles
@@ -37,7 +37,7 @@ from pipeline.algorithms.shaping import clip_reward, combine
 from pipeline.config import Recipe, RewardName
 from pipeline.data.table import PromptOrder
 from pipeline.experience import make_experience
-from pipeline.records import FinishReason, PromptInfo, Rollout
+from pipeline.records import Experience, FinishReason, PromptInfo, Rollout
 from pipeline.rewards import RuleScores, score_rules
 from pipeline.tracking import Tracker
 
@@ -64,6 +64,8 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
         with tracker:
             for step in range(state.step, settings.num_steps):
                 prompts = door.admit(order.batch(step, settings.prompts_per_step))
+                if step + 1 < settings.num_steps:
+                    door.announce(order.batch(step + 1, settings.prompts_per_step))
                 rollouts, rollout_s = generate(roles, recipe, prompts, step)
                 scored, score_s = score(roles, recipe, prompts, rollouts)
                 rules = score_rules(
@@ -154,16 +156,20 @@ def reward_parts(rules: RuleScores, learned: Sequence[Any] | None) -> dict[Rewar
 
 
 def update(
-    roles: Roles, recipe: Recipe, rows: Sequence[Any], step: int, kl_weight: float
+    roles: Roles, recipe: Recipe, rows: Sequence[tuple[PromptRef, Experience]], step: int, kl_weight: float
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Policy and critic learn at the same time; returns their metrics and seconds."""
+
+    def plan(num_ranks: int) -> list[list[Minibatch]]:
+        return plan_update(rows, num_ranks=num_ranks, algorithm=recipe.rlhf.algorithm, seed=[recipe.run.seed, step])
+
     calls: dict[str, list[ray.ObjectRef[Any]]] = {}
-    for role, group, worker in (("policy", roles.policy, PolicyWorker), ("critic", roles.critic, CriticWorker)):
-        if group is not None:
-            shares = plan_update(
-                rows, num_ranks=len(group), algorithm=recipe.rlhf.algorithm, seed=[recipe.run.seed, step]
-            )
-            calls[role] = group.on_each(worker.update, shares, step=step, kl_weight=kl_weight)
+    if roles.critic:
+        shares = plan(len(roles.critic))
+        calls["critic"] = roles.critic.on_each(CriticWorker.update, shares, step=step, kl_weight=kl_weight)
+    if not roles.critic or step >= recipe.rlhf.critic_warmup_steps:
+        shares = plan(len(roles.policy))
+        calls["policy"] = roles.policy.on_each(PolicyWorker.update, shares, step=step, kl_weight=kl_weight)
     results, seconds = collect(calls)
     metrics = {f"{role}/{name}": value for role, parts in results.items() for name, value in parts[0].items()}
     return metrics, {f"{role}_update": spent for role, spent in seconds.items()}

@@ -9,6 +9,7 @@ Left out on purpose: resuming. The stage is short beside the loop, and starts ag
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import actors.supervised as supervised
 from actors.door import Door
@@ -24,14 +25,18 @@ def run(recipe: Recipe) -> Path:
     source, target = recipe.checkpoint("base"), recipe.checkpoint("sft")
     with start_roles(recipe, {"encoder": source}) as roles:
         door = Door(roles, recipe, "train", stage="sft")
-        ids = list(door.infos)[: recipe.sft.rows]
-        prompts = door.admit(ids, towers=not recipe.sft.train_towers)
-        items = [supervised.Demonstration(prompt, door.infos[prompt.id].answer) for prompt in prompts]
-        config = {"items": items, "source": source.absolute(), "target": target.absolute()}
+
+        def data() -> dict[str, Any]:
+            ids = list(door.infos)[: recipe.sft.rows]
+            prompts = door.admit(ids, towers=not recipe.sft.train_towers)
+            return {"items": [supervised.Demonstration(prompt, door.infos[prompt.id].answer) for prompt in prompts]}
+
         with Tracker(
             recipe.run, "sft", num_steps=recipe.sft.num_steps, extra_sinks=ray_sinks(recipe.run, "sft")
         ) as tracker:
-            for step, metrics in supervised.fit(supervised.train_sft, config, recipe.sft, recipe):
+            for step, metrics in supervised.fit(
+                supervised.train_sft, data=data, source=source, target=target, settings=recipe.sft, recipe=recipe
+            ):
                 supervised.show(tracker, step, metrics)
     return target
 

@@ -215,6 +215,8 @@ class Preferences(Section):
     """Prompts of the train split for which the SFT model's samples are compared."""
     samples_per_prompt: int = Field(default=4, ge=2)
     """Completions sampled for each prompt; one pair of different ones is taken."""
+    temperature: float = Field(default=1.8, gt=0)
+    """Temperature of those samples: hot ones differ more, so that pairs hold clear mistakes beside subtle ones."""
     error_rate: float = Field(default=0.05, ge=0, lt=0.5)
     """How often the scripted rater prefers the worse completion."""
 
@@ -309,6 +311,9 @@ class Rlhf(Section):
     """The world of the policy."""
     critic: Trained = Trained()
     """The world of the critic."""
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """First steps in which the critic learns and the policy waits, so that its advantages come from a critic that knows
+    this policy."""
     save_every: int = Field(default=20, gt=0)
     """Steps between checkpoints; the last step always saves one."""
     keep_last: int = Field(default=2, ge=1)

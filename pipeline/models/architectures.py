@@ -217,9 +217,7 @@ class Qwen25OmniThinker(QwenVision):
 
 
 def _vision_names(kind: MediaKind) -> tuple[str, str]:
-    return (
-        ("pixel_values", "image_grid_thw") if kind is MediaKind.IMAGE else ("pixel_values_videos", "video_grid_thw")
-    )
+    return ("pixel_values", "image_grid_thw") if kind is MediaKind.IMAGE else ("pixel_values_videos", "video_grid_thw")
 
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -62,12 +62,18 @@ def load_reward_model(path: Path, *, dtype: Dtype, trust_remote_code: bool) -> R
 
 
 def load_value_model(path: Path, *, dtype: Dtype, trust_remote_code: bool) -> ValueModel:
-    """A critic, from a reward model's checkpoint (head included) or from a plain one."""
+    """A critic, from a plain checkpoint, or from a reward model's: it then starts as the standardised reward."""
     model, architecture = load_model(path, dtype=dtype, trust_remote_code=trust_remote_code)
     value_model = ValueModel(model, architecture, ScalarHead(hidden_size(model)))
     head = _read_head(path)
     if head:
-        value_model.head.load_state_dict({name: head[f"head.{name}"] for name in value_model.head.state_dict()})
+        mean, scale = head.get("mean", torch.zeros(())), head.get("scale", torch.ones(()))
+        value_model.head.load_state_dict(
+            {
+                "linear.weight": head["head.linear.weight"] / scale,
+                "linear.bias": (head["head.linear.bias"] - mean) / scale,
+            }
+        )
     return value_model
 
 

@@ -144,7 +144,8 @@ class ScalarHead(nn.Module):
         super().__init__()
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.bias)
-        nn.init.normal_(self.linear.weight, std=1 / (hidden_size + 1))
+        # Normalised hidden states of unit size then give scores of unit size.
+        nn.init.normal_(self.linear.weight, std=hidden_size**-0.5)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Scalars [...]."""

@@ -111,7 +111,7 @@ def test_help_documents_every_option() -> None:
     assert "0 leaves the reference out altogether" in job.stdout
 
 
-def samples_of(num_samples: int):  # noqa: ANN201
+def samples_of(num_samples: int):
     import numpy as np
 
     return np.zeros(num_samples, np.float32)
