@@ -20,7 +20,7 @@ from actors.policy import PolicyWorker
 from actors.roles import Roles
 from pipeline.algorithms.kl import AdaptiveKl, FixedKl, KlController
 from pipeline.algorithms.shaping import RunningScale
-from pipeline.config import Kl, KlControl, Recipe
+from pipeline.config import ConfigError, Kl, KlControl, Recipe
 
 STATE_FILE = "state.json"
 
@@ -64,14 +64,14 @@ def newest(recipe: Recipe) -> Path:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it was written with another seed, so that its data order would not go on.
+        ConfigError: it was written with another seed, so that its data order would not go on.
     """
     complete = _complete(recipe)
     if not complete:
         raise FileNotFoundError(f"--resume: no checkpoint in {_directory(recipe)}; start without --resume")
     seed = json.loads((complete[-1] / STATE_FILE).read_text())["seed"]
     if seed != recipe.run.seed:
-        raise ValueError(f"{complete[-1]} was written with run.seed={seed}, not {recipe.run.seed}: use that seed")
+        raise ConfigError(f"{complete[-1]} was written with run.seed={seed}, not {recipe.run.seed}: use that seed")
     return complete[-1].absolute()
 
 

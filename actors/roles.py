@@ -20,6 +20,7 @@ from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from pipeline.config import AdvantageEstimator, Recipe, RewardName
+from pipeline.models.checkpoint import check_same_towers
 from pipeline.records import MediaKind, Quarantined
 
 
@@ -31,10 +32,12 @@ class Roles:
 
         Raises:
             FileNotFoundError: a checkpoint is missing.
+            ConfigError: the checkpoints differ in their towers.
         """
         for role, path in paths.items():
             if not (path / "config.json").is_file():
                 raise FileNotFoundError(f"{role}: no checkpoint in {path}; run the stage that writes it first")
+        check_same_towers(paths)
         settings: dict[str, Any] = {role: getattr(recipe.rlhf, role) for role in paths}
         self._seating = seat(settings, recipe.cluster)
 

@@ -239,6 +239,13 @@ def _engine(module: nn.Module, config: dict[str, Any]) -> Engine:
     return engine
 
 
+def _receive(config: dict[str, Any]) -> bool:
+    """Takes this worker's data out of the inbox; False where there are none."""
+    data: dict[str, Any] | None = config["inbox"].get()
+    config.update(data or {})
+    return data is not None
+
+
 def _train(config: dict[str, Any], engine: Engine, losses: Losses[T], count: Callable[[Sequence[T]], float]) -> None:
     """Optimizer steps over batches whose order depends on the seed alone, whatever the number of workers.
 

@@ -12,6 +12,7 @@ policy's own and no second policy pass is needed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
         )
         with tracker:
             for step in range(state.step, settings.num_steps):
+                started = time.monotonic()
                 prompts = door.admit(order.batch(step, settings.prompts_per_step))
                 if step + 1 < settings.num_steps:
                     door.announce(order.batch(step + 1, settings.prompts_per_step))
@@ -99,7 +101,8 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
                     **statistics,
                     "kl/weight": state.kl.weight,
                     **updated,
-                    **speed(rollouts, {**rollout_s, **score_s, **update_s}),
+                    **speed(rollouts, {**rollout_s, **score_s, **update_s, "step": time.monotonic() - started}),
+                    "queue/prompts_per_rollout_worker": len(prompts) / len(roles.rollout),
                     **{f"counts/{reason}": float(n) for reason, n in counts(door, rules, rollouts).items()},
                 }
                 tracker.log(step, metrics)

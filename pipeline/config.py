@@ -205,7 +205,7 @@ class Supervised(Trained):
     batch_size: int = Field(default=64, gt=0)
     """Rows in an optimizer step, over all workers."""
     rows: int | None = Field(default=None, gt=0)
-    """Rows of the train split that have demonstrations (the first ones of a seeded order); null takes all."""
+    """Rows of the train split that have demonstrations (the first ones of the file); null takes all."""
     train_towers: bool = True
     """Whether vision and audio towers train too. The roles of the RLHF loop share frozen towers."""
 

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import Dtype
+from pipeline.config import ConfigError, Dtype
 from pipeline.models.architectures import Architecture, architecture_of
 from pipeline.models.forward import Policy, RewardModel, ScalarHead, ValueModel
 
 HEAD_FILE = "head.safetensors"
+FINGERPRINT_FILE = "towers.sha256"
 DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.BFLOAT16: torch.bfloat16}
 
 
@@ -120,12 +121,32 @@ def _numel(parameter: nn.Parameter) -> int:
 
 def tower_fingerprint(model: Any, architecture: Architecture) -> str:
     """Hash of the towers' weights: equal towers give equal features."""
+    return _fingerprint(model.state_dict(), architecture)
+
+
+def _fingerprint(weights: Mapping[str, Tensor], architecture: Architecture) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         if architecture.is_tower(name):
             digest.update(name.encode())
             digest.update(tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_same_towers(paths: Mapping[str, Path]) -> None:
+    """Makes sure that roles which share tower features have the same towers; `paths` names their checkpoints by role.
+
+    Checkpoints that Polyphony did not write keep no fingerprint and are taken on trust.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    found = {role: file.read_text() for role, path in paths.items() if (file := path / FINGERPRINT_FILE).is_file()}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{role} {paths[role]} ({fingerprint[:8]})" for role, fingerprint in found.items())
+        raise ConfigError(
+            f"roles share tower features, but their towers differ: {listed}; train the reward model again"
+        )
 
 
 def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, NDArray[Any]], source: Path) -> None:
@@ -150,6 +171,7 @@ def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, N
     shutil.rmtree(with_temporary, ignore_errors=True)
     decoder.model.save_pretrained(with_temporary, state_dict=weights)
     AutoProcessor.from_pretrained(source).save_pretrained(with_temporary)
+    (with_temporary / FINGERPRINT_FILE).write_text(_fingerprint(weights, decoder.architecture))
     if head:
         save_file(head, with_temporary / HEAD_FILE)
     # Renamed, not removed, so that a whole checkpoint exists at every moment.

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from pipeline.config import ConfigError
+
 # Twice the usual value halves the time a model of this size needs to learn.
 INITIALIZER_RANGE = 0.04
 HIDDEN = 128
@@ -48,10 +50,10 @@ def build(directory: Path, *, architecture: str, corpus: Iterable[str], seed: in
         corpus: texts that the tokenizer is trained on.
 
     Raises:
-        ValueError: the architecture has no tiny version here.
+        ConfigError: the architecture has no tiny version here.
     """
     if architecture not in BUILDERS:
-        raise ValueError(f"model.tiny_architecture={architecture!r}: use one of {', '.join(sorted(BUILDERS))}")
+        raise ConfigError(f"model.tiny_architecture={architecture!r}: use one of {', '.join(sorted(BUILDERS))}")
     tokenizer = _tokenizer(corpus)
     torch.manual_seed(seed)
     model, processor = BUILDERS[architecture](tokenizer)
