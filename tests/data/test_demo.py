@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -52,14 +53,15 @@ def test_every_medium_decodes_within_the_default_limits_to_the_promised_size(
         for medium in prompt.media:
             match decode(medium, MediaLimits()):
                 case Image(pixels):
-                    assert pixels.shape == (32, 32, 3)
+                    side = drawing.SIDE if prompt.task == "scene" else drawing.DIGIT_SIDE
+                    assert pixels.shape == (side, side, 3)
                     assert pixels.std() > 5
                 case Audio(samples, rate):
                     assert rate == 16_000
                     assert 0.1 < len(samples) / rate <= 1.2
                     assert np.abs(samples).max() > 0.2
                 case Video(frames, frames_per_second):
-                    assert frames.shape == (4, 32, 32, 3)
+                    assert frames.shape == (4, drawing.SIDE, drawing.SIDE, 3)
                     assert frames_per_second == 4.0
                     assert np.abs(np.diff(frames.astype(int), axis=0)).max() > 50, "something moves"
 
@@ -152,6 +154,10 @@ def test_answers_are_true(directory: Path) -> None:
                 assert int(answer) == max(numbers)
             case "scene":
                 assert " ".join(answer.split()[:2]) in question, "the question names the shape the answer begins with"
+            case "sum":
+                written, _, spoken, _, total = answer.split()
+                assert int(written) + int(spoken) == int(total)
+                assert int(written) == labels[int(row["sources"][0].removeprefix("scan:"))]
             case _:
                 assert answer
 
@@ -161,14 +167,16 @@ def test_drawn_relations_and_motions_are_what_they_are_called() -> None:
     for _ in range(200):
         scene = drawing.random_scene(rng)
         dx, dy = scene.first.x - scene.second.x, scene.first.y - scene.second.y
-        assert {"above": -dy, "below": dy, "left of": -dx, "right of": dx}[scene.relation] >= 13
+        assert {"above": -dy, "below": dy, "left of": -dx, "right of": dx}[scene.relation] >= 11
         assert scene.first.name != scene.second.name
         motion = drawing.random_motion(rng)
-        weights = drawing.draw_motion(motion).max(axis=3).astype(float) - motion.background
-        xs = (weights.sum(axis=1) * np.arange(32)).sum(axis=1) / weights.sum(axis=(1, 2))
-        ys = (weights.sum(axis=2) * np.arange(32)).sum(axis=1) / weights.sum(axis=(1, 2))
+        # Where the shape is, is where the clip differs from its own backdrop: an empty scene with the same shading.
+        backdrop = drawing.draw_motion(replace(motion, shape=replace(motion.shape, radius=0)))
+        weights = np.abs(drawing.draw_motion(motion).astype(float) - np.median(backdrop, axis=0)).sum(axis=3)
+        xs = (weights.sum(axis=1) * np.arange(drawing.SIDE)).sum(axis=1) / weights.sum(axis=(1, 2))
+        ys = (weights.sum(axis=2) * np.arange(drawing.SIDE)).sum(axis=1) / weights.sum(axis=(1, 2))
         moved = {"left": xs[0] - xs[-1], "right": xs[-1] - xs[0], "up": ys[0] - ys[-1], "down": ys[-1] - ys[0]}
-        assert moved[motion.direction] == pytest.approx(15, abs=1)
+        assert moved[motion.direction] == pytest.approx(9, abs=1.5)
 
 
 def test_every_word_of_every_row_is_in_the_corpus(prompts: dict[Split, list[Prompt]]) -> None:
