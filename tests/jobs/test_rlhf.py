@@ -77,7 +77,7 @@ def test_two_ranks_give_the_curve_of_one(one_worker: Recipe, make_recipe: MakeRe
     rlhf.run(recipe)
     for one, two in zip(curve(one_worker), curve(recipe), strict=True):
         for name in ("policy/loss", "critic/loss", "policy/entropy", "policy/grad_norm", "reward/mean", "kl/reference"):
-            assert two[name] == pytest.approx(one[name], abs=1e-5), (name, one["step"])
+            assert two[name] == pytest.approx(one[name], abs=1e-5, rel=1e-5), (name, one["step"])
 
 
 def test_grpo_runs_without_a_critic_and_kl_in_the_loss(make_recipe: MakeRecipe) -> None:
