@@ -148,8 +148,8 @@ def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(mak
             "rlhf.num_steps=2",
             "cluster.placement=apart",
             "rlhf.rollout.num_workers=3",
-            # Each worker asks for more than half of what the first node has left: both nodes must be used.
-            *(f"rlhf.{role}.cpus_per_worker=0.6" for role in (*roles, "rollout")),
+            # 13 workers of half a CPU do not fit on one node of four: both nodes must be used.
+            *(f"rlhf.{role}.cpus_per_worker=0.5" for role in (*roles, "rollout")),
             *(f"rlhf.{role}.num_workers=2" for role in roles),
         )
         rlhf.run(recipe)
