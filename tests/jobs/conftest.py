@@ -18,7 +18,7 @@ def local_ray() -> Iterator[None]:
     from jobs.command import connect
 
     ray.shutdown()
-    connect(num_cpus=8)
+    connect(address="local", num_cpus=8)
     yield
     ray.shutdown()
 
