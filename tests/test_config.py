@@ -200,7 +200,7 @@ def test_fields_that_do_not_go_together_are_refused(overrides: list[str], messag
     ],
 )
 def test_their_neighbours_are_taken(overrides: list[str]) -> None:
-    load_recipe(None, overrides)
+    assert load_recipe(None, overrides) == load_recipe(None, list(reversed(overrides)))
 
 
 def test_the_penalty_may_not_be_k1_in_the_loss_however_it_is_built() -> None:
