@@ -91,7 +91,11 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
     rater = ScriptedRater(error_rate=settings.error_rate, seed=recipe.run.seed)
     rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
     judged = [rater.compare(rollout, door.infos[rollout.prompt_id].answer) for rollout in rollouts]
-    return [preference for preference in judged if preference is not None]
+    preferences = [preference for preference in judged if preference is not None]
+    print(
+        f"{len(judged) - len(preferences)} of {len(judged)} groups have no better completion: no preference", flush=True
+    )
+    return preferences
 
 
 if __name__ == "__main__":

@@ -126,7 +126,20 @@ def generate(
         step=step,
     )
     results, seconds = collect({"rollout": calls})
-    return [rollout for part in results["rollout"] for rollout in part], seconds
+    rollouts = [rollout for part in results["rollout"] for rollout in part]
+    check_fresh(rollouts, version=step)
+    return rollouts, seconds
+
+
+def check_fresh(rollouts: Sequence[Rollout], *, version: int) -> None:
+    """Makes sure that the policy's newest weights sampled: nobody waits for them to arrive, so a failure shows here.
+
+    Raises:
+        RuntimeError: some completions come from other weights.
+    """
+    versions = {completion.weights_version for rollout in rollouts for completion in rollout.completions}
+    if versions - {version}:
+        raise RuntimeError(f"completions of weights versions {sorted(versions)}, not {version}: weights did not arrive")
 
 
 def score(

@@ -167,3 +167,15 @@ def _nodes_of_workers() -> set[str]:
 
     actors: list[Any] = list_actors()
     return {actor.node_id for actor in actors if "Worker" in actor.class_name}
+
+
+def test_completions_of_stale_weights_stop_the_loop() -> None:
+    import numpy as np
+
+    from pipeline.records import Completion, FinishReason, Rollout
+
+    tokens, logprobs = np.array([1]), np.zeros(1, np.float32)
+    fresh, stale = (Completion(tokens, logprobs, FinishReason.STOP, version, "") for version in (3, 2))
+    rlhf.check_fresh([Rollout("a", (fresh, fresh))], version=3)
+    with pytest.raises(RuntimeError, match=r"versions \[2, 3\], not 3"):
+        rlhf.check_fresh([Rollout("a", (fresh, stale))], version=3)
