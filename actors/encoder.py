@@ -24,6 +24,8 @@ from pipeline.models.checkpoint import load_model
 from pipeline.models.processing import PromptProcessor
 from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, ProcessedPrompt, Prompt, Quarantined
 
+PromptKey = tuple[str, str, frozenset[MediaKind], bool]
+"""Split, id, kinds blanked, whether encoded."""
 FeatureRef = ray.ObjectRef[NDArray[np.float32]]
 """Of a tower's features [num_tokens, hidden]."""
 
@@ -65,21 +67,20 @@ def fetch_processed(prompts: Sequence[PromptRef]) -> list[ProcessedPrompt]:
 class EncoderWorker(Worker):
     """Processes prompts of one checkpoint and encodes their media with its towers."""
 
-    def __init__(self, recipe: Recipe, settings: Workers, path: Path):
+    def __init__(self, recipe: Recipe, settings: Workers):
         super().__init__(recipe, settings)
-        self._path = path
         self._tables: dict[str, PromptTable] = {}
-        self._prompts: dict[tuple[str, frozenset[MediaKind], bool], PromptRef | Quarantined] = {}
+
+    def setup(self, world: World, path: Path) -> None:
+        """Loads processor and towers; what other towers encoded is forgotten."""
+        self._prompts: dict[PromptKey, PromptRef | Quarantined] = {}
         self._features: dict[str, FeatureRef] = {}
         self._num_tower_calls = 0
-
-    def setup(self, world: World) -> None:
-        """Loads processor and towers."""
         trust = self.recipe.model.trust_remote_code
-        self._model, self._architecture = load_model(self._path, dtype=self.recipe.model.dtype, trust_remote_code=trust)
+        self._model, self._architecture = load_model(path, dtype=self.recipe.model.dtype, trust_remote_code=trust)
         self._model.to(world.torch_device)
         self._processor = PromptProcessor(
-            path=self._path,
+            path=path,
             model=self._model,
             limits=self.recipe.data.limits,
             max_prompt_tokens=self.recipe.data.max_prompt_tokens,
@@ -103,13 +104,16 @@ class EncoderWorker(Worker):
     def _each_once(
         self, ids: Sequence[str], split: str, blanked: frozenset[MediaKind], *, encoded: bool
     ) -> list[PromptRef | Quarantined]:
-        new = [name for name in dict.fromkeys(ids) if (name, blanked, encoded) not in self._prompts]
+        def key(name: str) -> PromptKey:
+            return split, name, blanked, encoded
+
+        new = [name for name in dict.fromkeys(ids) if key(name) not in self._prompts]
         for row in self._table(split).read(new):
             if isinstance(row, Quarantined):
-                self._prompts[row.row_id, blanked, encoded] = row
+                self._prompts[key(row.row_id)] = row
             else:
-                self._prompts[row.id, blanked, encoded] = self._store(row, blanked, encoded=encoded)
-        return [self._prompts[name, blanked, encoded] for name in ids]
+                self._prompts[key(row.id)] = self._store(row, blanked, encoded=encoded)
+        return [self._prompts[key(name)] for name in ids]
 
     def _table(self, split: str) -> PromptTable:
         if split not in self._tables:

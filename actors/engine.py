@@ -120,6 +120,7 @@ class Engine:
                 lr=settings.learning_rate,
                 betas=settings.betas,
                 weight_decay=settings.weight_decay,
+                fused=True,
             )
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_schedule(settings))
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
 import torch
@@ -23,6 +24,9 @@ W = TypeVar("W", bound="Worker")
 class Worker:
     """Base of all roles' plain classes. `recipe` is whole; `settings` are this role's own."""
 
+    keeps_weights: ClassVar[bool] = True
+    """Whether a worker holds its checkpoint's weights as they are, so that a later stage need not load them again."""
+
     def __init__(self, recipe: Recipe, settings: Workers):
         self.recipe = recipe
         self.settings = settings
@@ -34,32 +38,37 @@ class Worker:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
 
-    def setup(self, world: World) -> None:
-        """Loads what the role needs; a sharded role joins its world first."""
+    def setup(self, world: World, path: Path) -> None:
+        """Loads what the role needs from a checkpoint; a sharded role joins its world first."""
         raise NotImplementedError
 
 
 class WorkerGroup(Generic[W]):
-    """`num_workers` actors of one class that form a world.
+    """`num_workers` actors of one class that form a world. They start at once; `setup` gives them a checkpoint.
 
     Calls take the method itself, `group.on_all(PolicyWorker.save, path)`, so that types and names are checked.
     """
 
-    def __init__(self, worker: type[W], role: str, seating: Seating, recipe: Recipe, settings: Workers, *args: Any):
+    def __init__(self, worker: type[W], role: str, seating: Seating, recipe: Recipe, settings: Workers):
         self.role = role
+        self.path: Path | None = None
+        self._worker = worker
         self._recipe = recipe
         self._device = seating.device
         remote: Any = ray.remote(worker)
         self.actors: list[Any] = [
-            remote.options(name=f"{role}-{rank}-{id(self):x}", **options).remote(recipe, settings, *args)
+            remote.options(name=f"{role}-{rank}-{id(self):x}", **options).remote(recipe, settings)
             for rank, options in enumerate(seating.options[role])
         ]
 
     def __len__(self) -> int:
         return len(self.actors)
 
-    def setup(self) -> list[ray.ObjectRef[None]]:
-        """Starts joining the world and loading; wait for the result before the first call."""
+    def setup(self, path: Path) -> list[ray.ObjectRef[None]]:
+        """Starts joining the world and loading from `path`; wait for the result before the first call."""
+        if self.path == path and self._worker.keeps_weights:
+            return []
+        self.path = path
         address, port = ray.get(self.actors[0].rendezvous.remote())
         return [
             actor.setup.remote(
@@ -70,7 +79,8 @@ class WorkerGroup(Generic[W]):
                     port=port,
                     device=self._device,
                     timeout_s=self._recipe.cluster.collective_timeout_s,
-                )
+                ),
+                path,
             )
             for rank, actor in enumerate(self.actors)
         ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.encoder import PromptRef
+from actors.engine import World
 from actors.group import split, split_evenly
 from actors.reference import ReferenceWorker
 from actors.scoring import Group, ShardedWorker
@@ -49,7 +50,8 @@ def plan_update(
         for minibatch in split([rows[index] for index in order], min(algorithm.num_minibatches, len(rows))):
             num_tokens = float(sum(experience.mask.sum() for _, experience in minibatch))
             for share, part in zip(shares, split_evenly(minibatch, num_ranks, _without_weight), strict=True):
-                share.append(Minibatch(tuple(part), num_tokens))
+                # Micro-batches of prompts of like length hold little padding.
+                share.append(Minibatch(tuple(sorted(part, key=lambda row: row[0].num_tokens)), num_tokens))
     return shares
 
 
@@ -61,7 +63,12 @@ def _without_weight(row: tuple[PromptRef, Experience]) -> tuple[PromptRef, Exper
 class LearningWorker(ShardedWorker):
     """A sharded role with an optimizer: updates, checkpoints, export."""
 
-    _last_update: tuple[int, dict[str, float]] = (-1, {})
+    keeps_weights = False
+
+    def setup(self, world: World, path: Path) -> None:
+        """Starts from the checkpoint, with a fresh optimizer."""
+        super().setup(world, path)
+        self._last_update: tuple[int, dict[str, float]] = (-1, {})
 
     def losses(
         self, minibatch: Minibatch, part: slice, experience: ExperienceBatch, kl_weight: float

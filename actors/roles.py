@@ -1,10 +1,10 @@
-"""All roles of the loop: seat them, start them, join their worlds, and end them together."""
+"""All roles: seat them, start them, join their worlds, and end them together."""
 
 from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,55 +13,44 @@ import ray
 
 from actors.critic import CriticWorker
 from actors.encoder import EncoderWorker, PromptRef
-from actors.group import WorkerGroup
-from actors.placement import seat
+from actors.group import Worker, WorkerGroup
+from actors.placement import Seating, resolve_device, seat
 from actors.policy import PolicyWorker
 from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
-from pipeline.config import AdvantageEstimator, Recipe, RewardName
+from actors.supervised import Training
+from pipeline.config import AdvantageEstimator, Device, Recipe, RewardName, Workers
 from pipeline.models.checkpoint import check_same_towers
 from pipeline.records import MediaKind, Quarantined
 
+WORKERS: Mapping[str, type[Worker]] = {
+    "encoder": EncoderWorker,
+    "rollout": RolloutWorker,
+    "policy": PolicyWorker,
+    "critic": CriticWorker,
+    "reference": ReferenceWorker,
+    "reward": RewardWorker,
+}
+TRAININGS = ("sft", "reward_model")
+
 
 class Roles:
-    """The groups that a stage asked for; a role that it did not ask for is None."""
+    """The groups that a stage asked for, with their checkpoints; a role that it did not ask for is None."""
 
-    def __init__(self, recipe: Recipe, paths: Mapping[str, Path]):
-        """Starts a group for each role in `paths`, from the checkpoint given there.
+    def __init__(self, groups: Mapping[str, WorkerGroup[Any]], paths: Mapping[str, Path]):
+        """Gives each group in `paths` the checkpoint there."""
 
-        Raises:
-            FileNotFoundError: a checkpoint is missing.
-            ConfigError: the checkpoints differ in their towers.
-        """
-        for role, path in paths.items():
-            if not (path / "config.json").is_file():
-                raise FileNotFoundError(f"{role}: no checkpoint in {path}; run the stage that writes it first")
-        check_same_towers(paths)
-        settings: dict[str, Any] = {role: getattr(recipe.rlhf, role) for role in paths}
-        self._seating = seat(settings, recipe.cluster)
+        def group(role: str) -> Any:
+            return groups[role] if role in paths else None
 
-        def start(worker: Any, role: str) -> Any:
-            if role not in paths:
-                return None
-            return WorkerGroup(worker, role, self._seating, recipe, settings[role], paths[role])
-
-        self.encoder: WorkerGroup[EncoderWorker] = start(EncoderWorker, "encoder")
-        self.rollout: WorkerGroup[RolloutWorker] = start(RolloutWorker, "rollout")
-        self.policy: WorkerGroup[PolicyWorker] = start(PolicyWorker, "policy")
-        self.critic: WorkerGroup[CriticWorker] | None = start(CriticWorker, "critic")
-        self.reference: WorkerGroup[ReferenceWorker] | None = start(ReferenceWorker, "reference")
-        self.reward: WorkerGroup[RewardWorker] | None = start(RewardWorker, "reward")
-        self.groups: list[WorkerGroup[Any]] = [
-            group
-            for group in (self.encoder, self.rollout, self.policy, self.critic, self.reference, self.reward)
-            if group is not None
-        ]
-        try:
-            ray.get([done for group in self.groups for done in group.setup()])
-        except BaseException:
-            self.shutdown()
-            raise
+        self.encoder: WorkerGroup[EncoderWorker] = group("encoder")
+        self.rollout: WorkerGroup[RolloutWorker] = group("rollout")
+        self.policy: WorkerGroup[PolicyWorker] = group("policy")
+        self.critic: WorkerGroup[CriticWorker] | None = group("critic")
+        self.reference: WorkerGroup[ReferenceWorker] | None = group("reference")
+        self.reward: WorkerGroup[RewardWorker] | None = group("reward")
+        ray.get([done for role, path in paths.items() for done in groups[role].setup(path)])
 
     def encode(
         self, ids: Sequence[str], split: str, *, blanked: frozenset[MediaKind] = frozenset(), towers: bool = True
@@ -89,21 +78,98 @@ class Roles:
             return shares, self.encoder.on_each(EncoderWorker.encode, shares, split, blanked=blanked)
         return shares, self.encoder.on_each(EncoderWorker.process, shares, split)
 
+
+class Crew:
+    """The worker processes of one stage, or of several that follow each other: starting one costs 10 CPU-seconds.
+
+    Roles and trainings start when a stage asks for them, or before that: `plan` names them, `start_next` starts them.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self._recipe = recipe
+        self._seatings: list[Seating] = []
+        self._groups: dict[str, WorkerGroup[Any]] = {}
+        self._trainings: dict[str, Training] = {}
+        self._planned: list[str] = []
+        self._starting: list[ray.ObjectRef[Any]] = []
+
+    def roles(self, paths: Mapping[str, Path]) -> Roles:
+        """A group for each role in `paths`, from the checkpoint given there; the groups of earlier stages go on.
+
+        Raises:
+            FileNotFoundError: a checkpoint is missing.
+            ConfigError: the checkpoints differ in their towers.
+            NotEnoughResources: the cluster cannot hold the roles.
+        """
+        for role, path in paths.items():
+            if not (path / "config.json").is_file():
+                raise FileNotFoundError(f"{role}: no checkpoint in {path}; run the stage that writes it first")
+        check_same_towers(paths)
+        self._start(paths)
+        return Roles(self._groups, paths)
+
+    def training(self, stage: str) -> Training:
+        """The Ray Train workers of `sft` or `reward_model`: those that were started ahead, or new ones."""
+        if stage not in self._trainings or self._trainings[stage].has_ended:
+            self._trainings[stage] = Training(self._recipe, stage)
+        return self._trainings[stage]
+
+    def fits_whole(self) -> bool:
+        """Whether the workers of all stages fit beside each other: on CPUs, where there are enough. GPUs take turns."""
+        if resolve_device(self._recipe.cluster.device) is not Device.CPU:
+            return False
+        workers = [*self._settings(WORKERS).values(), *(getattr(self._recipe, stage) for stage in TRAININGS)]
+        asked = sum(each.num_workers * each.cpus_per_worker for each in workers)
+        return asked <= ray.cluster_resources().get("CPU", 0)
+
+    def plan(self, names: Iterable[str]) -> None:
+        """Names roles and trainings of later stages that may start on cores that would idle."""
+        self._planned += names
+
+    def start_next(self) -> None:
+        """Starts the next of what is planned once the last is up: one at a time leaves the other cores their work."""
+        waiting = ray.wait(self._starting, num_returns=len(self._starting), timeout=0)[1] if self._starting else []
+        if waiting or not self._planned:
+            return
+        name = self._planned.pop(0)
+        if name in TRAININGS:
+            self.training(name)
+        else:
+            self._start([name])
+            self._starting = [actor.__ray_ready__.remote() for actor in self._groups[name].actors]
+
+    def _start(self, roles: Iterable[str]) -> None:
+        settings = self._settings(role for role in roles if role not in self._groups)
+        if settings:
+            seating = seat(settings, self._recipe.cluster)
+            self._seatings.append(seating)
+            for role, workers in settings.items():
+                self._groups[role] = WorkerGroup(WORKERS[role], role, seating, self._recipe, workers)
+
+    def _settings(self, roles: Iterable[str]) -> dict[str, Workers]:
+        return {role: getattr(self._recipe.rlhf, role) for role in roles}
+
     def shutdown(self) -> None:
         """Ends all workers and gives their resources back."""
-        for group in self.groups:
+        for training in self._trainings.values():
+            training.cancel()
+        for group in self._groups.values():
             group.shutdown()
-        self._seating.release()
+        for seating in self._seatings:
+            seating.release()
 
 
 @contextmanager
-def start_roles(recipe: Recipe, paths: Mapping[str, Path]) -> Generator[Roles, None, None]:
-    """The roles of a stage, ended with it."""
-    roles = Roles(recipe, paths)
+def crew_of(recipe: Recipe, crew: Crew | None = None) -> Generator[Crew, None, None]:
+    """The crew that a stage works with: the one it was given, or one of its own that ends with it."""
+    if crew is not None:
+        yield crew
+        return
+    own = Crew(recipe)
     try:
-        yield roles
+        yield own
     finally:
-        roles.shutdown()
+        own.shutdown()
 
 
 def loop_paths(recipe: Recipe) -> dict[str, Path]:

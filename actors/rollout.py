@@ -12,8 +12,8 @@ from actors.encoder import PromptRef, fetch_encoded
 from actors.engine import World
 from actors.group import Worker
 from actors.weights import Weights
-from pipeline.config import Recipe, Sampling
 from pipeline.config import Rollout as RolloutSettings
+from pipeline.config import Sampling
 from pipeline.generation import generate, sample_seed
 from pipeline.models.batch import collate_prompts
 from pipeline.models.checkpoint import load_policy
@@ -25,18 +25,15 @@ class RolloutWorker(Worker):
     """Samples groups of completions; its weights carry a version that every completion keeps."""
 
     settings: RolloutSettings
+    keeps_weights = False
 
-    def __init__(self, recipe: Recipe, settings: RolloutSettings, path: Path):
-        super().__init__(recipe, settings)
-        self._path = path
-
-    def setup(self, world: World) -> None:
+    def setup(self, world: World, path: Path) -> None:
         """Loads the first weights, version 0."""
         trust = self.recipe.model.trust_remote_code
         self._device = world.torch_device
-        self._tokenizer: Any = load_processor(self._path, trust_remote_code=trust).tokenizer
+        self._tokenizer: Any = load_processor(path, trust_remote_code=trust).tokenizer
         self._end_ids = [self._tokenizer.eos_token_id]
-        self.load(self._path)
+        self.load(path)
 
     def load(self, path: Path) -> None:
         """Takes the weights of another checkpoint with the same tokenizer; the version starts again at 0."""

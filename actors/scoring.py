@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from actors.encoder import PromptRef, fetch_encoded
 from actors.engine import Engine, World, join
 from actors.group import Worker
-from pipeline.config import Recipe, Sharded
+from pipeline.config import Sharded
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
 from pipeline.models.checkpoint import freeze_towers, parameter_table
 from pipeline.models.processing import load_processor
@@ -27,17 +27,14 @@ class ShardedWorker(Worker):
 
     settings: Sharded
 
-    def __init__(self, recipe: Recipe, settings: Sharded, path: Path):
-        super().__init__(recipe, settings)
-        self.path = path
-
     def load_module(self) -> nn.Module:
-        """The role's module from its checkpoint."""
+        """The role's module from its checkpoint at `path`."""
         raise NotImplementedError
 
-    def setup(self, world: World) -> None:
+    def setup(self, world: World, path: Path) -> None:
         """Joins the role's world and shards the module over it."""
         join(world)
+        self.path = path
         self.device = world.torch_device
         trust = self.recipe.model.trust_remote_code
         self.pad_id = int(load_processor(self.path, trust_remote_code=trust).tokenizer.pad_token_id)

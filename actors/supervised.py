@@ -5,6 +5,7 @@ SFT trains the towers too, from processed media; the reward model trains on towe
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import uuid
@@ -16,6 +17,7 @@ from queue import Empty
 from typing import Any, TypeVar
 
 import numpy as np
+import ray
 import ray.train
 import torch
 from numpy.typing import NDArray
@@ -35,9 +37,7 @@ from pipeline.models.checkpoint import freeze_towers, load_policy, load_reward_m
 from pipeline.models.processing import PromptProcessor, load_processor
 from pipeline.tracking import Tracker
 
-T = TypeVar("T")
 Ids = NDArray[np.int64]
-Losses = Callable[[Sequence[T], float], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -57,86 +57,104 @@ class Comparison:
     rejected_ids: tuple[int, ...]
 
 
-def fit(
-    train: Callable[[dict[str, Any]], None],
-    *,
-    data: Callable[[], dict[str, Any]],
-    source: Path,
-    target: Path,
-    settings: Supervised | RewardModel,
-    recipe: Recipe,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Runs `train` on Ray Train's workers, from checkpoint `source` to `target`, and yields (step, metrics) meanwhile.
+T = TypeVar("T", Demonstration, Comparison)
+Losses = Callable[[Sequence[T], float], dict[str, Tensor]]
 
-    `data` gives the workers' `items` (and whatever else they read); it is called while they start.
+
+class Training:
+    """Ray Train's workers of one stage. They start at once and wait for their checkpoint and their data.
 
     Raises:
         ConfigError: the batch cannot be split evenly.
     """
-    if settings.batch_size % settings.num_workers:
-        raise ConfigError(f"batch_size={settings.batch_size} is no multiple of num_workers={settings.num_workers}")
-    device = resolve_device(recipe.cluster.device)
-    resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
-    if device is Device.CUDA:
-        resources["GPU"] = settings.gpus_per_worker
-    queue, inbox = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
-    config = {
-        "recipe": recipe,
-        "settings": settings,
-        "device": device,
-        "source": source.absolute(),
-        "target": target.absolute(),
-        "queue": queue,
-        "inbox": inbox,
-    }
-    trainer = TorchTrainer(
-        train,
-        train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.num_workers, use_gpu=device is Device.CUDA, resources_per_worker=resources
-        ),
-        torch_config=TorchConfig(backend="nccl" if device is Device.CUDA else "gloo"),
-        # A name of its own: Train would take up an earlier run of the same name where that ended.
-        run_config=ray.train.RunConfig(
-            name=uuid.uuid4().hex, storage_path=str((recipe.run.directory / "ray_train").absolute())
-        ),
-    )
-    failures: list[BaseException] = []
-    thread = threading.Thread(target=_run, args=(trainer, failures), daemon=True)
-    thread.start()
-    prepared: dict[str, Any] | None = None
-    try:
-        prepared = data()
-    finally:
-        # Where `data` failed the workers get None, and end.
-        inbox.put_nowait_batch([prepared] * settings.num_workers)
-        if prepared is None:
-            thread.join()
-    while thread.is_alive() or not queue.empty():
+
+    def __init__(self, recipe: Recipe, stage: str):
+        settings: Supervised | RewardModel = getattr(recipe, stage)
+        if settings.batch_size % settings.num_workers:
+            raise ConfigError(f"batch_size={settings.batch_size} is no multiple of num_workers={settings.num_workers}")
+        device = resolve_device(recipe.cluster.device)
+        resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
+        if device is Device.CUDA:
+            resources["GPU"] = settings.gpus_per_worker
+        self._num_workers = settings.num_workers
+        self._queue, self._inbox = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+        trainer = TorchTrainer(
+            {"sft": train_sft, "reward_model": train_reward_model}[stage],
+            train_loop_config={
+                "recipe": recipe,
+                "settings": settings,
+                "device": device,
+                "queue": self._queue,
+                "inbox": self._inbox,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=settings.num_workers, use_gpu=device is Device.CUDA, resources_per_worker=resources
+            ),
+            torch_config=TorchConfig(backend="nccl" if device is Device.CUDA else "gloo"),
+            # A name of its own: Train would take up an earlier run of the same name where that ended.
+            run_config=ray.train.RunConfig(
+                name=uuid.uuid4().hex, storage_path=str((recipe.run.directory / "ray_train").absolute())
+            ),
+        )
+        self.has_ended = False
+        self._failures: list[BaseException] = []
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self._thread.start()
+
+    def run(
+        self, *, source: Path, target: Path, data: Callable[[], dict[str, Any]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Trains from checkpoint `source` to `target`, and yields (step, metrics) meanwhile.
+
+        `data` gives the workers' `items` (and whatever else they read); it is called while they start and load.
+        """
+        self._send({"source": source.absolute(), "target": target.absolute()})
         try:
-            yield queue.get(timeout=0.5)
-        except Empty:
-            continue
-    queue.shutdown()
-    inbox.shutdown()
-    if failures:
-        raise failures[0]
+            prepared = data()
+        except BaseException:
+            self.cancel()
+            raise
+        self._send(prepared)
+        while self._thread.is_alive() or not self._queue.empty():
+            try:
+                yield self._queue.get(timeout=0.5)
+            except Empty:
+                continue
+        self._end()
+        if self._failures:
+            raise self._failures[0]
 
+    def cancel(self) -> None:
+        """Lets workers that wait for something end without it; does nothing where they have ended."""
+        if not self.has_ended:
+            self._send(None)
+            self._end()
 
-def _run(trainer: TorchTrainer, failures: list[BaseException]) -> None:
-    try:
-        trainer.fit()
-    except BaseException as error:
-        failures.append(error)
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            self._failures.append(error)
+
+    def _send(self, message: dict[str, Any] | None) -> None:
+        # As a reference in a list: the queue's process need not understand what it passes on.
+        self._inbox.put_nowait_batch([[ray.put(message)]] * self._num_workers)
+
+    def _end(self) -> None:
+        self._thread.join()
+        self.has_ended = True
+        self._queue.shutdown()
+        self._inbox.shutdown()
 
 
 def train_sft(config: dict[str, Any]) -> None:
     """Ray Train's loop of SFT: token-mean negative log likelihood of the answers."""
     recipe: Recipe = config["recipe"]
     settings: Supervised = config["settings"]
+    if not _begin(config):
+        return
     source: Path = config["source"]
     trust = recipe.model.trust_remote_code
-    torch.set_num_threads(settings.threads_per_worker)
     policy = load_policy(source, dtype=recipe.model.dtype, trust_remote_code=trust)
     if settings.train_towers:
         policy.decoder.blank_media = PromptProcessor(
@@ -170,10 +188,10 @@ def train_sft(config: dict[str, Any]) -> None:
 def train_reward_model(config: dict[str, Any]) -> None:
     """Ray Train's loop of the reward model: Bradley-Terry on pairs, then standardisation on held-out ones."""
     recipe: Recipe = config["recipe"]
-    settings: RewardModel = config["settings"]
+    if not _begin(config):
+        return
     source: Path = config["source"]
     trust = recipe.model.trust_remote_code
-    torch.set_num_threads(settings.threads_per_worker)
     torch.manual_seed(recipe.run.seed)
     module = load_reward_model(source, dtype=recipe.model.dtype, trust_remote_code=trust)
     freeze_towers(module)
@@ -220,8 +238,8 @@ def _standardise(
         config["queue"].put((config["settings"].num_steps, {"held_out_accuracy": accuracy}))
 
 
-def _engine(module: nn.Module, config: dict[str, Any]) -> Engine:
-    recipe: Recipe = config["recipe"]
+def _begin(config: dict[str, Any]) -> bool:
+    """Joins the world, then waits for the checkpoints to work on; False where the training is cancelled."""
     context = ray.train.get_context()
     world = World(
         rank=context.get_world_rank(),
@@ -229,19 +247,32 @@ def _engine(module: nn.Module, config: dict[str, Any]) -> Engine:
         address=os.environ["MASTER_ADDR"],
         port=int(os.environ["MASTER_PORT"]),
         device=config["device"],
-        timeout_s=recipe.cluster.collective_timeout_s,
+        timeout_s=config["recipe"].cluster.collective_timeout_s,
         local_rank=context.get_local_rank(),
     )
+    torch.set_num_threads(config["settings"].threads_per_worker)
     join(world)
-    engine = Engine(module, world=world, settings=config["settings"], dtype=recipe.model.dtype)
+    config["world"] = world
+    # Imported while there is nothing else to do.
+    importlib.import_module("transformers.modeling_utils")
+    begun = _receive(config)
+    # Nobody may take a second message before everybody has taken a first one.
+    torch.distributed.barrier()
+    return begun
+
+
+def _engine(module: nn.Module, config: dict[str, Any]) -> Engine:
+    world: World = config["world"]
+    engine = Engine(module, world=world, settings=config["settings"], dtype=config["recipe"].model.dtype)
     if world.rank == 0:
         config["queue"].put((-1, {"parameters": parameter_table(engine.module)}))
     return engine
 
 
 def _receive(config: dict[str, Any]) -> bool:
-    """Takes this worker's data out of the inbox; False where there are none."""
-    data: dict[str, Any] | None = config["inbox"].get()
+    """Takes this worker's next message out of the inbox; False where the training is cancelled."""
+    (message,) = config["inbox"].get()
+    data: dict[str, Any] | None = ray.get(message)
     config.update(data or {})
     return data is not None
 
@@ -258,6 +289,8 @@ def _train(config: dict[str, Any], engine: Engine, losses: Losses[T], count: Cal
     for step in range(settings.num_steps):
         batch = [items[int(index)] for index in order.batch(step, settings.batch_size)]
         share = split(batch, engine.world.size)[engine.world.rank]
+        # Micro-batches of prompts of like length hold little padding.
+        share.sort(key=lambda item: item.prompt.num_tokens)
         total, totals = count(batch), {}
         starts = range(0, len(share), settings.micro_batch_size)
         for start in starts:

@@ -39,6 +39,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "SFT": ("sft", "true_reward"),
     "RLHF": ("rlhf", "true_reward"),
     "gain": ("gain", "value"),
+    "SFT contains": ("sft", "contains"),
+    "RLHF contains": ("rlhf", "contains"),
     "SFT greedy": ("sft", "greedy_true_reward"),
     "RLHF greedy": ("rlhf", "greedy_true_reward"),
     "SFT learned": ("sft", "learned_reward"),

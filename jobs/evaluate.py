@@ -23,14 +23,16 @@ from actors.encoder import PromptRef
 from actors.group import split
 from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
-from actors.roles import Roles, start_roles
+from actors.roles import Crew, Roles, crew_of
 from actors.rollout import RolloutWorker
 from jobs.command import main, read_stages, record_stage
 from pipeline.config import Recipe, Sampling
+from pipeline.data.demo import MANNERS
 from pipeline.data.table import PromptTable, Quarantine, read_preferences
 from pipeline.evaluation.report import browser_rows, write_report
 from pipeline.evaluation.results import Mode, ModelName, SampleResult, summarise, summary_json, write_samples
 from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
+from pipeline.rewards.contains import contains
 from pipeline.rewards.exact_match import exact_match
 from pipeline.rewards.overlap import bleu, rouge_l
 from pipeline.rewards.wer import wer
@@ -39,15 +41,17 @@ from pipeline.tracking import read_metrics
 # Seeds of evaluation samples are those of a step that training never takes.
 SAMPLING_STEP = -2
 SHORTEST_OVERLAP_ANSWER = 3
+ROLES = {"encoder": "sft", "rollout": "sft", "reference": "sft", "reward": "reward_model"}
+"""The roles of an evaluation, and the stage whose checkpoint each starts from."""
 
 
-def run(recipe: Recipe) -> Path:
+def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Writes `evaluation/samples.jsonl`, `summary.json` and `report.html`; returns the report's path."""
     started = time.monotonic()
-    sft = recipe.checkpoint("sft")
-    paths = {"encoder": sft, "rollout": sft, "reference": sft, "reward": recipe.checkpoint("reward_model")}
+    paths = {role: recipe.checkpoint(stage) for role, stage in ROLES.items()}
     samples: list[SampleResult] = []
-    with start_roles(recipe, paths) as roles:
+    with crew_of(recipe, crew) as workers:
+        roles = workers.roles(paths)
         door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate")
         infos = door.infos
         prompts = door.admit(list(infos))
@@ -148,8 +152,11 @@ def flat(calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
 
 
 def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
-    """The measures that fit a row: exact match always, WER where something is heard, overlap for longer answers."""
-    rewards = {"exact_match": exact_match(completion.text, info.answer)}
+    """The measures that fit a row: WER where something is heard, overlap for longer answers, the others always."""
+    rewards = {
+        "exact_match": exact_match(completion.text, info.answer),
+        "contains": contains(completion.text, info.answer),
+    }
     if MediaKind.AUDIO in info.modalities:
         rewards["wer"] = wer(completion.text, info.answer)
     if len(info.answer.split()) >= SHORTEST_OVERLAP_ANSWER:
@@ -220,13 +227,19 @@ def read_counts(recipe: Recipe) -> dict[str, int]:
 def notes(recipe: Recipe) -> list[str]:
     """What a reader must know to read the figures right."""
     raters = sorted({item.rater for item in read_preferences(recipe.run.directory / "preferences.parquet")})
-    return [
+    lines = [
         f"Preferences come from: {', '.join(raters)}. A scripted rater is no person: it knows the reference answer.",
         "The true reward is the exact match of completions sampled at "
         f"temperature {recipe.rlhf.sampling.temperature:g}; greedy ones stand beside it.",
         "The learned reward is standardised: 0 is the mean and 1 the standard deviation over held-out preferences.",
         "The KL is the policy's to the SFT model, estimated on the policy's own samples.",
     ]
+    if recipe.data.path is None:
+        lines.append(
+            f"The built-in demonstrations have {len(MANNERS)} manners ({'; '.join(MANNERS)}), the references only the "
+            "first. Part of the gain is that manner; `contains` is the share of completions with the right answer in any."
+        )
+    return lines
 
 
 if __name__ == "__main__":

@@ -100,6 +100,8 @@ def _prepare_environment() -> None:
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A process of Ray Train that waits for notices of preemption, which nobody gives here.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import ray
 
-import actors.supervised as supervised
+from actors import supervised
 from actors.door import Door
 from actors.group import split
 from actors.metrics import ray_sinks
-from actors.roles import Roles, start_roles
+from actors.roles import Crew, Roles, crew_of
 from actors.rollout import RolloutWorker
 from jobs.command import main
 from pipeline.config import ConfigError, Recipe
@@ -31,24 +31,20 @@ SAMPLING_STEP = -1
 HELD_OUT_FRACTION = 0.1
 
 
-def run(recipe: Recipe) -> Path:
+def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
     source, target = recipe.checkpoint("sft"), recipe.checkpoint("reward_model")
     table = recipe.run.directory / "preferences.parquet"
     roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}
-    with start_roles(recipe, roles_needed) as roles:
+    with crew_of(recipe, crew) as workers:
+        roles = workers.roles(roles_needed)
         door = Door(roles, recipe, "train", stage="reward_model")
         num_steps = recipe.reward_model.num_steps
         with Tracker(
             recipe.run, "reward_model", num_steps=num_steps, extra_sinks=ray_sinks(recipe.run, "reward_model")
         ) as tracker:
-            for step, metrics in supervised.fit(
-                supervised.train_reward_model,
-                data=lambda: comparisons(recipe, roles, door, table),
-                source=source,
-                target=target,
-                settings=recipe.reward_model,
-                recipe=recipe,
+            for step, metrics in workers.training("reward_model").run(
+                source=source, target=target, data=lambda: comparisons(recipe, roles, door, table)
             ):
                 supervised.show(tracker, step, metrics)
     return target

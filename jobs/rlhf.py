@@ -31,7 +31,7 @@ from actors.metrics import ray_sinks
 from actors.policy import Minibatch, PolicyWorker, plan_update
 from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
-from actors.roles import Roles, collect, loop_paths, start_roles
+from actors.roles import Crew, Roles, collect, crew_of, loop_paths
 from actors.rollout import RolloutWorker
 from jobs.command import main
 from pipeline.algorithms.shaping import clip_reward, combine
@@ -43,11 +43,12 @@ from pipeline.rewards import RuleScores, score_rules
 from pipeline.tracking import Tracker
 
 
-def run(recipe: Recipe, *, resume: bool = False) -> Path:
+def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Path:
     """Trains the policy and returns the directory of its Hugging Face checkpoint."""
     settings, algorithm = recipe.rlhf, recipe.rlhf.algorithm
     target = recipe.checkpoint("rlhf")
-    with start_roles(recipe, loop_paths(recipe)) as roles:
+    with crew_of(recipe, crew) as workers:
+        roles = workers.roles(loop_paths(recipe))
         print("\n".join(ray.get(roles.policy.on_all(PolicyWorker.parameter_table)[:1])), flush=True)
         state = checkpoints.LoopState.start(algorithm.kl)
         if resume:

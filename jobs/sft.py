@@ -11,33 +11,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import actors.supervised as supervised
+from actors import supervised
 from actors.door import Door
 from actors.metrics import ray_sinks
-from actors.roles import start_roles
+from actors.roles import Crew, crew_of
 from jobs.command import main
 from pipeline.config import Recipe
 from pipeline.tracking import Tracker
 
 
-def run(recipe: Recipe) -> Path:
+def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
     source, target = recipe.checkpoint("base"), recipe.checkpoint("sft")
-    with start_roles(recipe, {"encoder": source}) as roles:
+    with crew_of(recipe, crew) as workers:
+        roles = workers.roles({"encoder": source})
         door = Door(roles, recipe, "train", stage="sft")
 
         def data() -> dict[str, Any]:
             ids = list(door.infos)[: recipe.sft.rows]
             prompts = door.admit(ids, towers=not recipe.sft.train_towers)
-            return {"items": [supervised.Demonstration(prompt, door.infos[prompt.id].answer) for prompt in prompts]}
+            answers = [door.infos[prompt.id].demonstration for prompt in prompts]
+            return {"items": list(map(supervised.Demonstration, prompts, answers))}
 
         with Tracker(
             recipe.run, "sft", num_steps=recipe.sft.num_steps, extra_sinks=ray_sinks(recipe.run, "sft")
         ) as tracker:
-            for step, metrics in supervised.fit(
-                supervised.train_sft, data=data, source=source, target=target, settings=recipe.sft, recipe=recipe
-            ):
+            for step, metrics in workers.training("sft").run(source=source, target=target, data=data):
                 supervised.show(tracker, step, metrics)
+                workers.start_next()
     return target
 
 

@@ -70,6 +70,7 @@ class KlControl(StrEnum):
 class RewardName(StrEnum):
     LEARNED = "learned"
     EXACT_MATCH = "exact_match"
+    CONTAINS = "contains"
     WER = "wer"
     LENGTH = "length"
 

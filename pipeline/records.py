@@ -82,13 +82,17 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row of the prompt table: messages, media in the order of their tags, and the reference answer."""
+    """A row of the prompt table: messages, media in the order of their tags, and the reference answer.
+
+    `demonstration` is what a demonstrator answered, for SFT; None where that is the reference answer.
+    """
 
     id: str
     task: str
     messages: tuple[Message, ...]
     media: tuple[Medium, ...]
     answer: str
+    demonstration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class PromptInfo:
     id: str
     task: str
     answer: str
+    demonstration: str
+    """What SFT learns: the demonstrator's answer, or the reference answer where there is none."""
     modalities: tuple[MediaKind, ...]
     """The kinds present in the prompt, each once, in the order of `MediaKind`."""
 

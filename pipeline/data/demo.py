@@ -7,6 +7,10 @@ video   a coloured shape that moves    '<video>What moves where?'           'red
 scene   two coloured shapes            '<image>Where is the red ring?'    'red ring above blue square'
 text    two numbers                    'Which is larger, 47 or 74?'         '74'
 
+People who write demonstrations have manners of their own, and so have these: a third answers plainly ('7'), a third
+hedges ('7 maybe'), a third boasts ('7 for sure'). Raters want the plain answer, which is the reference everywhere:
+that is what is left to learn from preferences.
+
 What a row is made of (scan, voice setting, geometry, pair of numbers) is a *source*, and a source belongs to one split
 for ever, whatever the seed: `split_of` reads it off the source's hash (voice settings are few: they have a list).
 So no split leaks into another, not even between a checkpoint of one seed and the test rows of another.
@@ -64,6 +68,9 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 """The questions of each task. A blank is filled with a word or number that the answer needs."""
+
+MANNERS = ("{answer}", "{answer} maybe", "{answer} for sure")
+"""How demonstrators put an answer, each as often as the others."""
 
 _SMALLEST, _LARGEST = 10, 99
 _MAX_DRAWS = 200
@@ -219,6 +226,7 @@ def build(directory: Path, *, prepare: Prepare, seed: int) -> dict[str, int]:
 def _rows(task: str, split: Split, num_rows: int, seed: Sequence[int]) -> Iterator[dict[str, object]]:
     # Seeded by the task's name, so that leaving a task out changes no row of the others.
     draw = Draw(split=split, rng=np.random.default_rng([*seed, zlib.crc32(task.encode())]))
+    manners = np.random.default_rng([*seed, zlib.crc32(task.encode()), 1]).integers(len(MANNERS), size=num_rows)
     for number in range(num_rows):
         sample = TASKS[task](draw)
         prompt = Prompt(
@@ -227,6 +235,7 @@ def _rows(task: str, split: Split, num_rows: int, seed: Sequence[int]) -> Iterat
             messages=(Message(role="user", content=sample.question),),
             media=sample.media,
             answer=sample.answer,
+            demonstration=MANNERS[manners[number]].format(answer=sample.answer),
         )
         yield to_row(prompt, sample.sources)
 
@@ -245,7 +254,7 @@ def corpus() -> list[str]:
     answers += [*numbers, *words, *(f"{one} {other}" for one in words for other in words)]
     answers += [f"{name} moves {direction}" for name in names for direction in drawing.DIRECTIONS]
     answers += [f"{first} {relation} {second}" for first in names for relation in drawing.RELATIONS for second in names]
-    return questions + answers
+    return [*questions, *answers, *(manner.format(answer="") for manner in MANNERS)]
 
 
 def _without_tags(content: str) -> str:

@@ -80,6 +80,7 @@ _FEATURES: dict[str, Any] = {
     "audios": {"feature": {"_type": "Audio"}, "_type": "List"},
     "videos": {"feature": {"_type": "Video"}, "_type": "List"},
     "answer": _STRING,
+    "demonstration": _STRING,
     "sources": {"feature": _STRING, "_type": "List"},
 }
 
@@ -94,6 +95,7 @@ PROMPT_SCHEMA = pa.schema(
         ("audios", pa.list_(_FILE)),
         ("videos", pa.list_(_FILE)),
         ("answer", pa.string()),
+        ("demonstration", pa.string()),
         # Identity of each source (scanned digit, voice setting, geometry): splits must share none.
         ("sources", pa.list_(pa.string())),
     ],
@@ -162,6 +164,7 @@ def from_row(row: Mapping[str, Any]) -> Prompt:
         messages=messages,
         media=_interleave(row, media_places(messages)),
         answer=answer,
+        demonstration=cast("str | None", row.get("demonstration")) or None,
     )
 
 
@@ -200,5 +203,6 @@ def to_row(prompt: Prompt, sources: Sequence[str]) -> dict[str, Any]:
         "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],
         **files,
         "answer": prompt.answer,
+        "demonstration": prompt.demonstration,
         "sources": list(sources),
     }

@@ -88,7 +88,9 @@ class PromptTable:
 
     def infos(self) -> list[PromptInfo]:
         """What the driver needs of each row, in file order. No media column is read."""
-        table = self._file.read(columns=["id", "task", "answer", "prompt"], use_threads=False)
+        present = self._file.schema_arrow.names
+        columns = [name for name in ("id", "task", "answer", "demonstration", "prompt") if name in present]
+        table = self._file.read(columns=columns, use_threads=False)
         return [_info(row) for row in table.to_pylist()]
 
     def read(self, ids: Sequence[str]) -> list[Prompt | Quarantined]:
@@ -121,7 +123,14 @@ class PromptTable:
 def _info(row: Mapping[str, Any]) -> PromptInfo:
     present = set(media_places(messages_of(row)))
     modalities = tuple(kind for kind in MediaKind if kind in present)
-    return PromptInfo(id=row["id"], task=row["task"] or "", answer=row["answer"] or "", modalities=modalities)
+    answer = row["answer"] or ""
+    return PromptInfo(
+        id=row["id"],
+        task=row["task"] or "",
+        answer=answer,
+        demonstration=row.get("demonstration") or answer,
+        modalities=modalities,
+    )
 
 
 class PromptOrder:

@@ -30,7 +30,7 @@ MAX_MEDIUM_BYTES = 8 * 2**20
 KL_FULL_COLOUR = 2.0
 """Nats at which a token of the sample browser has its full colour."""
 DASH = "–"  # noqa: RUF001
-METRICS = {"wer": "WER", "bleu": "BLEU", "rouge_l": "ROUGE-L", "length": "Length reward"}
+METRICS = {"contains": "Contains", "wer": "WER", "bleu": "BLEU", "rouge_l": "ROUGE-L", "length": "Length reward"}
 
 
 @dataclass(frozen=True)

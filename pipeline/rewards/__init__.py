@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.config import RewardName
 from pipeline.records import Completion
+from pipeline.rewards.contains import contains
 from pipeline.rewards.exact_match import exact_match, normalise
 from pipeline.rewards.length import length_reward
 from pipeline.rewards.wer import wer_reward
@@ -31,6 +32,7 @@ def _length_rule(completion: Completion, answer: str) -> float:
 
 RULES: dict[RewardName, Rule] = {
     RewardName.EXACT_MATCH: lambda completion, answer: exact_match(completion.text, answer),
+    RewardName.CONTAINS: lambda completion, answer: contains(completion.text, answer),
     RewardName.WER: lambda completion, answer: wer_reward(completion.text, answer),
     RewardName.LENGTH: _length_rule,
 }

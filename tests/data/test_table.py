@@ -67,7 +67,7 @@ def test_infos_come_in_file_order_and_read_no_media(path: Path, monkeypatch: pyt
     infos = table.infos()
     assert len(table) == len(infos) == len(PROMPTS)
     assert [info.id for info in infos] == [prompt.id for prompt in PROMPTS]
-    assert infos[0] == PromptInfo("row-0", "task", "0", ())
+    assert infos[0] == PromptInfo("row-0", "task", "0", "0", ())
     assert infos[5].modalities == (MediaKind.AUDIO, MediaKind.VIDEO)
     assert not {"images", "audios", "videos"} & set(columns_read)
 

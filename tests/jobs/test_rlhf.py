@@ -112,12 +112,13 @@ def test_a_missing_checkpoint_is_named(make_recipe: MakeRecipe) -> None:
 def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe: MakeRecipe) -> None:
     from actors.door import Door
     from actors.encoder import EncoderWorker, fetch_encoded
-    from actors.roles import start_roles
+    from actors.roles import crew_of
     from pipeline.data.table import PromptTable
 
     recipe = make_recipe("rlhf.encoder.num_workers=2")
     table = PromptTable(recipe.data_path / "train.parquet")
-    with start_roles(recipe, {"encoder": recipe.checkpoint("sft")}) as roles:
+    with crew_of(recipe) as crew:
+        roles = crew.roles({"encoder": recipe.checkpoint("sft")})
         door = Door(roles, recipe, "train", stage="test")
         ids = list(door.infos)
         first = door.admit(ids)
