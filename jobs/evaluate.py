@@ -237,7 +237,7 @@ def notes(recipe: Recipe) -> list[str]:
     if recipe.data.path is None:
         lines.append(
             f"The built-in demonstrations have {len(MANNERS)} manners ({'; '.join(MANNERS)}), the references only the "
-            "first. Part of the gain is that manner; `contains` is the share of completions with the right answer in any."
+            "first. Part of the gain is manner; `contains` is the share of completions with the right answer in any."
         )
     return lines
 

@@ -76,6 +76,15 @@ def test_tasks_are_mixed_and_each_has_its_modalities(directory: Path) -> None:
     assert modalities["text"] == ()
 
 
+def test_demonstrators_have_manners_of_their_own_and_references_have_none(
+    prompts: dict[Split, list[Prompt]],
+) -> None:
+    for prompt in prompts[Split.TRAIN]:
+        assert prompt.demonstration in {manner.format(answer=prompt.answer) for manner in demo.MANNERS}
+    plain = sum(prompt.demonstration == prompt.answer for prompt in prompts[Split.TRAIN])
+    assert 0.25 < plain / len(prompts[Split.TRAIN]) < 0.42
+
+
 def test_splits_share_no_source(directory: Path) -> None:
     sources = {
         split: {

@@ -40,6 +40,7 @@ MIXED = Prompt(
         Medium(AUDIO, b"five"),
     ),
     answer="yes",
+    demonstration="yes maybe",
 )
 
 

@@ -182,3 +182,15 @@ def test_a_job_stops_above_the_allowed_fraction_and_not_at_it() -> None:
     quarantine.check(num_rows=100, max_bad_fraction=0.02)
     with pytest.raises(TooManyBadRows, match=r"2 of 100 rows.*2 too_long.*data\.max_bad_fraction is 0\.01"):
         quarantine.check(num_rows=100, max_bad_fraction=0.01)
+
+
+def test_sft_learns_the_demonstration_and_the_answer_where_there_is_none(tmp_path: Path) -> None:
+    def row(name: str, demonstration: str | None) -> dict[str, Any]:
+        return to_row(Prompt(name, "task", (Message("user", "?"),), (), "7", demonstration), ())
+
+    path = tmp_path / "train.parquet"
+    write_prompts(path, [row("given", "7 maybe"), row("empty", ""), row("none", None)])
+    assert [info.demonstration for info in PromptTable(path).infos()] == ["7 maybe", "7", "7"]
+    without = pq.read_table(path).drop_columns(["demonstration"])
+    pq.write_table(without, path)
+    assert [info.demonstration for info in PromptTable(path).infos()] == ["7", "7", "7"]

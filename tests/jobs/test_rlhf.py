@@ -133,6 +133,31 @@ def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe:
     assert all(len(prompt.features) == len(row.media) for prompt, row in zip(encoded, prompts, strict=True))
 
 
+def test_workers_go_on_to_the_next_stage_with_what_they_hold(make_recipe: MakeRecipe) -> None:
+    from actors.door import Door
+    from actors.encoder import EncoderWorker
+    from actors.roles import crew_of
+
+    recipe = make_recipe()
+    base, sft = recipe.checkpoint("base"), recipe.checkpoint("sft")
+    with crew_of(recipe) as crew:
+        crew.plan(["rollout"])
+        crew.start_next()
+        first = crew.roles({"encoder": sft})
+        door = Door(first, recipe, "train", stage="test")
+        ids = list(door.infos)
+        once = door.admit(ids)
+        second = crew.roles({"encoder": sft, "rollout": sft})
+        with crew_of(recipe, crew) as same:
+            assert same is crew
+        assert second.encoder is first.encoder
+        again = Door(second, recipe, "train", stage="test").admit(ids)
+        assert [prompt.stored for prompt in again] == [prompt.stored for prompt in once]
+        # Another checkpoint has other towers: nothing that the first ones encoded is used.
+        third = crew.roles({"encoder": base})
+        assert ray.get(third.encoder.on_all(EncoderWorker.num_tower_calls)) == [0]
+
+
 def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(make_recipe: MakeRecipe) -> None:
     from ray.cluster_utils import Cluster
 

@@ -30,13 +30,17 @@ TINY_RUN = (
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("architecture", "tasks"),
+    ("architecture", "tasks", "policy_cpus"),
     [
-        ("qwen2_5_omni_thinker", ["digit", "speech", "sum", "video", "scene", "text"]),
-        ("qwen2_5_vl", ["digit", "video", "scene", "text"]),
+        # All workers fit beside each other, and start ahead of their stages.
+        ("qwen2_5_omni_thinker", ["digit", "speech", "sum", "video", "scene", "text"], 0.2),
+        # They do not fit, and start with their stages.
+        ("qwen2_5_vl", ["digit", "video", "scene", "text"], 7.0),
     ],
 )
-def test_the_stages_run_unchanged_on_every_architecture(tmp_path: Path, architecture: str, tasks: list[str]) -> None:
+def test_the_stages_run_unchanged_on_every_architecture(
+    tmp_path: Path, architecture: str, tasks: list[str], policy_cpus: float
+) -> None:
     recipe = load_recipe(
         None,
         [
@@ -44,6 +48,7 @@ def test_the_stages_run_unchanged_on_every_architecture(tmp_path: Path, architec
             f"run.directory={tmp_path}",
             f"model.tiny_architecture={architecture}",
             f"prepare.tasks={tasks}",
+            f"rlhf.policy.cpus_per_worker={policy_cpus}",
         ],
     )
     report = quickstart.run(recipe)
