@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -13,7 +14,7 @@ import torch
 
 from actors.engine import World
 from actors.placement import Seating
-from pipeline.config import Recipe, Workers
+from pipeline.config import Device, Recipe, Workers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +32,10 @@ class Worker:
         self.recipe = recipe
         self.settings = settings
         torch.set_num_threads(settings.threads_per_worker)
+
+    def warm_up(self, device: Device) -> None:
+        """Imports what `setup` needs, so that it is there by then."""
+        importlib.import_module("transformers.modeling_utils")
 
     def rendezvous(self) -> tuple[str, int]:
         """Address of this worker's node and a port that is free there."""
@@ -60,6 +65,8 @@ class WorkerGroup(Generic[W]):
             remote.options(name=f"{role}-{rank}-{id(self):x}", **options).remote(recipe, settings)
             for rank, options in enumerate(seating.options[role])
         ]
+        self.warm: list[ray.ObjectRef[None]] = [actor.warm_up.remote(seating.device) for actor in self.actors]
+        """Done when the workers are up and have imported what they need."""
 
     def __len__(self) -> int:
         return len(self.actors)

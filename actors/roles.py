@@ -91,7 +91,7 @@ class Crew:
         self._groups: dict[str, WorkerGroup[Any]] = {}
         self._trainings: dict[str, Training] = {}
         self._planned: list[str] = []
-        self._starting: list[ray.ObjectRef[Any]] = []
+        self._starting: list[ray.ObjectRef[None]] = []
 
     def roles(self, paths: Mapping[str, Path]) -> Roles:
         """A group for each role in `paths`, from the checkpoint given there; the groups of earlier stages go on.
@@ -128,15 +128,14 @@ class Crew:
 
     def start_next(self) -> None:
         """Starts the next of what is planned once the last is up: one at a time leaves the other cores their work."""
-        waiting = ray.wait(self._starting, num_returns=len(self._starting), timeout=0)[1] if self._starting else []
-        if waiting or not self._planned:
+        if not self._planned or any(ray.wait([ref], timeout=0)[1] for ref in self._starting):
             return
         name = self._planned.pop(0)
         if name in TRAININGS:
             self.training(name)
         else:
             self._start([name])
-            self._starting = [actor.__ray_ready__.remote() for actor in self._groups[name].actors]
+            self._starting = self._groups[name].warm
 
     def _start(self, roles: Iterable[str]) -> None:
         settings = self._settings(role for role in roles if role not in self._groups)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actors.encoder import PromptRef, fetch_encoded
-from actors.engine import Engine, World, join
+from actors.engine import Engine, World, import_deepspeed, join
 from actors.group import Worker
-from pipeline.config import Sharded
+from pipeline.config import Device, Sharded
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
 from pipeline.models.checkpoint import freeze_towers, parameter_table
 from pipeline.models.processing import load_processor
@@ -26,6 +26,11 @@ class ShardedWorker(Worker):
     """A role with a module under DeepSpeed. Its towers are frozen: features come from the encoder workers."""
 
     settings: Sharded
+
+    def warm_up(self, device: Device) -> None:
+        """Imports DeepSpeed too."""
+        import_deepspeed(device)
+        super().warm_up(device)
 
     def load_module(self) -> nn.Module:
         """The role's module from its checkpoint at `path`."""

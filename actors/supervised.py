@@ -182,7 +182,7 @@ def train_sft(config: dict[str, Any]) -> None:
     if not _receive(config):
         return
     _train(config, engine, losses, lambda batch: float(sum(len(answer_ids(item)) for item in batch)))
-    _export(engine, source, config["target"])
+    _export(config, engine)
 
 
 def train_reward_model(config: dict[str, Any]) -> None:
@@ -217,7 +217,7 @@ def train_reward_model(config: dict[str, Any]) -> None:
         return
     _train(config, engine, losses, lambda batch: float(len(batch)))
     _standardise(config, engine, scores)
-    _export(engine, source, config["target"])
+    _export(config, engine)
 
 
 @torch.no_grad()
@@ -235,7 +235,7 @@ def _standardise(
     engine.module.scale.copy_(both.std().clamp_min(1e-6))
     if engine.world.rank == 0:
         accuracy = float((chosen > rejected).float().mean())
-        config["queue"].put((config["settings"].num_steps, {"held_out_accuracy": accuracy}))
+        _report(config, (config["settings"].num_steps, {"held_out_accuracy": accuracy}))
 
 
 def _begin(config: dict[str, Any]) -> bool:
@@ -261,11 +261,16 @@ def _begin(config: dict[str, Any]) -> bool:
     return begun
 
 
+def _report(config: dict[str, Any], item: tuple[int, dict[str, Any]]) -> None:
+    """Sends the driver a step's metrics. They arrive in order, and `_export` waits for the last of them."""
+    config["reported"] = config["queue"].actor.put_nowait.remote(item)
+
+
 def _engine(module: nn.Module, config: dict[str, Any]) -> Engine:
     world: World = config["world"]
     engine = Engine(module, world=world, settings=config["settings"], dtype=config["recipe"].model.dtype)
     if world.rank == 0:
-        config["queue"].put((-1, {"parameters": parameter_table(engine.module)}))
+        _report(config, (-1, {"parameters": parameter_table(engine.module)}))
     return engine
 
 
@@ -299,7 +304,7 @@ def _train(config: dict[str, Any], engine: Engine, losses: Losses[T], count: Cal
         totals = engine.sum_over_ranks(totals)
         if engine.world.rank == 0:
             metrics = {**totals, "grad_norm": engine.grad_norm, "learning_rate": engine.learning_rate}
-            config["queue"].put((step, metrics))
+            _report(config, (step, metrics))
     ray.train.report({"loss": totals["loss"]})
 
 
@@ -310,10 +315,11 @@ def _loss(losses: Losses[T], part: Sequence[T], total: float, totals: dict[str, 
     return values["loss"]
 
 
-def _export(engine: Engine, source: Path, target: Path) -> None:
+def _export(config: dict[str, Any], engine: Engine) -> None:
     state = engine.gather()
     if engine.world.rank == 0:
-        save_checkpoint(target, module=engine.module, state=state, source=source)
+        save_checkpoint(config["target"], module=engine.module, state=state, source=config["source"])
+        ray.get(config["reported"])
 
 
 def show(tracker: Tracker, step: int, metrics: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Does the result hold over seeds? The quickstart once a seed, and one table of what came out.
+"""Does the result hold over seeds? The demo once a seed, and one table of what came out.
 
-    seed 0, 1, 2 -> python -m jobs.quickstart, one after the other -> <out>/seed-k/summary.json
+    seed 0, 1, 2 -> what `make demo` runs, one after the other -> <out>/seed-k/summary.json
                  -> <out>/seeds.json, the report of the first seed with the table, benchmarks/RESULTS.md
 
     python -m benchmarks.seeds
@@ -152,12 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summaries: dict[int, Mapping[str, Any]] = {}
     recipes: list[Recipe] = []
     for seed in options.seeds:
-        directory: Path = options.out / f"seed-{seed}"
+        directory: Path = options.out.resolve() / f"seed-{seed}"
         overrides = [*options.overrides, f"run.seed={seed}", f"run.directory={directory}"]
         recipes.append(load_recipe(options.config, overrides))
         if not (options.reuse and (directory / "summary.json").is_file()):
-            command = [sys.executable, "-m", "jobs.quickstart", "--config", str(options.config), *overrides]
-            run_seed(recipes[-1], command, options.out / f"seed-{seed}.log")
+            job = ["python", "-m", "jobs.quickstart", "--config", str(options.config.resolve()), *overrides]
+            run_seed(recipes[-1], [sys.executable, "-m", "jobs.local", "--", *job], options.out / f"seed-{seed}.log")
         summaries[seed] = json.loads((directory / "summary.json").read_text())
 
     table = collect(summaries)
