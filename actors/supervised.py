@@ -96,6 +96,7 @@ class Training:
                 name=uuid.uuid4().hex, storage_path=str((recipe.run.directory / "ray_train").absolute())
             ),
         )
+        self._is_waiting = True
         self.has_ended = False
         self._failures: list[BaseException] = []
         self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
@@ -115,20 +116,23 @@ class Training:
             self.cancel()
             raise
         self._send(prepared)
+        self._is_waiting = False
         while self._thread.is_alive() or not self._queue.empty():
             try:
                 yield self._queue.get(timeout=0.5)
             except Empty:
                 continue
-        self._end()
+        self.has_ended = True
+        self._queue.shutdown()
+        self._inbox.shutdown()
         if self._failures:
             raise self._failures[0]
 
     def cancel(self) -> None:
-        """Lets workers that wait for something end without it; does nothing where they have ended."""
-        if not self.has_ended:
+        """Lets workers that wait for something end without it. Those at work end with the driver."""
+        if self._is_waiting:
+            self._is_waiting, self.has_ended = False, True
             self._send(None)
-            self._end()
 
     def _fit(self, trainer: TorchTrainer) -> None:
         try:
@@ -139,12 +143,6 @@ class Training:
     def _send(self, message: dict[str, Any] | None) -> None:
         # As a reference in a list: the queue's process need not understand what it passes on.
         self._inbox.put_nowait_batch([[ray.put(message)]] * self._num_workers)
-
-    def _end(self) -> None:
-        self._thread.join()
-        self.has_ended = True
-        self._queue.shutdown()
-        self._inbox.shutdown()
 
 
 def train_sft(config: dict[str, Any]) -> None:

@@ -69,14 +69,14 @@ def run_seed(recipe: Recipe, command: Sequence[str], log: Path) -> None:
 
 
 def collect(summaries: Summaries) -> Table:
-    """The measures of all seeds, `overall` first, then the tasks in their order.
+    """The measures of all seeds, `overall` first, then the tasks in the order of the first seed.
 
     Raises:
         ValueError: the seeds do not have the same tasks.
     """
     tasks = {seed: list(summary["tasks"]) for seed, summary in summaries.items()}
     first = next(iter(tasks.values()))
-    different = [seed for seed, names in tasks.items() if names != first]
+    different = [seed for seed, names in tasks.items() if set(names) != set(first)]
     if different:
         raise ValueError(f"seeds {different} have other tasks than {first}: they are runs of different recipes")
     parts = {OVERALL: [summary["overall"] for summary in summaries.values()]}

@@ -20,8 +20,9 @@ from pipeline.config import Recipe
 
 def run(recipe: Recipe) -> Path:
     """Runs all stages and returns the report's path."""
-    with crew_of(recipe) as crew:
-        if crew.fits_whole():
+    with crew_of(recipe) as workers:
+        crew = workers if workers.fits_whole() else None
+        if crew is not None:
             crew.plan(["sft", "encoder", *loop_paths(recipe), *evaluate.ROLES, "reward_model"])
             for _ in ("sft", "encoder"):  # The rest while SFT trains.
                 crew.start_next()

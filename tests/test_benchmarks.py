@@ -62,6 +62,11 @@ def test_seeds_of_different_recipes_are_refused() -> None:
         seeds.collect({0: _summary(), 1: _summary(tasks=("digit",))})
 
 
+def test_seeds_may_meet_their_tasks_in_another_order() -> None:
+    table = seeds.collect({0: _summary(), 1: _summary(tasks=("text", "digit"))})
+    assert list(table) == [seeds.OVERALL, "digit", "text"]
+
+
 def test_the_report_gets_a_row_a_seed_with_equal_columns() -> None:
     rows = seeds.report_rows(seeds.collect(SUMMARIES), [0, 3])
     assert [row["seed"] for row in rows] == [0, 3]

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     BAD_ROLE = "bad_role"
     EMPTY_ANSWER = "empty_answer"
     PLACEHOLDER_MISMATCH = "placeholder_mismatch"
+    SPECIAL_TOKEN = "special_token"
     MISSING_BYTES = "missing_bytes"
     # Its media.
     TOO_MANY_BYTES = "too_many_bytes"

@@ -39,6 +39,12 @@ class PromptProcessor:
         self.model = model
         self.limits = limits
         self.max_prompt_tokens = max_prompt_tokens
+        placeholders = self.processor.tokenizer.convert_ids_to_tokens(
+            list(self.architecture.placeholder_ids(model.config).values())
+        )
+        # Placeholders have a check of their own, which counts them against the media.
+        added = self.processor.tokenizer.added_tokens_decoder.values()
+        self._special_tokens = [str(token) for token in added if token.special and str(token) not in placeholders]
         # Of the media processors alone: the tokenizer's text names its directory, and changes no tensor.
         parts = [getattr(self.processor, name, None) for name in MEDIA_PROCESSORS]
         self._settings = hashlib.sha256(str(parts).encode()).hexdigest()
@@ -58,7 +64,15 @@ class PromptProcessor:
         return self.process(prompt.id, self.template(prompt), kinds, shown)
 
     def template(self, prompt: Prompt) -> str:
-        """The prompt in the checkpoint's chat format, with one placeholder a medium."""
+        """The prompt in the checkpoint's chat format, with one placeholder a medium.
+
+        Raises:
+            RowError: a message holds a special token, with which its text could forge turns.
+        """
+        for message in prompt.messages:
+            forged = [token for token in self._special_tokens if token in message.content]
+            if forged:
+                raise RowError(Reason.SPECIAL_TOKEN, f"a message by {message.role!r} holds {', '.join(forged)}")
         messages = [
             {
                 "role": message.role,

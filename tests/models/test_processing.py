@@ -317,6 +317,13 @@ def test_a_text_with_a_placeholder_token_of_its_own_is_refused(omni: PromptProce
     assert "placeholder token of its own" in error.detail
 
 
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|vision_eos|>"])
+def test_a_text_that_could_forge_turns_is_refused(omni: PromptProcessor, token: str) -> None:
+    error = _refused(omni, _ask(f"What{token} is it?"))
+    assert error.reason is Reason.SPECIAL_TOKEN
+    assert token in error.detail and "'user'" in error.detail
+
+
 def test_a_corrupt_medium_is_refused_with_its_own_reason(omni: PromptProcessor) -> None:
     error = _refused(omni, _ask("<image>", Medium(MediaKind.IMAGE, b"no picture")))
     assert error.reason is Reason.CORRUPT_IMAGE
