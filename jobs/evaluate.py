@@ -235,9 +235,10 @@ def notes(recipe: Recipe) -> list[str]:
         "The KL is the policy's to the SFT model, estimated on the policy's own samples.",
     ]
     if recipe.data.path is None:
+        manners = ", ".join(manner.format(answer="7") for manner in MANNERS)
         lines.append(
-            f"The built-in demonstrations have {len(MANNERS)} manners ({'; '.join(MANNERS)}), the references only the "
-            "first. Part of the gain is manner; `contains` is the share of completions with the right answer in any."
+            f"The built-in demonstrations have {len(MANNERS)} manners ({manners}), the references only the first. Where the "
+            "true reward rises and `contains`, the share with the right answer in any manner, does not, manner was learned."
         )
     return lines
 
