@@ -237,8 +237,8 @@ def notes(recipe: Recipe) -> list[str]:
     if recipe.data.path is None:
         manners = ", ".join(manner.format(answer="7") for manner in MANNERS)
         lines.append(
-            f"The built-in demonstrations have {len(MANNERS)} manners ({manners}), the references only the first. Where the "
-            "true reward rises and `contains`, the share with the right answer in any manner, does not, manner was learned."
+            f"The built-in demonstrations have {len(MANNERS)} manners ({manners}), the references only the first. "
+            "`Contains` is the share with the right answer in any: a gain that it does not share is one of manner."
         )
     return lines
 
