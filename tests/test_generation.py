@@ -19,7 +19,7 @@ from pipeline.models.forward import Policy
 from pipeline.models.processing import PromptProcessor
 from pipeline.records import FinishReason, Message, ProcessedPrompt, Prompt
 
-END_IDS = tuple(range(20, 1024, 17))
+END_IDS = tuple(range(20, 1024, 7))
 """Many end tokens, so that an untrained model ends its completions at different lengths."""
 
 

@@ -66,8 +66,9 @@ def _bed(path: Path, demo_data: Path) -> Bed:
     )
     taken = set(policy.decoder.architecture.modalities)
     prompts = [prompt for prompt in _prompts(demo_data) if {medium.kind for medium in prompt.media} <= taken]
-    placeholders = list(policy.decoder.placeholders.values())
-    words = np.setdiff1d(np.arange(policy.decoder.model.config.get_text_config().vocab_size), placeholders)
+    # The stock forward, which finds media by their special tokens, must find none in a completion.
+    special = list(processor.processor.tokenizer.added_tokens_decoder)
+    words = np.setdiff1d(np.arange(policy.decoder.model.config.get_text_config().vocab_size), special)
     rng = np.random.default_rng(0)
     completions = [[rng.choice(words, rng.integers(1, 7)) for _ in range(GROUP_SIZE)] for _ in prompts]
     return Bed(path, policy, processor, prompts, [processor(prompt) for prompt in prompts], completions)
