@@ -119,12 +119,14 @@ class Training:
         self._is_waiting = False
         while self._thread.is_alive() or not self._queue.empty():
             try:
-                yield self._queue.get(timeout=0.5)
+                item: tuple[int, dict[str, Any]] | None = self._queue.get(timeout=0.5)
             except Empty:
                 continue
+            if item is None:
+                # The checkpoint lies there: Train takes seconds more to clear away, which nobody needs to wait for.
+                break
+            yield item
         self.has_ended = True
-        self._queue.shutdown()
-        self._inbox.shutdown()
         if self._failures:
             raise self._failures[0]
 
@@ -259,8 +261,8 @@ def _begin(config: dict[str, Any]) -> bool:
     return begun
 
 
-def _report(config: dict[str, Any], item: tuple[int, dict[str, Any]]) -> None:
-    """Sends the driver a step's metrics. They arrive in order, and `_export` waits for the last of them."""
+def _report(config: dict[str, Any], item: tuple[int, dict[str, Any]] | None) -> None:
+    """Sends the driver a step's metrics, or None at the end. They arrive in order, and `_export` waits for the last."""
     config["reported"] = config["queue"].actor.put_nowait.remote(item)
 
 
@@ -317,6 +319,7 @@ def _export(config: dict[str, Any], engine: Engine) -> None:
     state = engine.gather()
     if engine.world.rank == 0:
         save_checkpoint(config["target"], module=engine.module, state=state, source=config["source"])
+        _report(config, None)
         ray.get(config["reported"])
 
 
