@@ -150,12 +150,12 @@ class Crew:
 
     def shutdown(self) -> None:
         """Ends all workers and gives their resources back."""
-        for training in self._trainings.values():
-            training.cancel()
         for group in self._groups.values():
             group.shutdown()
         for seating in self._seatings:
             seating.release()
+        for training in self._trainings.values():
+            training.close()
 
 
 @contextmanager

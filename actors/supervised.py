@@ -136,6 +136,14 @@ class Training:
             self._is_waiting, self.has_ended = False, True
             self._send(None)
 
+    def close(self) -> None:
+        """Cancels a training that nobody asked for; one that has ended clears away first, and its errors are raised."""
+        if self.has_ended:
+            self._thread.join()
+            if self._failures:
+                raise self._failures[0]
+        self.cancel()
+
     def _fit(self, trainer: TorchTrainer) -> None:
         try:
             trainer.fit()
