@@ -22,7 +22,7 @@ from pipeline.config import load_recipe
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 # The default value of `model.tiny_architecture` is the one place outside pipeline/models that names an architecture.
-ALLOWED_NAMES = {("pipeline/config.py", 'tiny_architecture: str = "qwen2_5_omni_thinker"')}
+ALLOWED_NAMES = {("pipeline/config/recipe.py", 'tiny_architecture: str = "qwen2_5_omni_thinker"')}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,117 @@
+"""Recipes in: YAML and overrides; errors that name field, value and cure; the documentation of every field."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
+
+from pipeline.config.recipe import Recipe
+from pipeline.config.section import ConfigError, Section, section_of
+
+
+def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a YAML recipe (or the defaults where `path` is None) and applies `section.field=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing, no YAML or no mapping, an override has no `=`, a key is unknown, a value is
+            wrong.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            raise ConfigError(f"--config {path}: no such file; recipes lie in jobs/recipes/")
+        loaded = _yaml(path.read_text(), f"--config {path}")
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"--config {path}: a recipe is a mapping of sections, not {type(loaded).__name__}")
+        tree = cast(dict[str, Any], loaded)
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator or not dotted:
+        raise ConfigError(f"override {override!r}: write section.field=value")
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+        node = cast(dict[str, Any], child)
+    node[leaf] = _yaml(text, f"override {override!r}")
+
+
+def _yaml(text: str, origin: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not YAML: {error}") from None
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    location = [str(part) for part in item["loc"]]
+    field = ".".join(location) or "recipe"
+    if item["type"] == "extra_forbidden":
+        known = list(_section_at(location[:-1]).model_fields)
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        cure = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"{field}: unknown key; {cure}"
+    return (
+        f"{field}: {item['msg']} (got {item['input']!r})"
+        if not isinstance(item["input"], dict)
+        else f"{field}: {item['msg']}"
+    )
+
+
+def _section_at(location: Sequence[str]) -> type[Section]:
+    section: type[Section] = Recipe
+    for part in location:
+        section = section_of(section.model_fields[part].annotation) or section
+    return section
+
+
+def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Lines that document every field below `section`: dotted name, type, default, docstring."""
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is not None:
+            yield f"\n[{prefix}{name}]  {field.description or ''}"
+            yield from describe(inner, f"{prefix}{name}.")
+        else:
+            yield f"  {prefix}{name}: {_type_name(field.annotation)} = {_as_yaml(field.default)}"
+            yield f"      {field.description or ''}"
+
+
+def _type_name(annotation: object) -> str:
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return " | ".join(annotation)
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return " | ".join(_type_name(part) for part in typing.get_args(annotation))
+    if annotation is types.NoneType:
+        return "null"
+    inner = [_type_name(part) for part in typing.get_args(annotation) if part is not Ellipsis]
+    if typing.get_origin(annotation) is tuple:
+        return f"[{', '.join(inner)}]" if Ellipsis not in typing.get_args(annotation) else f"list of ({inner[0]})"
+    if typing.get_origin(annotation) is dict:
+        return f"mapping of ({inner[0]}) to {inner[1]}"
+    return annotation.__name__ if isinstance(annotation, type) and not inner else str(annotation)
+
+
+def _as_yaml(value: object) -> str:
+    """A default as one would write it in a recipe or an override."""
+    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("...\n").strip()

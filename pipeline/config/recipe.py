@@ -1,0 +1,149 @@
+"""A whole run, from data to report."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.config.rlhf import Rlhf
+from pipeline.config.section import Section
+from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Placement(StrEnum):
+    COLOCATED = "colocated"
+    APART = "apart"
+
+
+class Sink(StrEnum):
+    CONSOLE = "console"
+    JSONL = "jsonl"
+    TENSORBOARD = "tensorboard"
+    RAY = "ray"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
+
+
+class Run(Section):
+    name: str = "demo"
+    """Name of the run, shown in trackers and in the report."""
+    directory: Path = Path("runs/demo")
+    """Where data, checkpoints, metrics and the report go. On a cluster: a path that all nodes share."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random: data, initialisation, order, sampling."""
+    sinks: tuple[Sink, ...] = (Sink.CONSOLE, Sink.JSONL, Sink.TENSORBOARD, Sink.RAY)
+    """Where metrics go. `wandb` and `mlflow` need the extras of the same name."""
+
+
+class Cluster(Section):
+    device: Device = Device.AUTO
+    """`cpu` (gloo), `cuda` (NCCL), or `auto`: cuda where the cluster has GPUs."""
+    placement: Placement = Placement.COLOCATED
+    """`colocated`: the roles share the same bundles; `apart`: each worker has a bundle of its own."""
+    resource_timeout_s: float = Field(default=60.0, gt=0)
+    """How long a stage waits for the resources of its roles, in seconds; give an autoscaler time to bring nodes."""
+    collective_timeout_s: float = Field(default=600.0, gt=0)
+    """How long a collective may take before its world is given up, in seconds."""
+
+
+class MediaLimits(Section):
+    """Bounds that every decoder keeps; what is outside goes to the quarantine with a reason."""
+
+    max_bytes: int = Field(default=64 * 2**20, gt=0)
+    """Largest encoded medium, in bytes."""
+    max_pixels: int = Field(default=4096 * 4096, gt=0)
+    """Largest image, or frame of a video, in pixels."""
+    max_aspect_ratio: float = Field(default=100.0, ge=1)
+    """Longest side divided by shortest side of an image or a frame."""
+    min_seconds: float = Field(default=0.05, gt=0)
+    """Shortest sound, in seconds: shorter ones give no token."""
+    max_seconds: float = Field(default=30.0, gt=0)
+    """Longest sound or video, in seconds."""
+    max_channels: int = Field(default=8, gt=0)
+    """Most channels in a sound."""
+    max_frames: int = Field(default=64, gt=1)
+    """Most frames that are kept of a video."""
+
+
+class Data(Section):
+    path: Path | None = None
+    """Directory with the prompt table (`train.parquet`, `validation.parquet`, `test.parquet`); default `<run>/data`."""
+    limits: MediaLimits = MediaLimits()
+    """Bounds of media decoding."""
+    max_prompt_tokens: int = Field(default=512, gt=0)
+    """Longer prompts, placeholders included, go to the quarantine."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of rows in quarantine before a job stops."""
+
+
+class Prepare(Section):
+    """The built-in data: digits, speech, scenes and videos made offline."""
+
+    train_rows: int = Field(default=480, gt=0)
+    """Rows of each task in the train split."""
+    validation_rows: int = Field(default=16, gt=0)
+    """Rows of each task in the validation split."""
+    test_rows: int = Field(default=64, gt=0)
+    """Rows of each task in the test split."""
+    tasks: tuple[str, ...] = ("digit", "speech", "sum", "video", "scene", "text")
+    """Which of the built-in tasks to make."""
+
+
+class Model(Section):
+    path: Path | None = None
+    """Hugging Face directory of the checkpoint to start from; null builds the tiny one in `<run>/checkpoints/base`."""
+    tiny_architecture: str = "qwen2_5_omni_thinker"
+    """Architecture of the tiny checkpoint that is built where `path` is null."""
+    dtype: Dtype = Dtype.FLOAT32
+    """Parameters' type. `bfloat16` is for GPUs."""
+    trust_remote_code: bool = False
+    """Whether code inside a checkpoint may run. Leave it off for checkpoints you have not read."""
+
+
+class Recipe(Section):
+    """A whole run, from data to report."""
+
+    run: Run = Run()
+    """Name, place and seed."""
+    cluster: Cluster = Cluster()
+    """Device and placement."""
+    model: Model = Model()
+    """The checkpoint to start from."""
+    data: Data = Data()
+    """The prompt table and the bounds of its media."""
+    prepare: Prepare = Prepare()
+    """The built-in data."""
+    sft: Supervised = Supervised()
+    """Supervised fine-tuning on demonstrations."""
+    preferences: Preferences = Preferences()
+    """Pairs of completions and who prefers which."""
+    reward_model: RewardModel = RewardModel()
+    """The reward model's training."""
+    rlhf: Rlhf = Rlhf()
+    """The loop: generate -> score -> update."""
+    evaluate: Evaluate = Evaluate()
+    """The held-out evaluation and its report."""
+
+    @property
+    def data_path(self) -> Path:
+        """Directory of the prompt table."""
+        return self.data.path or self.run.directory / "data"
+
+    def checkpoint(self, stage: str) -> Path:
+        """Directory of the checkpoint that `stage` (base, sft, reward_model, rlhf) writes."""
+        if stage == "base" and self.model.path is not None:
+            return self.model.path
+        return self.run.directory / "checkpoints" / stage

@@ -1,0 +1,22 @@
+"""What all sections of the recipe share."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ConfigError(ValueError):
+    """A recipe or an override that cannot be used; the message names field, value and cure."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, documentation from attribute docstrings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+def section_of(annotation: object) -> type[Section] | None:
+    """The section class that a field's annotation names, or None where the field is a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return None

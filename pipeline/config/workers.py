@@ -1,0 +1,47 @@
+"""The workers of a role: how many, on what, how sharded, how they learn."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.config.section import Section
+
+
+class Workers(Section):
+    num_workers: int = Field(default=1, ge=1)
+    """Ray actors (ranks) of this role."""
+    cpus_per_worker: float = Field(default=0.2, gt=0)
+    """CPUs that Ray reserves for each worker."""
+    gpus_per_worker: float = Field(default=1.0, ge=0)
+    """GPUs that Ray reserves for each worker where the device is cuda; a fraction where roles are colocated."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Threads for torch in each worker."""
+
+
+class Rollout(Workers):
+    batch_size: int = Field(default=64, ge=1)
+    """Prompts (with all completions of their group) that a worker decodes at once."""
+
+
+class Sharded(Workers):
+    zero_stage: int = Field(default=0, ge=0, le=3)
+    """DeepSpeed ZeRO stage of this role's world. Roles without an optimizer take 0 or 3."""
+    micro_batch_size: int = Field(default=16, ge=1)
+    """Prompts (with all completions of their group) in one forward pass."""
+
+
+class Trained(Sharded):
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly; the first step is never at zero."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps over which the rate falls along a cosine to `final_rate`; null keeps it."""
+    final_rate: float = Field(default=0.1, ge=0, le=1)
+    """Share of the peak rate at the end of the decay."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decays."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
