@@ -1,7 +1,7 @@
 """The frozen records that flow through a step, one type a stage.
 
-Prompt (checked row) -> EncodedPrompt (ids, positions, tower features) -> Completion -> Rollout (a group)
--> Experience (what the update needs). Preference feeds the reward model.
+Prompt (checked row) -> ProcessedPrompt (ids, positions, media tensors) -> EncodedPrompt (tower features)
+-> Completion -> Rollout (a group) -> Experience (what the update needs). Preference feeds the reward model.
 Arrays are NumPy, so that Ray shares them between processes without copies.
 """
 
@@ -138,15 +138,16 @@ class ProcessedPrompt:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt with the tower features of its media: all that any copy of the language model needs.
+    """A prompt as one copy of the model takes it: what frozen towers gave, and what towers that train must still see.
 
-    features: one float array [num_tokens, hidden] a medium, in order; each fills one placeholder run.
+    media: one entry a medium, in order: tower features, a float32 array [num_tokens, hidden], or the tensors for a
+    tower that trains. Each fills one placeholder run.
     """
 
     id: str
     input_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
-    features: tuple[NDArray[np.float32], ...]
+    media: tuple[NDArray[np.float32] | MediumTensors, ...]
 
 
 @dataclass(frozen=True)

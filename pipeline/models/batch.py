@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,27 @@ class PromptBatch:
     """P prompts, padded on the left to length L.
 
     input_ids: int64 [P, L]; mask: bool [P, L]; position_ids: int64 [R, P, L].
-    features: float [M, H], the tower features of all media in the order of their placeholders, or None.
-    media: what the towers must encode in the same order, where `features` is None.
+    media: in the order of their placeholders, tower features float [M, H] of one or several media that follow each
+    other, or what a tower must still encode.
     """
 
     input_ids: Tensor
     mask: Tensor
     position_ids: Tensor
-    features: Tensor | None
-    media: tuple[MediumTensors, ...] | None
+    media: tuple[Tensor | MediumTensors, ...]
 
     def to(self, device: torch.device) -> PromptBatch:
-        """The same batch on `device`; media move when their tower runs."""
+        """The same batch on `device`; what a tower must encode moves when it runs."""
         return PromptBatch(
             self.input_ids.to(device),
             self.mask.to(device),
             self.position_ids.to(device),
-            None if self.features is None else self.features.to(device),
-            self.media,
+            tuple(item.to(device) if isinstance(item, Tensor) else item for item in self.media),
         )
+
+    def select(self, rows: Tensor) -> PromptBatch:
+        """The prompts at indices `rows` [N], text and positions only."""
+        return PromptBatch(self.input_ids[rows], self.mask[rows], self.position_ids[:, rows], ())
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class CompletionBatch:
         return CompletionBatch(self.token_ids.to(device), self.mask.to(device), self.owner.to(device))
 
 
-def collate_prompts(prompts: Sequence[EncodedPrompt] | Sequence[ProcessedPrompt], *, pad_id: int) -> PromptBatch:
+def collate_prompts(prompts: Sequence[EncodedPrompt | ProcessedPrompt], *, pad_id: int) -> PromptBatch:
     """Pads prompts on the left and lines up their media."""
     length = max(len(prompt.input_ids) for prompt in prompts)
     num_axes = prompts[0].position_ids.shape[0]
@@ -68,17 +71,15 @@ def collate_prompts(prompts: Sequence[EncodedPrompt] | Sequence[ProcessedPrompt]
         input_ids[row, start:] = torch.tensor(prompt.input_ids)
         mask[row, start:] = True
         positions[:, row, start:] = torch.tensor(prompt.position_ids)
-    features: list[NDArray[Any]] = []
-    media: list[MediumTensors] = []
-    for prompt in prompts:
-        if isinstance(prompt, EncodedPrompt):
-            features.extend(prompt.features)
-        else:
-            media.extend(prompt.media)
-    if isinstance(prompts[0], ProcessedPrompt):
-        return PromptBatch(input_ids, mask, positions, None, tuple(media))
-    stacked = torch.from_numpy(np.concatenate(features)) if features else None
-    return PromptBatch(input_ids, mask, positions, stacked, None)
+    media: list[Tensor | MediumTensors] = []
+    for is_encoded, run in groupby(chain.from_iterable(prompt.media for prompt in prompts), _is_encoded):
+        items: list[Any] = list(run)
+        media.extend([torch.from_numpy(np.concatenate(items))] if is_encoded else items)
+    return PromptBatch(input_ids, mask, positions, tuple(media))
+
+
+def _is_encoded(medium: NDArray[Any] | MediumTensors) -> bool:
+    return isinstance(medium, np.ndarray)
 
 
 def collate_completions(groups: Sequence[Sequence[NDArray[np.int64]]], *, pad_id: int) -> CompletionBatch:

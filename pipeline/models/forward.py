@@ -6,18 +6,16 @@ trainer and rollout run the same code. Gradients flow through the shared prompt 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.models.architectures import Architecture
 from pipeline.models.batch import CompletionBatch, PromptBatch
+from pipeline.models.vocabulary import VocabularyHead
 from pipeline.records import MediaKind, MediumTensors
-
-# Finite, so that a forbidden token has probability zero and entropy terms stay zero instead of NaN.
-FORBIDDEN_LOGIT = -1e9
 
 
 class Decoder(nn.Module):
@@ -29,37 +27,42 @@ class Decoder(nn.Module):
         self.architecture = architecture
         self.placeholders = architecture.placeholder_ids(model.config)
         self.blank_media: Mapping[MediaKind, MediumTensors] = {}
+        """Something small for each kind whose tower trains."""
+        self.share_prefix = True
+        """Whether a prompt runs once for all its completions; off, the results are the same and the work is more."""
 
     def embed(self, prompts: PromptBatch) -> Tensor:
         """Token embeddings [P, L, H] with tower features at the placeholders."""
         embedded: Tensor = self.model.get_input_embeddings()(prompts.input_ids)
+        live = [item for item in prompts.media if isinstance(item, MediumTensors)]
+        encoded, unused = self._run_towers(live)
+        features = [encoded[item.key] if isinstance(item, MediumTensors) else item for item in prompts.media]
+        if isinstance(unused, Tensor):
+            embedded = embedded + unused
+        if not features:
+            return embedded
         is_placeholder = torch.isin(
             prompts.input_ids, torch.tensor(list(self.placeholders.values()), device=prompts.input_ids.device)
         )
-        features = prompts.features
-        if prompts.media is not None:
-            features, unused = self._run_towers(prompts.media)
-            embedded = embedded + unused
-        if features is None:
-            return embedded
-        return embedded.masked_scatter(is_placeholder[..., None], features.to(embedded.dtype))
+        return embedded.masked_scatter(is_placeholder[..., None], torch.cat(features).to(embedded.dtype))
 
-    def _run_towers(self, media: tuple[MediumTensors, ...]) -> tuple[Tensor | None, Tensor | float]:
-        """Features of `media` in order, and a zero that ties towers without rows into the graph.
+    def _run_towers(self, media: Sequence[MediumTensors]) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Features of the different `media` by key, and a zero that ties towers without rows into the graph.
 
-        Every rank runs every tower the same number of times, whatever its rows hold: else ZeRO waits for ever.
+        Every rank runs every tower that trains the same number of times, whatever its rows hold: else ZeRO waits for
+        ever. `blank_media` holds something to run it on.
         """
-        features: dict[int, Tensor] = {}
+        features: dict[str, Tensor] = {}
         unused: Tensor | float = 0.0
         for kind in self.architecture.modalities:
-            places = [place for place, medium in enumerate(media) if medium.kind is kind]
-            if places:
-                encoded = self.architecture.encode(self.model, kind, [media[place].tensors for place in places])
-                features.update(zip(places, encoded, strict=True))
+            found = {medium.key: medium.tensors for medium in media if medium.kind is kind}
+            if found:
+                encoded = self.architecture.encode(self.model, kind, list(found.values()))
+                features.update(zip(found, encoded, strict=True))
             elif kind in self.blank_media:
                 encoded = self.architecture.encode(self.model, kind, [self.blank_media[kind].tensors])
                 unused = unused + 0.0 * encoded[0].sum()
-        return (torch.cat([features[place] for place in sorted(features)]) if features else None), unused
+        return features, unused
 
     def prefill(self, prompts: PromptBatch) -> tuple[Tensor, Any, Tensor]:
         """One pass over the prompts.
@@ -92,18 +95,35 @@ class Decoder(nn.Module):
 
     def states(self, prompts: PromptBatch, completions: CompletionBatch) -> Tensor:
         """Hidden states [N, T + 1, H]: index t predicts token t, index t + 1 has seen it."""
+        if not self.share_prefix:
+            return self._states_of_whole_rows(prompts, completions)
         last, cache, next_position = self.prefill(prompts)
         cache.batch_select_indices(completions.owner)
-        length = completions.token_ids.shape[1]
-        steps = torch.arange(length, device=completions.owner.device)
         hidden = self.extend(
             completions.token_ids,
             cache=cache,
             mask=torch.cat([prompts.mask[completions.owner], completions.mask], dim=1),
-            positions=next_position[completions.owner][:, None] + steps,
+            positions=_following(next_position, completions),
             num_axes=prompts.position_ids.shape[0],
         )
         return torch.cat([last[completions.owner][:, None], hidden], dim=1)
+
+    def _states_of_whole_rows(self, prompts: PromptBatch, completions: CompletionBatch) -> Tensor:
+        """The same states without a cache: each prompt runs again in front of each of its completions."""
+        owner = completions.owner
+        following = _following(prompts.position_ids.amax(dim=(0, 2)) + 1, completions)
+        positions = torch.cat(
+            [prompts.position_ids[:, owner], following.expand(prompts.position_ids.shape[0], *following.shape)], dim=2
+        )
+        outputs = self.architecture.language_model(self.model)(
+            inputs_embeds=torch.cat(
+                [self.embed(prompts)[owner], self.model.get_input_embeddings()(completions.token_ids)], dim=1
+            ),
+            attention_mask=torch.cat([prompts.mask[owner], completions.mask], dim=1).long(),
+            position_ids=_axes(positions),
+            use_cache=False,
+        )
+        return outputs.last_hidden_state[:, prompts.input_ids.shape[1] - 1 :]
 
 
 class Policy(nn.Module):
@@ -112,14 +132,12 @@ class Policy(nn.Module):
     def __init__(self, model: Any, architecture: Architecture):
         super().__init__()
         self.decoder = Decoder(model, architecture)
+        # Placeholder tokens are impossible: what follows one is no text.
+        model.lm_head = VocabularyHead(model.lm_head, list(self.decoder.placeholders.values()))
 
     def logits(self, hidden: Tensor, *, temperature: float) -> Tensor:
         """Float32 logits [..., V] of the distribution sampled from; placeholder tokens are impossible."""
-        logits = cast(nn.Module, self.decoder.model.lm_head)(hidden).float()
-        if temperature > 0:
-            logits = logits / temperature
-        forbidden = torch.tensor(list(self.decoder.placeholders.values()), device=logits.device)
-        return logits.index_fill(-1, forbidden, FORBIDDEN_LOGIT)
+        return self.decoder.model.lm_head(hidden, temperature=temperature)
 
     def forward(
         self, prompts: PromptBatch, completions: CompletionBatch, temperature: float = 1.0
@@ -127,9 +145,9 @@ class Policy(nn.Module):
         """Logprobs [N, T] of the completions' tokens and entropies [N, T] in nats; zero where padded."""
         hidden = self.decoder.states(prompts, completions)[:, :-1]
         # The head runs on real completion tokens only.
-        logprobs = torch.log_softmax(self.logits(hidden[completions.mask], temperature=temperature), dim=-1)
-        chosen = logprobs.gather(-1, completions.token_ids[completions.mask][:, None])[:, 0]
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        chosen, entropy = self.decoder.model.lm_head(
+            hidden[completions.mask], completions.token_ids[completions.mask], temperature=temperature
+        )
         empty = torch.zeros(completions.mask.shape, dtype=chosen.dtype, device=chosen.device)
         return (
             empty.masked_scatter(completions.mask, chosen),
@@ -195,3 +213,9 @@ def without_vocabulary(model: Any) -> Any:
 def _axes(position_ids: Tensor) -> Tensor:
     """Positions as the decoder takes them: [R, B, L], or [B, L] where there is one axis."""
     return position_ids if position_ids.shape[0] > 1 else position_ids[0]
+
+
+def _following(next_position: Tensor, completions: CompletionBatch) -> Tensor:
+    """Positions [N, T] of completions that start at their prompt's `next_position` [P]."""
+    steps = torch.arange(completions.token_ids.shape[1], device=completions.owner.device)
+    return next_position[completions.owner][:, None] + steps

@@ -20,6 +20,7 @@ from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completi
 from pipeline.models.checkpoint import load_policy, load_reward_model, load_value_model
 from pipeline.models.forward import Policy, RewardModel, ValueModel
 from pipeline.models.processing import PromptProcessor
+from pipeline.models.vocabulary import VocabularyHead
 from pipeline.records import Audio, EncodedPrompt, Image, MediaKind, Message, ProcessedPrompt, Prompt, Video
 
 LIMITS = MediaLimits()
@@ -188,6 +189,26 @@ def test_gradients_through_the_shared_prefix_equal_those_of_the_plain_forward(be
         assert (shared[name] - gradient).norm() <= 1e-4 * max(gradient.norm(), 1e-3 * typical), name
 
 
+def test_without_a_shared_prefix_outputs_and_gradients_are_the_same(bed: Bed) -> None:
+    prompts, completions = bed.batch
+    weights = torch.randn(completions.mask.shape, generator=torch.Generator().manual_seed(1))
+    model, found = bed.policy.decoder.model, []
+    for share_prefix in (True, False):
+        bed.policy.decoder.share_prefix = share_prefix
+        model.zero_grad()
+        logprobs = bed.policy(prompts, completions)[0]
+        (logprobs * weights).sum().backward()
+        found.append((logprobs.detach(), _gradients(model)))
+    bed.policy.decoder.share_prefix = True
+    model.zero_grad()
+    (shared, shared_gradients), (whole, whole_gradients) = found
+    assert (shared - whole).abs().max() < 1e-4
+    assert shared_gradients.keys() == whole_gradients.keys()
+    typical = torch.stack([gradient.norm() for gradient in whole_gradients.values()]).median()
+    for name, gradient in whole_gradients.items():
+        assert (shared_gradients[name] - gradient).norm() <= 1e-4 * max(gradient.norm(), 1e-3 * typical), name
+
+
 def _models(bed: Bed) -> dict[str, nn.Module]:
     torch.manual_seed(2)
     scored: list[RewardModel | ValueModel] = [
@@ -247,7 +268,6 @@ def test_padding_left_and_right_changes_nothing_whatever_it_holds(bed: Bed, role
         ),
         mask=nn.functional.pad(prompts.mask, (5, 0)),
         position_ids=nn.functional.pad(prompts.position_ids, (5, 0), value=3),
-        features=prompts.features,
         media=prompts.media,
     )
     mask = nn.functional.pad(completions.mask, (0, 3))
@@ -275,7 +295,7 @@ def test_encoded_features_equal_the_towers_inside(bed: Bed) -> None:
             encoded.append(EncodedPrompt(prompt.id, prompt.input_ids, prompt.position_ids, features))
     prompts, completions = bed.batch
     ahead = collate_prompts(encoded, pad_id=PAD_ID)
-    assert ahead.media is None and ahead.features is not None and prompts.features is None
+    assert len(ahead.media) == 1 and isinstance(ahead.media[0], Tensor)
     for inside, outside in zip(
         _outputs(bed.policy, prompts, completions), _outputs(bed.policy, ahead, completions), strict=True
     ):
@@ -334,7 +354,7 @@ def _by_hand(bed: Bed, temperature: float) -> tuple[Tensor, Tensor]:
     head.bias.fill_(-1e4)
     head.bias[10:13] = torch.tensor([0.5, 0.25, 0.25]).log()
     head.bias[list(policy.decoder.placeholders.values())] = 100.0
-    policy.decoder.model.lm_head = head
+    policy.decoder.model.lm_head = VocabularyHead(head, list(policy.decoder.placeholders.values()))
     prompts = collate_prompts(bed.processed[:1], pad_id=PAD_ID)
     completions = collate_completions([[np.array([10, 11, 12]), np.array([12])]], pad_id=PAD_ID)
     return policy(prompts, completions, temperature=temperature)

@@ -1,0 +1,114 @@
+"""The vocabulary head: logprobs and entropies of chosen tokens, in chunks, so that logits never exist whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+# Finite, so that a forbidden token has probability zero and entropy terms stay zero instead of NaN.
+FORBIDDEN_LOGIT = -1e9
+# Float32 logits that exist at one time.
+CHUNK_BYTES = 64 * 2**20
+
+
+class VocabularyHead(nn.Module):
+    """A model's `lm_head`, weight (and bias) shared with it, that forbids some tokens.
+
+    It is called as one module, whatever the number of chunks, so that under ZeRO-3 every rank gathers its weight
+    equally often.
+    """
+
+    forbidden: Tensor
+
+    def __init__(self, linear: nn.Linear, forbidden: list[int]):
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = cast(nn.Parameter | None, linear.bias)
+        self.register_buffer("forbidden", torch.tensor(forbidden, dtype=torch.int64), persistent=False)
+        self.chunk_bytes = CHUNK_BYTES
+
+    def forward(
+        self, hidden: Tensor, token_ids: Tensor | None = None, *, temperature: float = 1.0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Of states `hidden` [..., H], the float32 logits [..., V] of the distribution sampled from.
+
+        With `token_ids` [K] and `hidden` [K, H]: their float32 logprobs [K] and the distribution's entropies [K], in
+        nats. Then at most `chunk_bytes` of logits exist at one time, also in the backward pass, which repeats them.
+        """
+        scale = 1.0 / temperature if temperature > 0 else 1.0
+        if token_ids is None:
+            return _logits(hidden, self.weight, self.bias, self.forbidden, scale)
+        rows = max(1, self.chunk_bytes // (4 * self.weight.shape[0]))
+        return _ChosenLogprobs.apply(hidden, self.weight, self.bias, token_ids, self.forbidden, scale, rows)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, forbidden: Tensor, scale: float) -> Tensor:
+    logits = nn.functional.linear(hidden, weight, bias).float()
+    if scale != 1.0:
+        logits = logits * scale
+    return logits.index_fill(-1, forbidden, FORBIDDEN_LOGIT)
+
+
+class _ChosenLogprobs(torch.autograd.Function):
+    """Log softmax at the chosen tokens, and entropy.
+
+    With p the distribution and H its entropy: d logprob / d logits = onehot - p, d H / d logits = -p * (log p + H).
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        token_ids: Tensor,
+        forbidden: Tensor,
+        scale: float,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = torch.empty(len(token_ids), dtype=torch.float32, device=hidden.device)
+        entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        for part in _chunks(len(token_ids), rows):
+            logits = _logits(hidden[part], weight, bias, forbidden, scale)
+            normalisers[part] = logits.logsumexp(-1)
+            logprobs[part] = logits.gather(-1, token_ids[part, None])[:, 0] - normalisers[part]
+            probabilities = (logits - normalisers[part, None]).exp_()
+            entropies[part] = normalisers[part] - (probabilities * logits).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, token_ids, forbidden, normalisers, entropies)
+        ctx.scale, ctx.rows = scale, rows
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, token_ids, forbidden, normalisers, entropies = ctx.saved_tensors
+        of_logprobs, of_entropies = gradients
+        of_hidden = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
+        for part in _chunks(len(token_ids), ctx.rows):
+            log_p = _logits(hidden[part], weight, bias, forbidden, ctx.scale) - normalisers[part, None]
+            p = log_p.exp()
+            of_logits = -p * (of_logprobs[part, None] + of_entropies[part, None] * (log_p + entropies[part, None]))
+            of_logits.scatter_add_(1, token_ids[part, None], of_logprobs[part, None])
+            of_logits.index_fill_(-1, forbidden, 0.0)
+            if ctx.scale != 1.0:
+                of_logits *= ctx.scale
+            narrow = of_logits.to(weight.dtype)
+            of_hidden[part] = narrow @ weight
+            if of_weight is not None:
+                of_weight += narrow.T @ hidden[part]
+            if of_bias is not None:
+                of_bias += of_logits.sum(0)
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None else of_bias.to(bias.dtype),
+            *(None for _ in range(4)),
+        )
+
+
+def _chunks(length: int, rows: int) -> Iterator[slice]:
+    yield from (slice(start, start + rows) for start in range(0, length, rows))
