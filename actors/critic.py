@@ -19,13 +19,15 @@ from pipeline.models.forward import ValueModel
 class CriticWorker(LearningWorker):
     """Values and their clipped regression to returns."""
 
+    role = "critic"
+
     def load_module(self) -> ValueModel:
         recipe = self.recipe.model
         return load_value_model(self.path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
 
-    def values(self, groups: Sequence[Group]) -> list[NDArray[np.float32]]:
+    def values(self, passes: Sequence[Sequence[Group]]) -> list[NDArray[np.float32]]:
         """Values [n, T] of each group's completions."""
-        return self.map_groups(groups, self.engine)
+        return self.map_groups(passes, self.engine)
 
     def losses(
         self, minibatch: Minibatch, part: slice, experience: ExperienceBatch, kl_weight: float

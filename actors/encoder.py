@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -16,69 +17,111 @@ import torch
 from numpy.typing import NDArray
 
 from actors.engine import World
+from actors.feature_cache import CacheCounts, FeatureCache
 from actors.group import Worker
-from pipeline.config import Recipe, Workers
+from pipeline.config import Encoder, Parts, Recipe
 from pipeline.data.schema import RowError
 from pipeline.data.table import PromptTable
-from pipeline.models.checkpoint import load_model
+from pipeline.models.architectures import Architecture, architecture_of
+from pipeline.models.checkpoint import load_model, tower_fingerprint
+from pipeline.models.parts import live_kinds
 from pipeline.models.processing import PromptProcessor
-from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, ProcessedPrompt, Prompt, Quarantined
+from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, Prompt, Quarantined
 
-PromptKey = tuple[str, str, frozenset[MediaKind], bool]
-"""Split, id, kinds blanked, whether encoded."""
+
+@dataclass(frozen=True)
+class Needs:
+    """Kinds of media whose features some role needs, and kinds whose tensors some role needs for a tower of its own."""
+
+    features: frozenset[MediaKind] = frozenset(MediaKind)
+    tensors: frozenset[MediaKind] = frozenset()
+
+
+PromptKey = tuple[str, str, frozenset[MediaKind], Needs]
+"""Split, id, kinds blanked, what is needed."""
 FeatureRef = ray.ObjectRef[NDArray[np.float32]]
 """Of a tower's features [num_tokens, hidden]."""
 
 
 @dataclass(frozen=True)
+class StoredMedium:
+    """A medium in the object store: features and tensors are objects of their own, shared by all prompts with it."""
+
+    kind: MediaKind
+    features: FeatureRef | None
+    tensors: ray.ObjectRef[MediumTensors] | None
+
+
+@dataclass(frozen=True)
 class StoredPrompt:
-    """A prompt in the object store; its features are objects of their own, shared by all prompts with that medium."""
+    """A prompt in the object store."""
 
     id: str
     input_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
-    features: tuple[FeatureRef, ...]
+    media: tuple[StoredMedium, ...]
 
 
 @dataclass(frozen=True)
 class PromptRef:
-    """What the driver holds of a prompt: a reference to a `StoredPrompt` or a `ProcessedPrompt`, and its length."""
+    """What the driver holds of a prompt: a reference to a `StoredPrompt`, and its length."""
 
     id: str
     num_tokens: int
-    stored: ray.ObjectRef[Any]
+    stored: ray.ObjectRef[StoredPrompt]
 
 
-def fetch_encoded(prompts: Sequence[PromptRef]) -> list[EncodedPrompt]:
-    """Encoded prompts from the object store of this node, without copies where they already lie there."""
+def fetch_encoded(prompts: Sequence[PromptRef], live: frozenset[MediaKind] = frozenset()) -> list[EncodedPrompt]:
+    """Prompts from the object store of this node, without copies where they already lie there.
+
+    Media of the kinds in `live` come as tensors for the caller's own towers, others as features.
+    """
     stored: list[StoredPrompt] = ray.get([prompt.stored for prompt in prompts])
-    features = iter(ray.get([ref for prompt in stored for ref in prompt.features]))
+    refs: list[Any] = [
+        medium.tensors if medium.kind in live else medium.features for prompt in stored for medium in prompt.media
+    ]
+    media = iter(ray.get(refs))
     return [
-        EncodedPrompt(prompt.id, prompt.input_ids, prompt.position_ids, tuple(next(features) for _ in prompt.features))
+        EncodedPrompt(prompt.id, prompt.input_ids, prompt.position_ids, tuple(next(media) for _ in prompt.media))
         for prompt in stored
     ]
 
 
-def fetch_processed(prompts: Sequence[PromptRef]) -> list[ProcessedPrompt]:
-    """Processed prompts from the object store."""
-    return ray.get([prompt.stored for prompt in prompts])
+def own_towers(recipe: Recipe, parts: Parts, architecture: Architecture) -> frozenset[MediaKind]:
+    """Kinds of media for which a role runs towers of its own: they learn, or nothing is shared."""
+    if recipe.rlhf.encoder.cache_mib == 0:
+        return frozenset(architecture.modalities)
+    return frozenset(live_kinds(parts, architecture))
+
+
+def needs_of(recipe: Recipe, path: Path, *roles: Parts) -> Needs:
+    """What roles with these parts need of each prompt, on the architecture of the checkpoint in `path`."""
+    architecture = architecture_of(path, trust_remote_code=recipe.model.trust_remote_code)
+    live = [own_towers(recipe, parts, architecture) for parts in roles]
+    kinds = frozenset(architecture.modalities)
+    return Needs(frozenset().union(*(kinds - each for each in live)), frozenset().union(*live))
 
 
 class EncoderWorker(Worker):
     """Processes prompts of one checkpoint and encodes their media with its towers."""
 
-    def __init__(self, recipe: Recipe, settings: Workers):
+    settings: Encoder
+
+    def __init__(self, recipe: Recipe, settings: Encoder):
         super().__init__(recipe, settings)
         self._tables: dict[str, PromptTable] = {}
 
     def setup(self, world: World, path: Path) -> None:
         """Loads processor and towers; what other towers encoded is forgotten."""
-        self._prompts: dict[PromptKey, PromptRef | Quarantined] = {}
-        self._features: dict[str, FeatureRef] = {}
-        self._num_tower_calls = 0
         trust = self.recipe.model.trust_remote_code
         self._model, self._architecture = load_model(path, dtype=self.recipe.model.dtype, trust_remote_code=trust)
         self._model.to(world.torch_device)
+        self._towers = tower_fingerprint(self._model, self._architecture)[:16]
+        # Features that are not shared are not kept either; prompts are, within the least bound.
+        self._cache: FeatureCache[PromptKey, PromptRef | Quarantined, StoredMedium] = FeatureCache(
+            int(max(self.settings.cache_mib, 64) * 2**20)
+        )
+        self._num_tower_calls = 0
         self._processor = PromptProcessor(
             path=path,
             model=self._model,
@@ -88,54 +131,63 @@ class EncoderWorker(Worker):
         )
 
     def num_tower_calls(self) -> int:
-        """How often a tower ran: as often as there were different media."""
+        """How often a tower ran: as often as there were different media, while the cache holds them all."""
         return self._num_tower_calls
 
+    def cache_counts(self) -> CacheCounts:
+        """What the cache holds and how often it helped, since the last checkpoint was loaded."""
+        return self._cache.counts
+
     def encode(
-        self, ids: Sequence[str], split: str, *, blanked: frozenset[MediaKind] = frozenset()
+        self, ids: Sequence[str], split: str, needs: Needs, *, blanked: frozenset[MediaKind] = frozenset()
     ) -> list[PromptRef | Quarantined]:
         """Processes and encodes prompts of a split, each once; refused ones come back with their reason."""
-        return self._each_once(ids, split, blanked, encoded=True)
-
-    def process(self, ids: Sequence[str], split: str) -> list[PromptRef | Quarantined]:
-        """Processes prompts and leaves their media to towers that still train."""
-        return self._each_once(ids, split, frozenset(), encoded=False)
-
-    def _each_once(
-        self, ids: Sequence[str], split: str, blanked: frozenset[MediaKind], *, encoded: bool
-    ) -> list[PromptRef | Quarantined]:
-        def key(name: str) -> PromptKey:
-            return split, name, blanked, encoded
-
-        new = [name for name in dict.fromkeys(ids) if key(name) not in self._prompts]
-        for row in self._table(split).read(new):
+        found = {name: self._cache.get((split, name, blanked, needs)) for name in dict.fromkeys(ids)}
+        for row in self._table(split).read([name for name, prompt in found.items() if prompt is None]):
             if isinstance(row, Quarantined):
-                self._prompts[key(row.row_id)] = row
+                found[row.row_id] = row
+                self._cache.put((split, row.row_id, blanked, needs), row, num_bytes=0, media=())
             else:
-                self._prompts[key(row.id)] = self._store(row, blanked, encoded=encoded)
-        return [self._prompts[key(name)] for name in ids]
+                found[row.id] = self._store(row, (split, row.id, blanked, needs))
+        return [cast(PromptRef | Quarantined, found[name]) for name in ids]
 
     def _table(self, split: str) -> PromptTable:
         if split not in self._tables:
             self._tables[split] = PromptTable(self.recipe.data_path / f"{split}.parquet")
         return self._tables[split]
 
-    def _store(self, prompt: Prompt, blanked: frozenset[MediaKind], *, encoded: bool) -> PromptRef | Quarantined:
+    def _store(self, prompt: Prompt, key: PromptKey) -> PromptRef | Quarantined:
+        _, _, blanked, needs = key
         try:
             processed = self._processor(prompt, blanked=blanked)
         except RowError as error:
-            return error.quarantined(prompt.id)
-        stored: Any = processed
-        if encoded:
-            features = self._encode_media(processed.media)
-            stored = StoredPrompt(processed.id, processed.input_ids, processed.position_ids, features)
-        return PromptRef(prompt.id, len(processed.input_ids), ray.put(stored))
+            refused = error.quarantined(prompt.id)
+            self._cache.put(key, refused, num_bytes=0, media=())
+            return refused
+        keys = [
+            f"{medium.key}:{self._towers}:{medium.kind in needs.features:d}{medium.kind in needs.tensors:d}"
+            for medium in processed.media
+        ]
+        media = tuple(
+            self._cache.features(medium_key, partial(self._encode, medium, needs))
+            for medium_key, medium in zip(keys, processed.media, strict=True)
+        )
+        stored = StoredPrompt(processed.id, processed.input_ids, processed.position_ids, media)
+        ref = PromptRef(prompt.id, len(processed.input_ids), ray.put(stored))
+        self._cache.put(key, ref, num_bytes=stored.input_ids.nbytes + stored.position_ids.nbytes, media=keys)
+        return ref
 
     @torch.no_grad()
-    def _encode_media(self, media: Sequence[MediumTensors]) -> tuple[FeatureRef, ...]:
-        for medium in media:
-            if medium.key not in self._features:
-                (features,) = self._architecture.encode(self._model, medium.kind, [medium.tensors])
-                self._num_tower_calls += 1
-                self._features[medium.key] = ray.put(features.float().cpu().numpy())
-        return tuple(self._features[medium.key] for medium in media)
+    def _encode(self, medium: MediumTensors, needs: Needs) -> tuple[StoredMedium, int]:
+        """Features and tensors of a medium, as far as they are needed, in the object store; and their bytes."""
+        features = tensors = None
+        num_bytes = 0
+        if medium.kind in needs.features:
+            (encoded,) = self._architecture.encode(self._model, medium.kind, [medium.tensors])
+            self._num_tower_calls += 1
+            array = encoded.float().cpu().numpy()
+            features, num_bytes = ray.put(array), array.nbytes
+        if medium.kind in needs.tensors:
+            tensors = ray.put(medium)
+            num_bytes += sum(np.asarray(tensor).nbytes for tensor in medium.tensors.values())
+        return StoredMedium(medium.kind, features, tensors), num_bytes

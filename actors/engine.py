@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Device, Dtype, Sharded, Trained
 
+ParameterGroups = list[dict[str, Any]]
 # Below this size every parameter is sharded; above it, DeepSpeed keeps small ones whole, which is faster.
 SMALL_MODEL_PARAMETERS = 100_000_000
 
@@ -91,10 +92,13 @@ def _without_compile() -> Generator[None, None, None]:
 class Engine:
     """A module sharded by ZeRO over the ranks of the world that this process joined.
 
-    With `Trained` settings it has an AdamW optimizer; with `Sharded` ones it only runs forward (stage 0 or 3).
+    With `Trained` settings it has an AdamW optimizer over `groups`, by default all parameters with a gradient; with
+    `Sharded` ones it only runs forward (stage 0 or 3).
     """
 
-    def __init__(self, module: nn.Module, *, world: World, settings: Sharded, dtype: Dtype):
+    def __init__(
+        self, module: nn.Module, *, world: World, settings: Sharded, dtype: Dtype, groups: ParameterGroups | None = None
+    ):
         deepspeed = import_deepspeed(world.device)
         self.world = world
         self.settings = settings
@@ -116,7 +120,7 @@ class Engine:
             # The optimizer is torch's own: DeepSpeed's would compile for minutes, and must be told that it is meant.
             config["zero_allow_untested_optimizer"] = True
             optimizer = torch.optim.AdamW(
-                [parameter for parameter in module.parameters() if parameter.requires_grad],
+                groups or [parameter for parameter in module.parameters() if parameter.requires_grad],
                 lr=settings.learning_rate,
                 betas=settings.betas,
                 weight_decay=settings.weight_decay,

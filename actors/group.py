@@ -56,6 +56,7 @@ class WorkerGroup(Generic[W]):
 
     def __init__(self, worker: type[W], role: str, seating: Seating, recipe: Recipe, settings: Workers):
         self.role = role
+        self.settings = settings
         self.path: Path | None = None
         self._worker = worker
         self._recipe = recipe
@@ -104,16 +105,6 @@ class WorkerGroup(Generic[W]):
         """Calls `method` on worker k with shard k and the common arguments."""
         if len(shards) != len(self.actors):
             raise ValueError(f"{self.role}: {len(shards)} shards for {len(self.actors)} workers")
-        return [
-            getattr(actor, method.__name__).remote(shard, *args, **kwargs)
-            for actor, shard in zip(self.actors, shards, strict=True)
-        ]
-
-    def scatter(
-        self, method: Callable[Concatenate[W, Sequence[T], P], R], items: Sequence[T], *args: P.args, **kwargs: P.kwargs
-    ) -> list[ray.ObjectRef[R]]:
-        """Splits `items` over the workers, evenly (with copies at the end), so that all ranks run as many passes."""
-        shards = split_evenly(items, len(self.actors), lambda item: item)
         return [
             getattr(actor, method.__name__).remote(shard, *args, **kwargs)
             for actor, shard in zip(self.actors, shards, strict=True)

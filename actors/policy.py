@@ -123,6 +123,8 @@ class LearningWorker(ShardedWorker):
 class PolicyWorker(LearningWorker, ReferenceWorker):
     """Learns from advantages; scores like a reference."""
 
+    role = "policy"
+
     def losses(
         self, minibatch: Minibatch, part: slice, experience: ExperienceBatch, kl_weight: float
     ) -> dict[str, Tensor]:

@@ -15,11 +15,13 @@ from pipeline.models.forward import Policy
 class ReferenceWorker(ShardedWorker):
     """Teacher-forced logprobs under fixed weights."""
 
+    role = "reference"
+
     def load_module(self) -> Policy:
         recipe = self.recipe.model
         return load_policy(self.path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
 
-    def logprobs(self, groups: Sequence[Group], *, temperature: float) -> list[NDArray[np.float32]]:
+    def logprobs(self, passes: Sequence[Sequence[Group]], *, temperature: float) -> list[NDArray[np.float32]]:
         """Logprobs [n, T] of each group's completions, at the temperature that they were sampled at."""
         temperature = temperature or 1.0
-        return self.map_groups(groups, lambda *batch: self.engine(*batch, temperature)[0])
+        return self.map_groups(passes, lambda *batch: self.engine(*batch, temperature)[0])

@@ -15,11 +15,13 @@ from pipeline.models.forward import RewardModel
 class RewardWorker(ShardedWorker):
     """Scores completions, standardised over the held-out preferences of the reward model's training."""
 
+    role = "reward"
+
     def load_module(self) -> RewardModel:
         recipe = self.recipe.model
         return load_reward_model(self.path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
 
-    def scores(self, groups: Sequence[Group]) -> list[NDArray[np.float32]]:
+    def scores(self, passes: Sequence[Sequence[Group]]) -> list[NDArray[np.float32]]:
         """Scores [n] of each group's completions."""
         module: RewardModel = self.engine.module
-        return self.map_groups(groups, lambda *batch: (self.engine(*batch) - module.mean) / module.scale)
+        return self.map_groups(passes, lambda *batch: (self.engine(*batch) - module.mean) / module.scale)

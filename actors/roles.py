@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from actors.critic import CriticWorker
-from actors.encoder import EncoderWorker, PromptRef
+from actors.encoder import EncoderWorker, Needs, PromptRef
 from actors.group import Worker, WorkerGroup
 from actors.placement import Seating, resolve_device, seat
 from actors.policy import PolicyWorker
@@ -53,10 +53,10 @@ class Roles:
         ray.get([done for role, path in paths.items() for done in groups[role].setup(path)])
 
     def encode(
-        self, ids: Sequence[str], split: str, *, blanked: frozenset[MediaKind] = frozenset(), towers: bool = True
+        self, ids: Sequence[str], split: str, needs: Needs, *, blanked: frozenset[MediaKind] = frozenset()
     ) -> list[PromptRef | Quarantined]:
-        """Processed and, with `towers`, encoded prompts; each by the worker that its id hashes to: once, that is."""
-        shares, calls = self._ask_encoders(ids, split, blanked, towers)
+        """Processed and encoded prompts; each by the worker that its id hashes to: once, that is."""
+        shares, calls = self._ask_encoders(ids, split, needs, blanked)
         found = {
             name: prompt
             for share, prompts in zip(shares, ray.get(calls), strict=True)
@@ -64,19 +64,17 @@ class Roles:
         }
         return [found[name] for name in ids]
 
-    def announce(self, ids: Sequence[str], split: str) -> None:
+    def announce(self, ids: Sequence[str], split: str, needs: Needs) -> None:
         """Lets the encoders start on prompts that are soon asked for, while others work."""
-        self._ask_encoders(ids, split, frozenset(), True)
+        self._ask_encoders(ids, split, needs, frozenset())
 
     def _ask_encoders(
-        self, ids: Sequence[str], split: str, blanked: frozenset[MediaKind], towers: bool
+        self, ids: Sequence[str], split: str, needs: Needs, blanked: frozenset[MediaKind]
     ) -> tuple[list[list[str]], list[ray.ObjectRef[list[PromptRef | Quarantined]]]]:
         shares: list[list[str]] = [[] for _ in self.encoder.actors]
         for name in dict.fromkeys(ids):
             shares[_stable_index(name, len(shares))].append(name)
-        if towers:
-            return shares, self.encoder.on_each(EncoderWorker.encode, shares, split, blanked=blanked)
-        return shares, self.encoder.on_each(EncoderWorker.process, shares, split)
+        return shares, self.encoder.on_each(EncoderWorker.encode, shares, split, needs, blanked=blanked)
 
 
 class Crew:

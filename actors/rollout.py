@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from actors.encoder import PromptRef, fetch_encoded
+from actors.encoder import PromptRef, fetch_encoded, own_towers
 from actors.engine import World
 from actors.group import Worker
 from actors.weights import Weights
@@ -17,6 +17,7 @@ from pipeline.config import Sampling
 from pipeline.generation import generate, sample_seed
 from pipeline.models.batch import collate_prompts
 from pipeline.models.checkpoint import load_policy
+from pipeline.models.parts import set_parts
 from pipeline.models.processing import load_processor
 from pipeline.records import Completion, Rollout
 
@@ -28,7 +29,7 @@ class RolloutWorker(Worker):
     keeps_weights = False
 
     def setup(self, world: World, path: Path) -> None:
-        """Loads the first weights, version 0."""
+        """Loads the weights of a checkpoint."""
         trust = self.recipe.model.trust_remote_code
         self._device = world.torch_device
         self._tokenizer: Any = load_processor(path, trust_remote_code=trust).tokenizer
@@ -39,12 +40,15 @@ class RolloutWorker(Worker):
         """Takes the weights of another checkpoint with the same tokenizer; the version starts again at 0."""
         recipe = self.recipe.model
         policy = load_policy(path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+        parts = self.recipe.rlhf.policy.parts
+        set_parts(policy, parts, field="rlhf.policy.parts")
+        self._live = own_towers(self.recipe, parts, policy.decoder.architecture)
         self._policy = policy.to(self._device).eval()
         self._version = 0
 
     def update_weights(self, weights: Weights) -> int:
-        """Takes newer weights from the policy; an older or equal version changes nothing. Returns the version held."""
-        if weights.version > self._version:
+        """Takes newer weights from the policy; an older version changes nothing. Returns the version held."""
+        if weights.version >= self._version:
             parameters = dict(self._policy.named_parameters())
             with torch.no_grad():
                 for name, array in weights.parameters.items():
@@ -63,10 +67,15 @@ class RolloutWorker(Worker):
 
     def _generate(self, prompts: Sequence[PromptRef], sampling: Sampling, group_size: int, step: int) -> list[Rollout]:
         seed = self.recipe.run.seed
+        encoded = fetch_encoded(prompts, self._live)
+        repeats = 1 if self.recipe.model.share_prefix else group_size
+        batch = collate_prompts(
+            [prompt for prompt in encoded for _ in range(repeats)], pad_id=self._tokenizer.pad_token_id
+        )
         samples = generate(
             self._policy,
-            collate_prompts(fetch_encoded(prompts), pad_id=self._tokenizer.pad_token_id).to(self._device),
-            group_size=group_size,
+            batch.to(self._device),
+            group_size=group_size // repeats,
             seeds=[sample_seed(seed, step, prompt.id, index) for prompt in prompts for index in range(group_size)],
             temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens,

@@ -25,16 +25,18 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from torch import Tensor, nn
 
-from actors.encoder import PromptRef, fetch_encoded, fetch_processed
+from actors.encoder import PromptRef, fetch_encoded
 from actors.engine import Engine, World, join
-from actors.group import split
 from actors.placement import resolve_device
+from actors.scoring import blank_media, own_towers
 from pipeline.algorithms.preference import bradley_terry_loss
 from pipeline.config import ConfigError, Device, Recipe, RewardModel, Supervised
 from pipeline.data.table import PromptOrder
 from pipeline.models.batch import collate_completions, collate_prompts
-from pipeline.models.checkpoint import freeze_towers, load_policy, load_reward_model, parameter_table, save_checkpoint
-from pipeline.models.processing import PromptProcessor, load_processor
+from pipeline.models.checkpoint import load_policy, load_reward_model, save_checkpoint
+from pipeline.models.parts import parameter_groups, parameter_table, set_parts
+from pipeline.models.processing import load_processor
+from pipeline.packing import GroupSize, plan_passes
 from pipeline.tracking import Tracker
 
 Ids = NDArray[np.int64]
@@ -82,6 +84,7 @@ class Training:
             {"sft": train_sft, "reward_model": train_reward_model}[stage],
             train_loop_config={
                 "recipe": recipe,
+                "stage": stage,
                 "settings": settings,
                 "device": device,
                 "queue": self._queue,
@@ -164,32 +167,27 @@ def train_sft(config: dict[str, Any]) -> None:
     source: Path = config["source"]
     trust = recipe.model.trust_remote_code
     policy = load_policy(source, dtype=recipe.model.dtype, trust_remote_code=trust)
-    if settings.train_towers:
-        policy.decoder.blank_media = PromptProcessor(
-            path=source,
-            model=policy.decoder.model,
-            limits=recipe.data.limits,
-            max_prompt_tokens=recipe.data.max_prompt_tokens,
-            trust_remote_code=trust,
-        ).smallest_media()
-    else:
-        freeze_towers(policy)
+    live = own_towers(recipe, settings.parts, policy.decoder.architecture)
+    policy.decoder.blank_media = blank_media(recipe, source, policy.decoder.model, live)
     engine = _engine(policy, config)
     tokenizer = load_processor(source, trust_remote_code=trust).tokenizer
-    fetch = fetch_processed if settings.train_towers else fetch_encoded
 
     def answer_ids(demonstration: Demonstration) -> Ids:
         return np.array([*tokenizer.encode(demonstration.answer), tokenizer.eos_token_id], np.int64)
 
     def losses(batch: Sequence[Demonstration], num_tokens: float) -> dict[str, Tensor]:
-        prompts = collate_prompts(fetch([item.prompt for item in batch]), pad_id=tokenizer.pad_token_id)
+        prompts = collate_prompts(fetch_encoded([item.prompt for item in batch], live), pad_id=tokenizer.pad_token_id)
         answers = collate_completions([[answer_ids(item)] for item in batch], pad_id=tokenizer.pad_token_id)
         logprobs, entropy = engine(prompts.to(engine.device), answers.to(engine.device))
         return {"loss": -logprobs.sum() / num_tokens, "entropy": entropy.sum() / num_tokens}
 
     if not _receive(config):
         return
-    _train(config, engine, losses, lambda batch: float(sum(len(answer_ids(item)) for item in batch)))
+
+    def size(item: Demonstration) -> GroupSize:
+        return GroupSize(item.prompt.num_tokens, 1, len(answer_ids(item)))
+
+    _train(config, engine, losses, size, lambda sizes: float(sum(each.longest for each in sizes)))
     _export(config, engine)
 
 
@@ -202,12 +200,13 @@ def train_reward_model(config: dict[str, Any]) -> None:
     trust = recipe.model.trust_remote_code
     torch.manual_seed(recipe.run.seed)
     module = load_reward_model(source, dtype=recipe.model.dtype, trust_remote_code=trust)
-    freeze_towers(module)
+    live = own_towers(recipe, config["settings"].parts, module.decoder.architecture)
+    module.decoder.blank_media = blank_media(recipe, source, module.decoder.model, live)
     engine = _engine(module, config)
     pad_id = load_processor(source, trust_remote_code=trust).tokenizer.pad_token_id
 
     def scores(batch: Sequence[Comparison]) -> tuple[Tensor, Tensor]:
-        prompts = collate_prompts(fetch_encoded([pair.prompt for pair in batch]), pad_id=pad_id)
+        prompts = collate_prompts(fetch_encoded([pair.prompt for pair in batch], live), pad_id=pad_id)
         completions = collate_completions(
             [[np.array(pair.chosen_ids), np.array(pair.rejected_ids)] for pair in batch], pad_id=pad_id
         )
@@ -223,7 +222,7 @@ def train_reward_model(config: dict[str, Any]) -> None:
 
     if not _receive(config):
         return
-    _train(config, engine, losses, lambda batch: float(len(batch)))
+    _train(config, engine, losses, _pair_size, lambda sizes: float(len(sizes)))
     _standardise(config, engine, scores)
     _export(config, engine)
 
@@ -234,9 +233,9 @@ def _standardise(
 ) -> None:
     """Sets mean and scale from the scores of held-out pairs, and reports how many of these are ranked right."""
     held_out: Sequence[Comparison] = config["held_out"]
-    size = engine.settings.micro_batch_size
     # All ranks do the same, on all pairs: few, and every rank then holds the same buffers.
-    parts = [scores(held_out[start : start + size]) for start in range(0, len(held_out), size)]
+    (plan,) = plan_passes(list(map(_pair_size, held_out)), num_ranks=1, budget=engine.settings.micro_batch_tokens)
+    parts = [scores([held_out[index] for index in each.groups]) for each in plan]
     chosen, rejected = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     both = torch.cat([chosen, rejected])
     engine.module.mean.copy_(both.mean())
@@ -276,9 +275,13 @@ def _report(config: dict[str, Any], item: tuple[int, dict[str, Any]] | None) -> 
 
 def _engine(module: nn.Module, config: dict[str, Any]) -> Engine:
     world: World = config["world"]
-    engine = Engine(module, world=world, settings=config["settings"], dtype=config["recipe"].model.dtype)
+    settings: Supervised | RewardModel = config["settings"]
+    set_parts(module, settings.parts, field=f"{config['stage']}.parts")
+    groups = parameter_groups(module, settings.parts, learning_rate=settings.learning_rate)
+    engine = Engine(module, world=world, settings=settings, dtype=config["recipe"].model.dtype, groups=groups)
     if world.rank == 0:
-        _report(config, (-1, {"parameters": parameter_table(engine.module)}))
+        table = parameter_table(engine.module, settings.parts, learning_rate=settings.learning_rate)
+        _report(config, (-1, {"parameters": table}))
     return engine
 
 
@@ -290,10 +293,16 @@ def _receive(config: dict[str, Any]) -> bool:
     return data is not None
 
 
-def _train(config: dict[str, Any], engine: Engine, losses: Losses[T], count: Callable[[Sequence[T]], float]) -> None:
+def _train(
+    config: dict[str, Any],
+    engine: Engine,
+    losses: Losses[T],
+    size: Callable[[T], GroupSize],
+    count: Callable[[Sequence[GroupSize]], float],
+) -> None:
     """Optimizer steps over batches whose order depends on the seed alone, whatever the number of workers.
 
-    `count` gives the global normaliser of a whole batch, which every rank knows.
+    `size` gives what an item costs in a pass, `count` the global normaliser of a whole batch, which every rank knows.
     """
     settings: Supervised | RewardModel = config["settings"]
     items: Sequence[T] = config["items"]
@@ -301,14 +310,13 @@ def _train(config: dict[str, Any], engine: Engine, losses: Losses[T], count: Cal
     totals: dict[str, float] = {}
     for step in range(settings.num_steps):
         batch = [items[int(index)] for index in order.batch(step, settings.batch_size)]
-        share = split(batch, engine.world.size)[engine.world.rank]
-        # Micro-batches of prompts of like length hold little padding.
-        share.sort(key=lambda item: item.prompt.num_tokens)
-        total, totals = count(batch), {}
-        starts = range(0, len(share), settings.micro_batch_size)
-        for start in starts:
-            part = share[start : start + settings.micro_batch_size]
-            engine.train(partial(_loss, losses, part, total, totals), last=start == starts[-1])
+        sizes = list(map(size, batch))
+        passes = plan_passes(sizes, num_ranks=engine.world.size, budget=settings.micro_batch_tokens)[engine.world.rank]
+        total, totals = count(sizes), {}
+        for each in passes:
+            part = [batch[index] for index in each.groups]
+            weight = 1.0 if each.counts else 0.0
+            engine.train(partial(_loss, losses, part, total, weight, totals), last=each is passes[-1])
         totals = engine.sum_over_ranks(totals)
         if engine.world.rank == 0:
             metrics = {**totals, "grad_norm": engine.grad_norm, "learning_rate": engine.learning_rate}
@@ -316,11 +324,15 @@ def _train(config: dict[str, Any], engine: Engine, losses: Losses[T], count: Cal
     ray.train.report({"loss": totals["loss"]})
 
 
-def _loss(losses: Losses[T], part: Sequence[T], total: float, totals: dict[str, float]) -> Tensor:
+def _pair_size(pair: Comparison) -> GroupSize:
+    return GroupSize(pair.prompt.num_tokens, 2, max(len(pair.chosen_ids), len(pair.rejected_ids)))
+
+
+def _loss(losses: Losses[T], part: Sequence[T], total: float, weight: float, totals: dict[str, float]) -> Tensor:
     values = losses(part, total)
     for name, value in values.items():
-        totals[name] = totals.get(name, 0.0) + float(value.detach())
-    return values["loss"]
+        totals[name] = totals.get(name, 0.0) + weight * float(value.detach())
+    return weight * values["loss"]
 
 
 def _export(config: dict[str, Any], engine: Engine) -> None:

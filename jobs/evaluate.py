@@ -19,14 +19,14 @@ import ray
 import yaml
 
 from actors.door import Door
-from actors.encoder import PromptRef
+from actors.encoder import PromptRef, needs_of
 from actors.group import split
 from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
 from actors.roles import Crew, Roles, crew_of
 from actors.rollout import RolloutWorker
 from jobs.command import main, read_stages, record_stage
-from pipeline.config import Recipe, Sampling
+from pipeline.config import FROZEN, Recipe, Sampling
 from pipeline.data.demo import MANNERS
 from pipeline.data.table import PromptTable, Quarantine, read_preferences
 from pipeline.evaluation.report import browser_rows, write_report
@@ -52,7 +52,8 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     samples: list[SampleResult] = []
     with crew_of(recipe, crew) as workers:
         roles = workers.roles(paths)
-        door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate")
+        needs = needs_of(recipe, paths["encoder"], recipe.rlhf.policy.parts, FROZEN)
+        door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate", needs=needs)
         infos = door.infos
         prompts = door.admit(list(infos))
         for model in ModelName:

@@ -15,6 +15,7 @@ import ray
 
 from actors import supervised
 from actors.door import Door
+from actors.encoder import needs_of
 from actors.group import split
 from actors.metrics import ray_sinks
 from actors.roles import Crew, Roles, crew_of
@@ -38,7 +39,8 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}
     with crew_of(recipe, crew) as workers:
         roles = workers.roles(roles_needed)
-        door = Door(roles, recipe, "train", stage="reward_model")
+        needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
+        door = Door(roles, recipe, "train", stage="reward_model", needs=needs)
         num_steps = recipe.reward_model.num_steps
         with Tracker(
             recipe.run, "reward_model", num_steps=num_steps, extra_sinks=ray_sinks(recipe.run, "reward_model")

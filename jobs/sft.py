@@ -2,7 +2,7 @@
 
     train.parquet -> door (processed once) -> Ray Train x DeepSpeed: token-mean cross-entropy -> checkpoints/sft
 
-Vision and audio towers train here, on the media themselves; later stages share them frozen.
+Vision and audio towers train here, on the media themselves; later stages share them frozen unless told otherwise.
 Left out on purpose: resuming. The stage is short beside the loop, and starts again from the base checkpoint.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from actors import supervised
 from actors.door import Door
+from actors.encoder import needs_of
 from actors.metrics import ray_sinks
 from actors.roles import Crew, crew_of
 from jobs.command import main
@@ -25,11 +26,11 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     source, target = recipe.checkpoint("base"), recipe.checkpoint("sft")
     with crew_of(recipe, crew) as workers:
         roles = workers.roles({"encoder": source})
-        door = Door(roles, recipe, "train", stage="sft")
+        door = Door(roles, recipe, "train", stage="sft", needs=needs_of(recipe, source, recipe.sft.parts))
 
         def data() -> dict[str, Any]:
             ids = list(door.infos)[: recipe.sft.rows]
-            prompts = door.admit(ids, towers=not recipe.sft.train_towers)
+            prompts = door.admit(ids)
             answers = [door.infos[prompt.id].demonstration for prompt in prompts]
             return {"items": list(map(supervised.Demonstration, prompts, answers))}
 

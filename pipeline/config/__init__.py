@@ -7,6 +7,7 @@ An unknown key, a wrong type or a value out of bounds is a `ConfigError` that na
 
 from pipeline.config.algorithm import AdvantageEstimator, Algorithm, Kl, KlControl, KlEstimator, KlPlace
 from pipeline.config.loading import describe, load_recipe
+from pipeline.config.parts import FROZEN, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
 from pipeline.config.recipe import (
     Cluster,
     Data,
@@ -24,9 +25,10 @@ from pipeline.config.rlhf import RewardName, Rlhf
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import ConfigError, Section, section_of
 from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
-from pipeline.config.workers import Rollout, Sharded, Trained, Workers
+from pipeline.config.workers import Encoder, Learner, Rollout, Sharded, Trained, Workers
 
 __all__ = [
+    "FROZEN",
     "AdvantageEstimator",
     "Algorithm",
     "Cluster",
@@ -34,13 +36,22 @@ __all__ = [
     "Data",
     "Device",
     "Dtype",
+    "Encoder",
     "Evaluate",
+    "FrozenPart",
     "Kl",
     "KlControl",
     "KlEstimator",
     "KlPlace",
+    "Learner",
+    "LoopParts",
+    "Lora",
     "MediaLimits",
     "Model",
+    "Part",
+    "PartMode",
+    "PartName",
+    "Parts",
     "Placement",
     "Preferences",
     "Prepare",

@@ -109,6 +109,9 @@ class Model(Section):
     """Architecture of the tiny checkpoint that is built where `path` is null."""
     dtype: Dtype = Dtype.FLOAT32
     """Parameters' type. `bfloat16` is for GPUs."""
+    share_prefix: bool = True
+    """Whether a prompt runs once for all completions of its group, in generation, scoring and update. Off, results are
+    the same; for architectures that cannot keep a prompt's state apart."""
     trust_remote_code: bool = False
     """Whether code inside a checkpoint may run. Leave it off for checkpoints you have not read."""
 

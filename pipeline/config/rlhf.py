@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pipeline.config.algorithm import AdvantageEstimator, Algorithm
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import Section
-from pipeline.config.workers import Rollout, Sharded, Trained, Workers
+from pipeline.config.workers import Encoder, Learner, Rollout, Sharded
 
 
 class RewardName(StrEnum):
@@ -34,7 +34,7 @@ class Rlhf(Section):
     """Advantages, losses and KL."""
     rewards: dict[RewardName, float] = Field(default={RewardName.LEARNED: 1.0, RewardName.EXACT_MATCH: 1.0})
     """Weight of each reward part in the sum. `learned` is the reward model's score, standardised."""
-    encoder: Workers = Workers()
+    encoder: Encoder = Encoder()
     """Workers that process prompts and run the frozen towers."""
     rollout: Rollout = Rollout()
     """Workers that sample completions, each on a whole copy of the model."""
@@ -42,9 +42,9 @@ class Rlhf(Section):
     """The world of the reference model."""
     reward: Sharded = Sharded()
     """The world of the reward model."""
-    policy: Trained = Trained()
+    policy: Learner = Learner()
     """The world of the policy."""
-    critic: Trained = Trained()
+    critic: Learner = Learner()
     """The world of the critic."""
     critic_warmup_steps: int = Field(default=0, ge=0)
     """First steps in which the critic learns and the policy waits, so that its advantages come from a critic that knows

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from pipeline.config.parts import TOWERS, Parts
 from pipeline.config.section import Section
-from pipeline.config.workers import Trained
+from pipeline.config.workers import Learner, Trained
 
 
 class Supervised(Trained):
@@ -15,8 +16,8 @@ class Supervised(Trained):
     """Rows in an optimizer step, over all workers."""
     rows: int | None = Field(default=None, gt=0)
     """Rows of the train split that have demonstrations (the first ones of the file); null takes all."""
-    train_towers: bool = True
-    """Whether vision and audio towers train too. The roles of the RLHF loop share frozen towers."""
+    parts: Parts = Parts()
+    """Which parts of the model learn, how, and how fast. Towers learn too: the roles of the loop share frozen ones."""
 
 
 class Preferences(Section):
@@ -30,11 +31,21 @@ class Preferences(Section):
     """How often the scripted rater prefers the worse completion."""
 
 
-class RewardModel(Trained):
+class RewardModel(Learner):
     num_steps: int = Field(default=60, gt=0)
     """Optimizer steps."""
     batch_size: int = Field(default=32, gt=0)
     """Preference pairs in an optimizer step, over all workers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RewardModel:
+        towers = [name for name in self.parts.learning() if name in TOWERS]
+        if towers:
+            raise ValueError(
+                f"parts.{towers[0]}.mode={self.parts.of(towers[0]).mode}: the reward model shares tower features with "
+                "the other roles of the loop; use freeze"
+            )
+        return self
 
 
 class Evaluate(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from pipeline.config.parts import LoopParts
 from pipeline.config.section import Section
 
 
@@ -18,6 +19,12 @@ class Workers(Section):
     """Threads for torch in each worker."""
 
 
+class Encoder(Workers):
+    cache_mib: float = Field(default=4096.0, ge=0)
+    """Processed prompts and tower features that each encoder worker keeps, in MiB of the object store; what was used
+    longest ago goes first. 0 shares no features: every role runs towers of its own in every pass."""
+
+
 class Rollout(Workers):
     batch_size: int = Field(default=64, ge=1)
     """Prompts (with all completions of their group) that a worker decodes at once."""
@@ -26,8 +33,9 @@ class Rollout(Workers):
 class Sharded(Workers):
     zero_stage: int = Field(default=0, ge=0, le=3)
     """DeepSpeed ZeRO stage of this role's world. Roles without an optimizer take 0 or 3."""
-    micro_batch_size: int = Field(default=16, ge=1)
-    """Prompts (with all completions of their group) in one forward pass."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Tokens in one forward pass, padding included: each prompt once, and all completions of its group. A group that is
+    larger than this still goes in one pass."""
 
 
 class Trained(Sharded):
@@ -45,3 +53,8 @@ class Trained(Sharded):
     """AdamW's moment decays."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
+
+
+class Learner(Trained):
+    parts: LoopParts = LoopParts()
+    """Which parts of the model learn, how, and how fast."""

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.config import PartName
 from pipeline.records import MediaKind
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -30,8 +31,12 @@ class Architecture(ABC):
     """One family of models. Instances hold no state: everything comes from the model or the processor."""
 
     modalities: ClassVar[tuple[MediaKind, ...]]
-    tower_prefixes: ClassVar[tuple[str, ...]]
-    """Parameter names of vision and audio towers (their projectors included) start with one of these."""
+    towers: ClassVar[Mapping[MediaKind, PartName]]
+    """The tower that encodes each kind."""
+    tower_prefixes: ClassVar[Mapping[str, PartName]]
+    """How parameter names of towers (their projectors included) start, and which tower that is."""
+    projector_prefixes: ClassVar[tuple[str, ...]]
+    """How those parameter names start that map a tower's features to the width of the language model."""
 
     @abstractmethod
     def model_class(self) -> Any:
@@ -67,14 +72,28 @@ class Architecture(ABC):
 
     def is_tower(self, parameter: str) -> bool:
         """Whether a parameter (by its full name) belongs to a tower."""
-        return parameter.startswith(self.tower_prefixes)
+        return parameter.startswith(tuple(self.tower_prefixes))
+
+    def part_of(self, parameter: str) -> PartName:
+        """The part of the model that a parameter (by its full name) belongs to."""
+        if parameter.startswith(self.projector_prefixes):
+            return PartName.PROJECTOR
+        for prefix, part in self.tower_prefixes.items():
+            if parameter.startswith(prefix):
+                return part
+        return PartName.HEAD if parameter.startswith("lm_head.") else PartName.LANGUAGE_MODEL
 
 
 class QwenVision(Architecture):
     """The Qwen2.5 family: grids of merged patches, three-dimensional rotary positions."""
 
-    tower_prefixes = ("model.visual.",)
     modalities = (MediaKind.IMAGE, MediaKind.VIDEO)
+    towers: ClassVar[Mapping[MediaKind, PartName]] = {
+        MediaKind.IMAGE: PartName.VISION_TOWER,
+        MediaKind.VIDEO: PartName.VISION_TOWER,
+    }
+    tower_prefixes: ClassVar[Mapping[str, PartName]] = {"model.visual.": PartName.VISION_TOWER}
+    projector_prefixes = ("model.visual.merger.",)
     seconds_per_grid: ClassVar[str]
     """The processor's name for the seconds that one temporal patch of a video spans."""
 
@@ -165,7 +184,15 @@ class Qwen25OmniThinker(QwenVision):
     """The thinker of Qwen2.5-Omni: text, image, audio, video."""
 
     modalities = (MediaKind.IMAGE, MediaKind.AUDIO, MediaKind.VIDEO)
-    tower_prefixes = ("model.visual.", "model.audio_tower.")
+    towers: ClassVar[Mapping[MediaKind, PartName]] = {
+        **QwenVision.towers,
+        MediaKind.AUDIO: PartName.AUDIO_TOWER,
+    }
+    tower_prefixes: ClassVar[Mapping[str, PartName]] = {
+        **QwenVision.tower_prefixes,
+        "model.audio_tower.": PartName.AUDIO_TOWER,
+    }
+    projector_prefixes = ("model.visual.merger.", "model.audio_tower.proj.")
     seconds_per_grid = "video_second_per_grid"
 
     def model_class(self) -> Any:

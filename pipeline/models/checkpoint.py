@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.config import ConfigError, Dtype
 from pipeline.models.architectures import Architecture, architecture_of
 from pipeline.models.forward import Policy, RewardModel, ScalarHead, ValueModel
+from pipeline.models.parts import ADAPTER_DIRECTORY, MODEL_PREFIX, has_adapters, merged, save_adapter
 
 HEAD_FILE = "head.safetensors"
 FINGERPRINT_FILE = "towers.sha256"
@@ -90,35 +91,6 @@ def _read_head(path: Path) -> dict[str, Tensor]:
     return load_file(file) if file.is_file() else {}
 
 
-def freeze_towers(module: nn.Module) -> None:
-    """Stops gradients to the towers of a role's module; its other parameters train."""
-    decoder: Any = module.decoder
-    for name, parameter in decoder.model.named_parameters():
-        if decoder.architecture.is_tower(name):
-            parameter.requires_grad_(False)
-
-
-def parameter_table(module: nn.Module) -> str:
-    """How many parameters of each part train, as a printable table."""
-    decoder: Any = module.decoder
-    parts: dict[str, list[int]] = {}
-    for name, parameter in module.named_parameters():
-        inner = name.removeprefix("decoder.model.")
-        part = "head" if name.startswith("head.") or inner.startswith("lm_head.") else "language model"
-        if decoder.architecture.is_tower(inner):
-            part = inner.split(".")[1]
-        counts = parts.setdefault(part, [0, 0])
-        counts[0 if parameter.requires_grad else 1] += _numel(parameter)
-    lines = [f"{'part':<16}{'trainable':>14}{'frozen':>14}"]
-    lines += [f"{part:<16}{trainable:>14,}{frozen:>14,}" for part, (trainable, frozen) in parts.items()]
-    return "\n".join(lines)
-
-
-def _numel(parameter: nn.Parameter) -> int:
-    # Under ZeRO-3 the parameter itself is empty and its true size stands beside it.
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
 def tower_fingerprint(model: Any, architecture: Architecture) -> str:
     """Hash of the towers' weights: equal towers give equal features."""
     return _fingerprint(model.state_dict(), architecture)
@@ -150,7 +122,7 @@ def check_same_towers(paths: Mapping[str, Path]) -> None:
 
 
 def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, NDArray[Any]], source: Path) -> None:
-    """Writes a role's module as a Hugging Face directory, all at once.
+    """Writes a role's module as a Hugging Face directory, all at once. Adapters are merged, and lie beside it as well.
 
     Args:
         state: parameters and buffers by their names in `module`, gathered from all shards.
@@ -160,13 +132,13 @@ def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, N
     from transformers import AutoProcessor
 
     decoder: Any = module.decoder
-    prefix = "decoder.model."
+    plain = merged(module, state)
     weights = {
-        name.removeprefix(prefix): torch.from_numpy(np.array(array)).to(decoder.model.dtype)
-        for name, array in state.items()
-        if name.startswith(prefix)
+        name.removeprefix(MODEL_PREFIX): torch.from_numpy(np.array(array)).to(decoder.model.dtype)
+        for name, array in plain.items()
+        if name.startswith(MODEL_PREFIX)
     }
-    head = {name: np.array(array) for name, array in state.items() if not name.startswith(prefix)}
+    head = {name: np.array(array) for name, array in plain.items() if not name.startswith(MODEL_PREFIX)}
     with_temporary = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(with_temporary, ignore_errors=True)
     decoder.model.save_pretrained(with_temporary, state_dict=weights)
@@ -174,6 +146,8 @@ def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, N
     (with_temporary / FINGERPRINT_FILE).write_text(_fingerprint(weights, decoder.architecture))
     if head:
         save_file(head, with_temporary / HEAD_FILE)
+    if has_adapters(module):
+        save_adapter(with_temporary / ADAPTER_DIRECTORY, module=module, state=state, source=source)
     # Renamed, not removed, so that a whole checkpoint exists at every moment.
     retired = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(retired, ignore_errors=True)

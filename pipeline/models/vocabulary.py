@@ -105,7 +105,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         return (
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),
-            None if of_bias is None else of_bias.to(bias.dtype),
+            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
             *(None for _ in range(4)),
         )
 
