@@ -5,7 +5,19 @@ The docstring under a field is its documentation: `python -m jobs.<stage> --help
 An unknown key, a wrong type or a value out of bounds is a `ConfigError` that names the field, the value and the cure.
 """
 
-from pipeline.config.algorithm import AdvantageEstimator, Algorithm, Kl, KlControl, KlEstimator, KlPlace
+from pipeline.config.algorithm import (
+    AdvantageEstimator,
+    Aggregation,
+    Algorithm,
+    DynamicSampling,
+    ImportanceCorrection,
+    Kl,
+    KlControl,
+    KlEstimator,
+    KlPlace,
+    OffPolicy,
+    PolicyLossName,
+)
 from pipeline.config.loading import describe, load_recipe
 from pipeline.config.recipe import (
     Cluster,
@@ -28,20 +40,25 @@ from pipeline.config.workers import Rollout, Sharded, Trained, Workers
 
 __all__ = [
     "AdvantageEstimator",
+    "Aggregation",
     "Algorithm",
     "Cluster",
     "ConfigError",
     "Data",
     "Device",
     "Dtype",
+    "DynamicSampling",
     "Evaluate",
+    "ImportanceCorrection",
     "Kl",
     "KlControl",
     "KlEstimator",
     "KlPlace",
     "MediaLimits",
     "Model",
+    "OffPolicy",
     "Placement",
+    "PolicyLossName",
     "Preferences",
     "Prepare",
     "Recipe",
