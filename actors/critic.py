@@ -38,6 +38,6 @@ class CriticWorker(LearningWorker):
             returns=experience.returns,
             mask=experience.mask,
             clip=self.recipe.rlhf.algorithm.value_clip,
-            num_tokens=minibatch.num_tokens,
+            num_tokens=minibatch.normalisers.num_tokens,
         )
         return {"loss": loss}

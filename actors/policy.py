@@ -1,4 +1,4 @@
-"""The policy: the copy that learns. Clipped policy loss, KL in the loss where asked for, entropy bonus."""
+"""The policy: the copy that learns. Policy loss, KL in the loss where asked for, entropy bonus."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from actors.group import split, split_evenly
 from actors.reference import ReferenceWorker
 from actors.scoring import Group, ShardedWorker
 from actors.weights import Weights
-from pipeline.algorithms.aggregation import token_sum_over
-from pipeline.algorithms.kl import estimate_kl
-from pipeline.algorithms.losses import clipped_policy_loss, entropy_bonus
-from pipeline.config import Algorithm, KlPlace
+from pipeline.algorithms.aggregation import Normalisers, aggregate, token_mean
+from pipeline.algorithms.kl import estimate_kl, kl_k3
+from pipeline.algorithms.off_policy import ImportanceWeights, importance_weights
+from pipeline.algorithms.surrogates import Surrogate, policy_surrogate
+from pipeline.config import Algorithm, ImportanceCorrection, KlPlace, OffPolicy
 from pipeline.experience import ExperienceBatch, collate_experience
 from pipeline.models.checkpoint import save_checkpoint
 from pipeline.records import Experience
@@ -27,10 +28,10 @@ from pipeline.records import Experience
 
 @dataclass(frozen=True)
 class Minibatch:
-    """One rank's share of an optimizer step; `num_tokens` counts the tokens of all ranks' shares."""
+    """One rank's share of an optimizer step; `normalisers` count the shares of all ranks."""
 
     rows: tuple[tuple[PromptRef, Experience], ...]
-    num_tokens: float
+    normalisers: Normalisers
 
     def groups(self, part: slice) -> list[Group]:
         """Prompts and completions of a micro-batch, as the model takes them."""
@@ -48,10 +49,13 @@ def plan_update(
     for epoch in range(algorithm.num_epochs):
         order = np.random.default_rng([*seed, epoch]).permutation(len(rows))
         for minibatch in split([rows[index] for index in order], min(algorithm.num_minibatches, len(rows))):
-            num_tokens = float(sum(experience.mask.sum() for _, experience in minibatch))
+            normalisers = Normalisers(
+                num_tokens=float(sum(experience.mask.sum() for _, experience in minibatch)),
+                num_completions=float(sum(len(experience.mask) for _, experience in minibatch)),
+            )
             for share, part in zip(shares, split_evenly(minibatch, num_ranks, _without_weight), strict=True):
                 # Micro-batches of prompts of like length hold little padding.
-                share.append(Minibatch(tuple(sorted(part, key=lambda row: row[0].num_tokens)), num_tokens))
+                share.append(Minibatch(tuple(sorted(part, key=lambda row: row[0].num_tokens)), normalisers))
     return shares
 
 
@@ -73,7 +77,7 @@ class LearningWorker(ShardedWorker):
     def losses(
         self, minibatch: Minibatch, part: slice, experience: ExperienceBatch, kl_weight: float
     ) -> dict[str, Tensor]:
-        """`loss` to be minimised and statistics, all sums over the micro-batch divided by `minibatch.num_tokens`."""
+        """`loss` to be minimised and statistics, all shares of the step's by `minibatch.normalisers`."""
         raise NotImplementedError
 
     def update(self, minibatches: Sequence[Minibatch], *, step: int, kl_weight: float) -> dict[str, float]:
@@ -129,36 +133,69 @@ class PolicyWorker(LearningWorker, ReferenceWorker):
         self, minibatch: Minibatch, part: slice, experience: ExperienceBatch, kl_weight: float
     ) -> dict[str, Tensor]:
         algorithm: Algorithm = self.recipe.rlhf.algorithm
-        temperature = self.recipe.rlhf.sampling.temperature or 1.0
-        logprobs, entropy = self.engine(*self.batch(minibatch.groups(part)), temperature)
-        num_tokens = minibatch.num_tokens
-        policy = clipped_policy_loss(
-            policy_logprobs=logprobs,
-            behaviour_logprobs=experience.behaviour_logprobs,
-            advantages=experience.advantages,
-            mask=experience.mask,
-            clip=algorithm.clip,
-            num_tokens=num_tokens,
-        )
-        bonus = entropy_bonus(entropy=entropy, mask=experience.mask, num_tokens=num_tokens)
-        loss = policy.loss - algorithm.entropy_weight * bonus
+        sampling = self.recipe.rlhf.sampling
+        mask = experience.mask
+        normalisers = replace(minibatch.normalisers, max_length=sampling.max_new_tokens)
+
+        def aggregated(values: Tensor) -> Tensor:
+            return aggregate(aggregation=algorithm.aggregation, values=values, mask=mask, normalisers=normalisers)
+
+        def mean(values: Tensor) -> Tensor:
+            """Statistics are means over tokens whatever the aggregation, so that runs can be compared."""
+            return token_mean(values=values.detach().float(), mask=mask, num_tokens=normalisers.num_tokens)
+
+        logprobs, entropy = self.engine(*self.batch(minibatch.groups(part)), sampling.temperature or 1.0)
+        surrogate = _surrogate(logprobs, experience, algorithm)
+        importance = _importance(experience, algorithm.off_policy)
+        policy_loss = aggregated(importance.weights * surrogate.loss)
+        loss = policy_loss - algorithm.entropy_weight * aggregated(entropy)
         statistics = {
-            "policy_loss": policy.loss,
-            "entropy": bonus,
-            "clip_fraction": policy.clip_fraction,
-            "kl_behaviour": policy.approx_kl,
-            "ratio": policy.ratio_mean,
+            "policy_loss": policy_loss,
+            "entropy": mean(entropy),
+            "clip_fraction": mean(surrogate.clipped),
+            "kl_behaviour": mean(
+                kl_k3(policy_logprobs=experience.behaviour_logprobs, reference_logprobs=logprobs.detach())
+            ),
+            "ratio": mean(surrogate.ratio),
         }
+        if algorithm.off_policy.correction is not ImportanceCorrection.NONE:
+            statistics["importance_weight"] = mean(importance.weights)
+            statistics["importance_limited"] = mean(importance.limited)
         if algorithm.kl.place is KlPlace.LOSS and kl_weight > 0:
             kl = estimate_kl(
                 estimator=algorithm.kl.estimator,
                 policy_logprobs=logprobs,
                 reference_logprobs=experience.reference_logprobs,
             )
-            statistics["kl_loss"] = token_sum_over(values=kl, mask=experience.mask, num_tokens=num_tokens)
+            statistics["kl_loss"] = aggregated(kl)
             loss = loss + kl_weight * statistics["kl_loss"]
         return {"loss": loss, **statistics}
 
     def weights(self, version: int) -> Weights:
         """The trained parameters, on rank 0; all ranks must call it."""
         return Weights(version, self.engine.gather(trainable_only=True))
+
+
+def _surrogate(logprobs: Tensor, experience: ExperienceBatch, algorithm: Algorithm) -> Surrogate:
+    return policy_surrogate(
+        name=algorithm.policy_loss,
+        policy_logprobs=logprobs,
+        proximal_logprobs=experience.proximal_logprobs,
+        advantages=experience.advantages,
+        mask=experience.mask,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_above,
+        dual_clip=algorithm.dual_clip,
+    )
+
+
+def _importance(experience: ExperienceBatch, off_policy: OffPolicy) -> ImportanceWeights:
+    return importance_weights(
+        correction=off_policy.correction,
+        proximal_logprobs=experience.proximal_logprobs,
+        behaviour_logprobs=experience.behaviour_logprobs,
+        mask=experience.mask,
+        cap=off_policy.cap,
+        low=off_policy.low,
+        high=off_policy.high,
+    )

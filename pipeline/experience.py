@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.algorithms.advantages import gae, grpo, token_rewards
+from pipeline.algorithms.advantages import a2c, gae, reinforce_plus_plus, remax, reward_to_go, token_rewards
 from pipeline.algorithms.aggregation import masked_mean, masked_whiten
+from pipeline.algorithms.group_advantages import dr_grpo, grpo, reinforce_plus_plus_baseline, rloo
 from pipeline.algorithms.kl import estimate_kl
+from pipeline.algorithms.off_policy import mismatch
 from pipeline.config import AdvantageEstimator, Algorithm, KlPlace
 from pipeline.records import Experience, Rollout
 
@@ -28,6 +30,8 @@ def make_experience(
     values: Rows | None,
     algorithm: Algorithm,
     kl_weight: float,
+    proximal_logprobs: Rows | None = None,
+    greedy_rewards: Tensor | None = None,
 ) -> tuple[list[Experience], dict[str, float]]:
     """Advantages and returns of a step, one `Experience` a group, and the step's statistics.
 
@@ -35,31 +39,38 @@ def make_experience(
         rewards: float [N], one a completion, groups together.
         reference_logprobs, values: one array [n, T_g] a group, right-padded; None where the role is not needed.
         kl_weight: reward (or loss) a nat of KL a token; used here where the KL is part of the reward.
+        proximal_logprobs: the same, of the policy at the start of the update; None where the behaviour's are its own.
+        greedy_rewards: float [G], of each prompt's greedy completion; None where the estimator takes none.
+
+    Raises:
+        ValueError: the estimator needs what is not there; the message names it.
     """
+    _check(rollouts, rewards=rewards, values=values, greedy_rewards=greedy_rewards, estimator=algorithm.advantage)
     completions = [completion for rollout in rollouts for completion in rollout.completions]
     lengths = torch.tensor([len(completion.token_ids) for completion in completions])
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
     behaviour = _pad([completion.behaviour_logprobs[None] for completion in completions], mask)
-    reference = behaviour if reference_logprobs is None else _pad(reference_logprobs, mask)
+    proximal = behaviour if proximal_logprobs is None else _pad(proximal_logprobs, mask)
+    reference = proximal if reference_logprobs is None else _pad(reference_logprobs, mask)
     value = torch.zeros_like(behaviour) if values is None else _pad(values, mask)
-    kl = estimate_kl(estimator=algorithm.kl.estimator, policy_logprobs=behaviour, reference_logprobs=reference)
 
-    if algorithm.advantage is AdvantageEstimator.GAE:
-        kl_in_reward = kl if algorithm.kl.place is KlPlace.REWARD else None
-        per_token = token_rewards(completion_rewards=rewards, mask=mask, kl=kl_in_reward, kl_weight=kl_weight)
-        advantages, returns = gae(rewards=per_token, values=value, mask=mask, gamma=algorithm.gamma, lam=algorithm.lam)
-    else:
-        in_reward = (kl * mask).sum(1) * kl_weight if algorithm.kl.place is KlPlace.REWARD else 0.0
-        groups = (rewards - in_reward).view(len(rollouts), -1)
-        advantages = grpo(completion_rewards=groups).view(-1, 1) * mask
-        returns = torch.zeros_like(advantages)
-    statistics = _statistics(rollouts, mask, behaviour - reference, advantages, value, returns)
-    if algorithm.whiten_advantages:
+    kl = None
+    if algorithm.kl.place is KlPlace.REWARD:
+        estimator = algorithm.kl.estimator
+        kl = kl_weight * estimate_kl(estimator=estimator, policy_logprobs=proximal, reference_logprobs=reference)
+    signal = _Signal(rewards, kl, mask, value, len(rollouts), greedy_rewards)
+    advantages, returns = _advantages(signal, algorithm)
+    statistics = _statistics(rollouts, mask, proximal - reference, advantages, value, returns)
+    if proximal_logprobs is not None:
+        apart = mismatch(proximal_logprobs=proximal, behaviour_logprobs=behaviour, mask=mask)
+        statistics |= {f"mismatch/{name}": amount for name, amount in apart._asdict().items()}
+    if algorithm.whitens:
         advantages = masked_whiten(values=advantages, mask=mask)
 
     columns: Mapping[str, Tensor] = {
         "mask": mask,
         "behaviour_logprobs": behaviour,
+        "proximal_logprobs": proximal,
         "reference_logprobs": reference,
         "values": value,
         "advantages": advantages,
@@ -70,11 +81,89 @@ def make_experience(
 
 
 @dataclass(frozen=True)
+class _Signal:
+    """What advantages are made of: rewards [N], their KL penalty and the values [N, T], zero where padded."""
+
+    rewards: Tensor
+    kl: Tensor | None
+    mask: Tensor
+    values: Tensor
+    num_groups: int
+    greedy_rewards: Tensor | None
+
+    @property
+    def of_tokens(self) -> Tensor:
+        """Rewards [N, T], with the KL."""
+        return token_rewards(completion_rewards=self.rewards, mask=self.mask, kl=self.kl, kl_weight=1.0)
+
+    @property
+    def of_groups(self) -> Tensor:
+        """Rewards [G, n] of whole completions, with the KL of all their tokens."""
+        penalty = 0.0 if self.kl is None else self.kl.sum(1)
+        return (self.rewards - penalty).view(self.num_groups, -1)
+
+
+def _advantages(signal: _Signal, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
+    """Advantages and returns [N, T]; without a critic nothing is regressed on returns, which are 0."""
+    mask, gamma, values = signal.mask, algorithm.gamma, signal.values
+    match algorithm.advantage:
+        case AdvantageEstimator.GAE:
+            return gae(rewards=signal.of_tokens, values=values, mask=mask, gamma=gamma, lam=algorithm.lam)
+        case AdvantageEstimator.A2C:
+            return a2c(rewards=signal.of_tokens, values=values, mask=mask, gamma=gamma)
+        case AdvantageEstimator.GRPO:
+            advantages = _on_tokens(grpo(completion_rewards=signal.of_groups), mask)
+        case AdvantageEstimator.DR_GRPO:
+            advantages = _on_tokens(dr_grpo(completion_rewards=signal.of_groups), mask)
+        case AdvantageEstimator.RLOO:
+            advantages = _on_tokens(rloo(completion_rewards=signal.of_groups), mask)
+        case AdvantageEstimator.REINFORCE_PLUS_PLUS:
+            advantages = reinforce_plus_plus(rewards=signal.of_tokens, mask=mask, gamma=gamma)
+        case AdvantageEstimator.REINFORCE_PLUS_PLUS_BASELINE:
+            advantages = reinforce_plus_plus_baseline(completion_rewards=signal.of_groups, mask=mask)
+        case AdvantageEstimator.REMAX:
+            assert signal.greedy_rewards is not None  # _check saw to it
+            advantages = remax(rewards=signal.of_tokens, greedy_rewards=signal.greedy_rewards, mask=mask)
+        case AdvantageEstimator.REINFORCE:
+            advantages = reward_to_go(rewards=signal.of_tokens, mask=mask, gamma=gamma)
+    return advantages, torch.zeros_like(advantages)
+
+
+def _on_tokens(of_groups: Tensor, mask: Tensor) -> Tensor:
+    """Every real token takes its completion's advantage: [G, n] -> [N, T]."""
+    return of_groups.view(-1, 1) * mask
+
+
+def _check(
+    rollouts: Sequence[Rollout],
+    *,
+    rewards: Tensor,
+    values: Rows | None,
+    greedy_rewards: Tensor | None,
+    estimator: AdvantageEstimator,
+) -> None:
+    sizes = [len(rollout.completions) for rollout in rollouts]
+    if len(rewards) != sum(sizes):
+        raise ValueError(f"{len(rewards)} rewards for {sum(sizes)} completions: give one a completion")
+    if estimator.needs_critic and values is None:
+        raise ValueError(f"advantage={estimator} needs the critic's values, but values=None")
+    if estimator.needs_greedy and (greedy_rewards is None or len(greedy_rewards) != len(rollouts)):
+        found = "None" if greedy_rewards is None else str(len(greedy_rewards))
+        raise ValueError(
+            f"advantage={estimator} needs the reward of each prompt's greedy completion: "
+            f"greedy_rewards of {len(rollouts)} prompts, but got {found}"
+        )
+    if (estimator.needs_group or estimator.needs_greedy) and len(set(sizes)) > 1:
+        raise ValueError(f"advantage={estimator} needs groups of one size, but got sizes {sorted(set(sizes))}")
+
+
+@dataclass(frozen=True)
 class ExperienceBatch:
     """The experience of several groups, padded to one length: tensors [N, T]. `mask` leaves weightless rows out."""
 
     mask: Tensor
     behaviour_logprobs: Tensor
+    proximal_logprobs: Tensor
     reference_logprobs: Tensor
     values: Tensor
     advantages: Tensor
@@ -86,6 +175,7 @@ def collate_experience(groups: Sequence[Experience], *, device: torch.device) ->
     return ExperienceBatch(
         mask=_stack([group.mask & (group.weight > 0) for group in groups]).to(device),
         behaviour_logprobs=_stack([group.behaviour_logprobs for group in groups]).to(device),
+        proximal_logprobs=_stack([group.proximal_logprobs for group in groups]).to(device),
         reference_logprobs=_stack([group.reference_logprobs for group in groups]).to(device),
         values=_stack([group.values for group in groups]).to(device),
         advantages=_stack([group.advantages for group in groups]).to(device),

@@ -178,7 +178,8 @@ class Experience:
     """A group with everything the update needs; rows are right-padded to the group's longest completion.
 
     token_ids: int64 [n, T]; mask: bool [n, T], True on real tokens.
-    behaviour_logprobs, reference_logprobs, values, advantages, returns: float32 [n, T], zero where padded.
+    behaviour_logprobs, proximal_logprobs, reference_logprobs, values, advantages, returns: float32 [n, T], zero where
+    padded. Proximal are the policy's own at the start of the update: the behaviour's where the step is on-policy.
     weight: 1.0, or 0.0 for a copy that only evens out the work of the ranks.
     """
 
@@ -186,6 +187,7 @@ class Experience:
     token_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
     behaviour_logprobs: NDArray[np.float32]
+    proximal_logprobs: NDArray[np.float32]
     reference_logprobs: NDArray[np.float32]
     values: NDArray[np.float32]
     advantages: NDArray[np.float32]

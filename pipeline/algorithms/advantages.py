@@ -1,10 +1,15 @@
-"""From rewards to advantages: a reward for each token, GAE with a critic, GRPO without one."""
+"""Advantages from the rewards of each token: GAE and A2C with a critic; REINFORCE, REINFORCE++ and ReMax without one.
+
+Those that compare the completions of a prompt with each other are in `group_advantages`.
+"""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from pipeline.algorithms.aggregation import masked_whiten
 
 
 def token_rewards(
@@ -71,23 +76,85 @@ def gae(
     return advantages, advantages + values
 
 
-def grpo(*, completion_rewards: Float[Tensor, "P n"], eps: float = 1e-6) -> Float[Tensor, "P n"]:
-    """Group-relative advantages: A_i = (r_i - mean(r)) / (std(r) + eps) within each group.
+def a2c(
+    *, rewards: Float[Tensor, "B T"], values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], gamma: float
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Advantage actor-critic: A_t = R_t - V_t with the discounted reward-to-go R_t = sum_{s >= t} gamma^(s - t) r_s.
 
-    Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300, section 4.1.2, outcome supervision); every token of completion i
-    takes A_i. The paper does not say which standard deviation. Here it is that of the population (divide by n): a
-    group then has mean square 1 whatever n, and a group of one is defined. TRL's divides by n - 1, which makes its
-    advantages smaller by the constant factor sqrt((n - 1) / n).
+    Mnih et al. 2016 (arXiv 1602.01783), followed to the completion's end; GAE with lambda 1 gives the same.
 
     Args:
-        completion_rewards: [P, n], n completions of each of P prompts.
-        eps: added to the standard deviation, in units of reward.
+        rewards: [B, T], per token, as `token_rewards` gives them.
+        values: [B, T], V_t of the critic *before* token t is taken.
+        mask: [B, T], True on real tokens.
+        gamma: discount a token, in [0, 1].
 
     Returns:
-        [P, n]. A group whose rewards are all the same (also a group of one) has exactly 0.
+        Advantages and returns, both [B, T], 0 where padded.
     """
-    centred = completion_rewards - completion_rewards.mean(dim=1, keepdim=True)
-    std = centred.square().mean(dim=1, keepdim=True).sqrt()
-    # Rounding of the mean must not be blown up to size 1 in a group that tells us nothing.
-    is_flat = completion_rewards.amax(dim=1, keepdim=True) == completion_rewards.amin(dim=1, keepdim=True)
-    return (centred / (std + eps)).masked_fill(is_flat, 0.0)
+    returns = reward_to_go(rewards=rewards, mask=mask, gamma=gamma)
+    return returns - values.masked_fill(~mask, 0.0), returns
+
+
+def reward_to_go(*, rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], gamma: float) -> Float[Tensor, "B T"]:
+    """REINFORCE without a baseline (Williams 1992): A_t = sum_{s >= t} gamma^(s - t) r_s.
+
+    Args:
+        rewards: [B, T], per token, as `token_rewards` gives them.
+        mask: [B, T], True on real tokens, which form a prefix of each row.
+        gamma: discount a token, in [0, 1].
+
+    Returns:
+        [B, T], 0 where padded.
+    """
+    rewards = rewards.masked_fill(~mask, 0.0)
+    to_go = torch.zeros_like(rewards)
+    total = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        total = rewards[:, t] + gamma * total
+        to_go[:, t] = total
+    return to_go
+
+
+def reinforce_plus_plus(
+    *, rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], gamma: float
+) -> Float[Tensor, "B T"]:
+    """REINFORCE++: the reward-to-go, whitened over all real tokens of the step (Hu et al. 2025, arXiv 2501.03262).
+
+    The mean of the step is the baseline. The paper has the KL in the reward, with k1: `token_rewards` puts it there.
+
+    Args:
+        rewards: [B, T] of the whole step, per token, as `token_rewards` gives them.
+        mask: [B, T], True on real tokens.
+        gamma: discount a token, in [0, 1]; 1 in the paper.
+
+    Returns:
+        [B, T], 0 where padded: white already, so that whitening once more would change nothing.
+    """
+    return masked_whiten(values=reward_to_go(rewards=rewards, mask=mask, gamma=gamma), mask=mask)
+
+
+def remax(
+    *, rewards: Float[Tensor, "B T"], greedy_rewards: Float[Tensor, " P"], mask: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """ReMax: the reward-to-go minus the reward of the same prompt's greedy completion.
+
+    Li et al. 2024 (arXiv 2310.10505): A_t = sum_{s >= t} r_s - greedy reward. A KL in the reward enters the sum and not
+    the baseline. Groups of one are the paper's own case.
+
+    Args:
+        rewards: [B, T], per token, as `token_rewards` gives them; B = P * n, the n completions of a prompt together.
+        greedy_rewards: [P], of each prompt's likeliest completion, shaped as the sampled ones were.
+        mask: [B, T], True on real tokens.
+
+    Returns:
+        [B, T], 0 where padded.
+
+    Raises:
+        ValueError: the rows cannot be shared out among the prompts.
+    """
+    num_rows, num_prompts = len(rewards), len(greedy_rewards)
+    if not num_prompts or num_rows % num_prompts:
+        raise ValueError(f"{num_rows} completions and {num_prompts} greedy rewards: give one greedy reward a prompt")
+    baseline = greedy_rewards.repeat_interleave(num_rows // num_prompts)[:, None]
+    return (reward_to_go(rewards=rewards, mask=mask, gamma=1.0) - baseline).masked_fill(~mask, 0.0)

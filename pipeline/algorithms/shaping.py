@@ -1,4 +1,7 @@
-"""What happens to completion rewards before advantages: combine the parts, scale, clip."""
+"""What happens to completion rewards before advantages: combine the parts, scale, clip, punish what is overlong.
+
+And which groups are worth an update at all: those whose rewards differ.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Part = TypeVar("Part", bound=str)
@@ -35,6 +38,49 @@ def combine(*, parts: Mapping[Part, Float[Tensor, " B"]], weights: Mapping[Part,
 def clip_reward(*, rewards: Float[Tensor, " B"], bound: float) -> Float[Tensor, " B"]:
     """Clamps completion rewards [B] to [-bound, bound]."""
     return rewards.clamp(-bound, bound)
+
+
+def overlong_penalty(
+    *, lengths: Int[Tensor, " B"], max_length: int, buffer: int, penalty: float
+) -> Float[Tensor, " B"]:
+    """Soft overlong punishment of DAPO (Yu et al. 2025, arXiv 2503.14476, equation 13): to be added to the rewards.
+
+    0 up to `max_length - buffer` tokens, then linear, and `-penalty` from `max_length` on:
+    -penalty * clip((length - (max_length - buffer)) / buffer, 0, 1). The paper has a penalty of 1.
+
+    Args:
+        lengths: [B], tokens of each completion.
+        max_length: tokens at which the whole penalty is due: the limit of generation.
+        buffer: tokens before it over which the penalty grows; 0 leaves rewards alone.
+        penalty: in units of reward, not negative.
+
+    Returns:
+        float32 [B], never positive.
+
+    Raises:
+        ValueError: the buffer is longer than a completion can be.
+    """
+    if not 0 <= buffer <= max_length:
+        raise ValueError(f"buffer={buffer}: must lie between 0 and max_length={max_length}")
+    if not buffer:
+        return torch.zeros(len(lengths))
+    return -penalty * ((lengths - (max_length - buffer)) / buffer).clamp(0.0, 1.0)
+
+
+def varied_groups(*, rewards: Float[Tensor, "G n"], tolerance: float = 1e-6) -> Bool[Tensor, " G"]:
+    """Which groups have rewards that differ; the others teach nothing where completions are compared in their group.
+
+    Dynamic sampling keeps these and draws new prompts for the others (DAPO: Yu et al. 2025, arXiv 2503.14476,
+    section 3.2).
+
+    Args:
+        rewards: [G, n], n completions of each of G prompts.
+        tolerance: largest minus smallest reward must be more than this, in units of reward.
+
+    Returns:
+        [G]; False for groups of one.
+    """
+    return rewards.amax(dim=1) - rewards.amin(dim=1) > tolerance
 
 
 @dataclass(frozen=True)

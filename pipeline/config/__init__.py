@@ -5,9 +5,21 @@ The docstring under a field is its documentation: `python -m jobs.<stage> --help
 An unknown key, a wrong type or a value out of bounds is a `ConfigError` that names the field, the value and the cure.
 """
 
-from pipeline.config.algorithm import AdvantageEstimator, Algorithm, Kl, KlControl, KlEstimator, KlPlace
+from pipeline.config.algorithm import (
+    AdvantageEstimator,
+    Aggregation,
+    Algorithm,
+    DynamicSampling,
+    ImportanceCorrection,
+    Kl,
+    KlControl,
+    KlEstimator,
+    KlPlace,
+    OffPolicy,
+    PolicyLossName,
+)
 from pipeline.config.loading import describe, load_recipe
-from pipeline.config.parts import FROZEN, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
+from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
 from pipeline.config.recipe import (
     Cluster,
     Data,
@@ -29,16 +41,20 @@ from pipeline.config.workers import Encoder, Learner, Rollout, Sharded, Trained,
 
 __all__ = [
     "FROZEN",
+    "TOWERS",
     "AdvantageEstimator",
+    "Aggregation",
     "Algorithm",
     "Cluster",
     "ConfigError",
     "Data",
     "Device",
     "Dtype",
+    "DynamicSampling",
     "Encoder",
     "Evaluate",
     "FrozenPart",
+    "ImportanceCorrection",
     "Kl",
     "KlControl",
     "KlEstimator",
@@ -48,11 +64,13 @@ __all__ = [
     "Lora",
     "MediaLimits",
     "Model",
+    "OffPolicy",
     "Part",
     "PartMode",
     "PartName",
     "Parts",
     "Placement",
+    "PolicyLossName",
     "Preferences",
     "Prepare",
     "Recipe",
