@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.policy import LearningWorker, Minibatch
+from actors.policy import LearningWorker
 from actors.scoring import Group
+from pipeline.algorithms.aggregation import Normalisers
 from pipeline.algorithms.losses import clipped_value_loss
 from pipeline.experience import ExperienceBatch
 from pipeline.models.checkpoint import load_value_model
@@ -30,14 +31,14 @@ class CriticWorker(LearningWorker):
         return self.map_groups(passes, self.engine)
 
     def losses(
-        self, minibatch: Minibatch, part: slice, experience: ExperienceBatch, kl_weight: float
+        self, groups: Sequence[Group], experience: ExperienceBatch, normalisers: Normalisers, kl_weight: float
     ) -> dict[str, Tensor]:
         loss = clipped_value_loss(
-            values_now=self.engine(*self.batch(minibatch.groups(part))),
+            values_now=self.engine(*self.batch(groups)),
             values_behaviour=experience.values,
             returns=experience.returns,
             mask=experience.mask,
             clip=self.recipe.rlhf.algorithm.value_clip,
-            num_tokens=minibatch.normalisers.num_tokens,
+            num_tokens=normalisers.num_tokens,
         )
         return {"loss": loss}

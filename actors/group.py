@@ -121,13 +121,3 @@ def split(items: Sequence[T], num_shards: int) -> list[list[T]]:
     size, extra = divmod(len(items), num_shards)
     starts = [index * size + min(index, extra) for index in range(num_shards + 1)]
     return [list(items[start:end]) for start, end in pairwise(starts)]
-
-
-def split_evenly(items: Sequence[T], num_shards: int, filler: Callable[[T], T]) -> list[list[T]]:
-    """Contiguous shards of equal length, so that every rank runs the same number of passes.
-
-    Missing items are copies that `filler` marks as having no weight; they come last.
-    """
-    size = -(-len(items) // num_shards)
-    padded = [*items, *(filler(items[-1]) for _ in range(size * num_shards - len(items)))]
-    return [padded[start : start + size] for start in range(0, len(padded), size)]

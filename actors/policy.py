@@ -12,9 +12,9 @@ from torch import Tensor
 
 from actors.encoder import PromptRef
 from actors.engine import World
-from actors.group import split, split_evenly
+from actors.group import split
 from actors.reference import ReferenceWorker
-from actors.scoring import Group, ShardedWorker
+from actors.scoring import Group, ShardedWorker, group_size
 from actors.weights import Weights
 from pipeline.algorithms.aggregation import Normalisers, aggregate, token_mean
 from pipeline.algorithms.kl import estimate_kl, kl_k3
@@ -23,45 +23,56 @@ from pipeline.algorithms.surrogates import Surrogate, policy_surrogate
 from pipeline.config import Algorithm, ImportanceCorrection, KlPlace, OffPolicy
 from pipeline.experience import ExperienceBatch, collate_experience
 from pipeline.models.checkpoint import save_checkpoint
+from pipeline.packing import Pass, plan_passes
 from pipeline.records import Experience
+
+Row = tuple[PromptRef, Experience]
 
 
 @dataclass(frozen=True)
 class Minibatch:
-    """One rank's share of an optimizer step; `normalisers` count the shares of all ranks."""
+    """One rank's share of an optimizer step, pass by pass; `normalisers` count the shares of all ranks."""
 
-    rows: tuple[tuple[PromptRef, Experience], ...]
+    passes: tuple[tuple[Row, ...], ...]
     normalisers: Normalisers
 
-    def groups(self, part: slice) -> list[Group]:
-        """Prompts and completions of a micro-batch, as the model takes them."""
-        return [
-            (prompt, [ids[mask] for ids, mask in zip(experience.token_ids, experience.mask, strict=True)])
-            for prompt, experience in self.rows[part]
-        ]
+
+def groups_of(rows: Sequence[Row]) -> list[Group]:
+    """Prompts and completions of a pass, as the model takes them."""
+    return [
+        (prompt, [ids[mask] for ids, mask in zip(experience.token_ids, experience.mask, strict=True)])
+        for prompt, experience in rows
+    ]
 
 
 def plan_update(
-    rows: Sequence[tuple[PromptRef, Experience]], *, num_ranks: int, algorithm: Algorithm, seed: Sequence[int]
+    rows: Sequence[Row], *, num_ranks: int, budget: int, algorithm: Algorithm, seed: Sequence[int]
 ) -> list[list[Minibatch]]:
-    """For each rank, its minibatches of all epochs. Their order and make-up do not depend on the number of ranks."""
+    """For each rank, its minibatches of all epochs, in passes of at most `budget` tokens.
+
+    Order and make-up of the minibatches do not depend on the number of ranks.
+    """
     shares: list[list[Minibatch]] = [[] for _ in range(num_ranks)]
+    sizes = [group_size(group) for group in groups_of(rows)]
     for epoch in range(algorithm.num_epochs):
         order = np.random.default_rng([*seed, epoch]).permutation(len(rows))
-        for minibatch in split([rows[index] for index in order], min(algorithm.num_minibatches, len(rows))):
+        for indices in split(order.tolist(), min(algorithm.num_minibatches, len(rows))):
+            minibatch = [rows[index] for index in indices]
             normalisers = Normalisers(
                 num_tokens=float(sum(experience.mask.sum() for _, experience in minibatch)),
                 num_completions=float(sum(len(experience.mask) for _, experience in minibatch)),
             )
-            for share, part in zip(shares, split_evenly(minibatch, num_ranks, _without_weight), strict=True):
-                # Micro-batches of prompts of like length hold little padding.
-                share.append(Minibatch(tuple(sorted(part, key=lambda row: row[0].num_tokens)), normalisers))
+            plan = plan_passes([sizes[index] for index in indices], num_ranks=num_ranks, budget=budget)
+            for share, passes in zip(shares, plan, strict=True):
+                share.append(Minibatch(tuple(_rows_of(each, minibatch) for each in passes), normalisers))
     return shares
 
 
-def _without_weight(row: tuple[PromptRef, Experience]) -> tuple[PromptRef, Experience]:
-    """A copy that evens out the work of the ranks and teaches nothing."""
-    return row[0], replace(row[1], weight=0.0)
+def _rows_of(each: Pass, rows: Sequence[Row]) -> tuple[Row, ...]:
+    if each.counts:
+        return tuple(rows[index] for index in each.groups)
+    # A copy that evens out the work of the ranks and teaches nothing.
+    return tuple((rows[index][0], replace(rows[index][1], weight=0.0)) for index in each.groups)
 
 
 class LearningWorker(ShardedWorker):
@@ -75,9 +86,9 @@ class LearningWorker(ShardedWorker):
         self._last_update: tuple[int, dict[str, float]] = (-1, {})
 
     def losses(
-        self, minibatch: Minibatch, part: slice, experience: ExperienceBatch, kl_weight: float
+        self, groups: Sequence[Group], experience: ExperienceBatch, normalisers: Normalisers, kl_weight: float
     ) -> dict[str, Tensor]:
-        """`loss` to be minimised and statistics, all shares of the step's by `minibatch.normalisers`."""
+        """`loss` to be minimised and statistics, all shares of the step's by `normalisers`."""
         raise NotImplementedError
 
     def update(self, minibatches: Sequence[Minibatch], *, step: int, kl_weight: float) -> dict[str, float]:
@@ -87,9 +98,9 @@ class LearningWorker(ShardedWorker):
         totals: dict[str, float] = {}
         grad_norm = 0.0
         for minibatch in minibatches:
-            parts = list(self.slices(len(minibatch.rows)))
-            for part in parts:
-                self._micro_step(minibatch, part, kl_weight, totals, last=part is parts[-1])
+            for rows in minibatch.passes:
+                last = rows is minibatch.passes[-1]
+                self._micro_step(rows, minibatch.normalisers, kl_weight, totals, last=last)
             grad_norm += self.engine.grad_norm / len(minibatches)
         totals = self.engine.sum_over_ranks(totals)
         metrics = {name: total / len(minibatches) for name, total in totals.items()}
@@ -98,11 +109,11 @@ class LearningWorker(ShardedWorker):
         return metrics
 
     def _micro_step(
-        self, minibatch: Minibatch, part: slice, kl_weight: float, totals: dict[str, float], *, last: bool
+        self, rows: Sequence[Row], normalisers: Normalisers, kl_weight: float, totals: dict[str, float], *, last: bool
     ) -> None:
         def loss() -> Tensor:
-            experience = collate_experience([item for _, item in minibatch.rows[part]], device=self.device)
-            losses = self.losses(minibatch, part, experience, kl_weight)
+            experience = collate_experience([item for _, item in rows], device=self.device)
+            losses = self.losses(groups_of(rows), experience, normalisers, kl_weight)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach())
             return losses["loss"]
@@ -130,12 +141,12 @@ class PolicyWorker(LearningWorker, ReferenceWorker):
     role = "policy"
 
     def losses(
-        self, minibatch: Minibatch, part: slice, experience: ExperienceBatch, kl_weight: float
+        self, groups: Sequence[Group], experience: ExperienceBatch, normalisers: Normalisers, kl_weight: float
     ) -> dict[str, Tensor]:
         algorithm: Algorithm = self.recipe.rlhf.algorithm
         sampling = self.recipe.rlhf.sampling
         mask = experience.mask
-        normalisers = replace(minibatch.normalisers, max_length=sampling.max_new_tokens)
+        normalisers = replace(normalisers, max_length=sampling.max_new_tokens)
 
         def aggregated(values: Tensor) -> Tensor:
             return aggregate(aggregation=algorithm.aggregation, values=values, mask=mask, normalisers=normalisers)
@@ -144,7 +155,7 @@ class PolicyWorker(LearningWorker, ReferenceWorker):
             """Statistics are means over tokens whatever the aggregation, so that runs can be compared."""
             return token_mean(values=values.detach().float(), mask=mask, num_tokens=normalisers.num_tokens)
 
-        logprobs, entropy = self.engine(*self.batch(minibatch.groups(part)), sampling.temperature or 1.0)
+        logprobs, entropy = self.engine(*self.batch(groups), sampling.temperature or 1.0)
         surrogate = _surrogate(logprobs, experience, algorithm)
         importance = _importance(experience, algorithm.off_policy)
         policy_loss = aggregated(importance.weights * surrogate.loss)
