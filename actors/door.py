@@ -17,7 +17,7 @@ class Door:
     def __init__(self, roles: Roles, recipe: Recipe, split: str, *, stage: str, needs: Needs):
         self._roles = roles
         self._recipe = recipe
-        self._split = split
+        self.split = split
         self._needs = needs
         self._file = recipe.run.directory / "quarantine" / f"{stage}_{split}.parquet"
         self._seen: set[str] = set()
@@ -33,7 +33,7 @@ class Door:
             TooManyBadRows: more than `data.max_bad_fraction` of the rows seen so far were refused.
         """
         admitted: list[PromptRef] = []
-        for prompt in self._roles.encode(ids, self._split, self._needs, blanked=blanked):
+        for prompt in self._roles.encode(ids, self.split, self._needs, blanked=blanked):
             if isinstance(prompt, Quarantined):
                 self.quarantine.add(prompt)
             else:
@@ -45,4 +45,4 @@ class Door:
 
     def announce(self, ids: Sequence[str]) -> None:
         """Says which rows will be asked for next, so that they are processed by then."""
-        self._roles.announce(ids, self._split, self._needs)
+        self._roles.announce(ids, self.split, self._needs)

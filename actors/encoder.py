@@ -24,6 +24,7 @@ from pipeline.data.schema import RowError
 from pipeline.data.table import PromptTable
 from pipeline.models.architectures import Architecture, architecture_of
 from pipeline.models.checkpoint import load_model, tower_fingerprint
+from pipeline.models.forward import Policy
 from pipeline.models.parts import live_kinds
 from pipeline.models.processing import PromptProcessor
 from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, Prompt, Quarantined
@@ -150,6 +151,25 @@ class EncoderWorker(Worker):
             else:
                 found[row.id] = self._store(row, (split, row.id, blanked, needs))
         return [cast(PromptRef | Quarantined, found[name]) for name in ids]
+
+    @torch.no_grad()
+    def stock_logprobs(
+        self, groups: Sequence[tuple[PromptRef, Sequence[NDArray[np.int64]]]], split: str, *, temperature: float
+    ) -> list[NDArray[np.float32]]:
+        """Logprobs [T] of each group's first completion by the checkpoint's own forward on the raw row.
+
+        Nothing of ours takes part: the model runs its towers, finds its positions and keeps no cache.
+        """
+        rows = {row.id: row for row in self._table(split).read([prompt.id for prompt, _ in groups]) if isinstance(row, Prompt)}
+        policy = Policy(self._model, self._architecture)
+        found: list[NDArray[np.float32]] = []
+        for prompt, (token_ids, *_) in groups:
+            inputs = self._processor.stock_inputs(rows[prompt.id], token_ids)
+            hidden = self._model.model(**{name: tensor.to(self._model.device) for name, tensor in inputs.items()})
+            states = hidden.last_hidden_state[0, -len(token_ids) - 1 : -1]
+            logprobs = policy.logits(states, temperature=temperature).log_softmax(-1)
+            found.append(logprobs.cpu().numpy()[np.arange(len(token_ids)), token_ids])
+        return found
 
     def _table(self, split: str) -> PromptTable:
         if split not in self._tables:

@@ -209,6 +209,14 @@ class Engine:
         torch.distributed.all_reduce(total)
         return dict(zip(values, total.tolist(), strict=True))
 
+    def max_over_ranks(self, value: float) -> float:
+        """The largest of all ranks' values."""
+        if self.world.size == 1:
+            return value
+        largest = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return float(largest)
+
 
 def learning_rate_schedule(settings: Trained) -> Callable[[int], float]:
     """Share of the peak rate at an optimizer step: linear warm-up that never starts at zero, then a cosine."""

@@ -96,14 +96,16 @@ class LearningWorker(ShardedWorker):
         if self._last_update[0] == step:
             return self._last_update[1]
         totals: dict[str, float] = {}
+        first: dict[str, float] = {}
         grad_norm = 0.0
         for minibatch in minibatches:
             for rows in minibatch.passes:
                 last = rows is minibatch.passes[-1]
                 self._micro_step(rows, minibatch.normalisers, kl_weight, totals, last=last)
             grad_norm += self.engine.grad_norm / len(minibatches)
+            first = first or self.first_metrics()
         totals = self.engine.sum_over_ranks(totals)
-        metrics = {name: total / len(minibatches) for name, total in totals.items()}
+        metrics = first | {name: total / len(minibatches) for name, total in totals.items()}
         metrics |= {"grad_norm": grad_norm, "learning_rate": self.engine.learning_rate}
         self._last_update = (step, metrics)
         return metrics
@@ -119,6 +121,10 @@ class LearningWorker(ShardedWorker):
             return losses["loss"]
 
         self.engine.train(loss, last=last)
+
+    def first_metrics(self) -> dict[str, float]:
+        """What only the first optimizer step of an update can tell, while weights are as they were before."""
+        return {}
 
     def save(self, directory: Path) -> None:
         """This rank's shard of parameters, optimizer and schedule, with its random state."""

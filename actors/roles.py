@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from actors.critic import CriticWorker
-from actors.encoder import EncoderWorker, Needs, PromptRef
+from actors.encoder import EncoderWorker, Needs, PromptRef, needs_of
 from actors.group import Worker, WorkerGroup
 from actors.placement import Seating, resolve_device, seat
 from actors.policy import PolicyWorker
@@ -20,8 +20,10 @@ from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from actors.supervised import Training
-from pipeline.config import AdvantageEstimator, Device, Recipe, RewardName, Workers
+from pipeline.config import FROZEN, Device, Parts, Recipe, RewardName, Workers
+from pipeline.models.architectures import architecture_of
 from pipeline.models.checkpoint import check_same_towers
+from pipeline.models.parts import live_kinds
 from pipeline.records import MediaKind, Quarantined
 
 WORKERS: Mapping[str, type[Worker]] = {
@@ -178,10 +180,26 @@ def loop_paths(recipe: Recipe) -> dict[str, Path]:
         paths["reference"] = sft
     if RewardName.LEARNED in recipe.rlhf.rewards:
         paths["reward"] = recipe.checkpoint("reward_model")
-    if algorithm.advantage is AdvantageEstimator.GAE:
+    if algorithm.advantage.needs_critic:
         # A reward model already judges completions: a better start for a critic than the policy, where there is one.
         paths["critic"] = paths.get("reward", sft)
     return paths
+
+
+def loop_needs(recipe: Recipe) -> Needs:
+    """What the roles of the loop need of each prompt. Prints which features cannot be shared, and why."""
+    paths = loop_paths(recipe)
+    learning: dict[str, Parts] = {"policy": recipe.rlhf.policy.parts}
+    if "critic" in paths:
+        learning["critic"] = recipe.rlhf.critic.parts
+    architecture = architecture_of(paths["encoder"], trust_remote_code=recipe.model.trust_remote_code)
+    for role, parts in learning.items():
+        for kind, reason in live_kinds(parts, architecture).items():
+            print(f"features of {kind} are not shared with {role}: rlhf.{role}.parts.{reason}", flush=True)
+    if recipe.rlhf.encoder.cache_mib == 0:
+        print("no features are shared: rlhf.encoder.cache_mib=0", flush=True)
+    frozen = [FROZEN] if paths.keys() & {"reference", "reward"} else []
+    return needs_of(recipe, paths["encoder"], *learning.values(), *frozen)
 
 
 def collect(calls: Mapping[str, Sequence[ray.ObjectRef[Any]]]) -> tuple[dict[str, list[Any]], dict[str, float]]:

@@ -19,6 +19,7 @@ from pipeline.models.batch import collate_prompts
 from pipeline.models.checkpoint import load_policy
 from pipeline.models.parts import set_parts
 from pipeline.models.processing import load_processor
+from pipeline.parity import Sight, sights
 from pipeline.records import Completion, Rollout
 
 
@@ -92,6 +93,11 @@ class RolloutWorker(Worker):
             Rollout(prompt.id, tuple(completions[row * group_size : (row + 1) * group_size]))
             for row, prompt in enumerate(prompts)
         ]
+
+    def sights(self, prompts: Sequence[PromptRef]) -> list[Sight]:
+        """What generation runs for each prompt."""
+        encoded = fetch_encoded(prompts, self._live)
+        return sights(encoded, collate_prompts(encoded, pad_id=self._tokenizer.pad_token_id))
 
     def token_texts(self, token_ids: Sequence[Sequence[int]]) -> list[list[str]]:
         """Each token's own text, for reports."""

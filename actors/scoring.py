@@ -21,6 +21,7 @@ from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completi
 from pipeline.models.parts import parameter_groups, parameter_table, set_parts
 from pipeline.models.processing import PromptProcessor, load_processor
 from pipeline.packing import GroupSize, Pass, plan_passes
+from pipeline.parity import Sight, sights
 from pipeline.records import MediaKind, MediumTensors
 
 Group = tuple[PromptRef, Sequence[NDArray[np.int64]]]
@@ -121,6 +122,11 @@ class ShardedWorker(Worker):
             collate_prompts(prompts, pad_id=self.pad_id).to(self.device),
             collate_completions([completions for _, completions in groups], pad_id=self.pad_id).to(self.device),
         )
+
+    def sights(self, prompts: Sequence[PromptRef]) -> list[Sight]:
+        """What the role runs for each prompt."""
+        encoded = fetch_encoded(prompts, self.live)
+        return sights(encoded, collate_prompts(encoded, pad_id=self.pad_id))
 
     @torch.no_grad()
     def map_groups(

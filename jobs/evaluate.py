@@ -21,10 +21,12 @@ import yaml
 from actors.door import Door
 from actors.encoder import PromptRef, needs_of
 from actors.group import split
+from actors.judge import groups_of
 from actors.reference import ReferenceWorker
 from actors.reward import RewardWorker
 from actors.roles import Crew, Roles, crew_of
 from actors.rollout import RolloutWorker
+from actors.scoring import score
 from jobs.command import main, read_stages, record_stage
 from pipeline.config import FROZEN, Recipe, Sampling
 from pipeline.data.demo import MANNERS
@@ -131,17 +133,14 @@ def scores(
     roles: Roles, prompts: Sequence[PromptRef], rollouts: Sequence[Rollout], *, temperature: float
 ) -> tuple[list[float | None], list[tuple[float, ...]]]:
     """Learned reward and per-token log ratio to the reference, one a completion."""
-    groups = [
-        (prompt, [completion.token_ids for completion in rollout.completions])
-        for prompt, rollout in zip(prompts, rollouts, strict=True)
-    ]
+    groups = groups_of(prompts, rollouts)
     assert roles.reward is not None and roles.reference is not None
-    rewards = roles.reward.scatter(RewardWorker.scores, groups)
-    references = roles.reference.scatter(ReferenceWorker.logprobs, groups, temperature=temperature)
-    learned = [float(value) for rows in flat(rewards)[: len(groups)] for value in rows]
+    rewards = score(roles.reward, RewardWorker.scores, groups)
+    references = score(roles.reference, ReferenceWorker.logprobs, groups, temperature=temperature)
+    learned = [float(value) for rows in rewards.in_order(ray.get(rewards.calls)) for value in rows]
     token_kl = [
         tuple((completion.behaviour_logprobs - row[: len(completion.token_ids)]).tolist())
-        for rollout, rows in zip(rollouts, flat(references), strict=False)
+        for rollout, rows in zip(rollouts, references.in_order(ray.get(references.calls)), strict=True)
         for completion, row in zip(rollout.completions, rows, strict=True)
     ]
     return list(learned), token_kl

@@ -6,8 +6,8 @@
                                         +---------------- weights, with their version <-----------+
 
 The driver holds ids, logprobs and rewards, never a medium: those travel as references in the object store.
-Left out on purpose: overlap of generation and update. Every step is on-policy, so behaviour logprobs are the
-policy's own and no second policy pass is needed.
+With `rlhf.staleness` above 0 the next batches are sampled while this one is scored and learned from.
+Left out on purpose: a second policy pass in steps that are on-policy. Their behaviour logprobs are the policy's own.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from torch import Tensor
 
-from actors import checkpoints
+from actors import checkpoints, parity
 from actors.critic import CriticWorker
 from actors.door import Door
-from actors.encoder import PromptRef
-from actors.group import split
+from actors.encoder import EncoderWorker, PromptRef
+from actors.group import WorkerGroup
+from actors.judge import Judged, groups_of, judged_batch
 from actors.metrics import ray_sinks
 from actors.policy import Minibatch, PolicyWorker, plan_update
 from actors.reference import ReferenceWorker
-from actors.reward import RewardWorker
-from actors.roles import Crew, Roles, collect, crew_of, loop_paths
+from actors.roles import Crew, Roles, collect, crew_of, loop_needs, loop_paths
 from actors.rollout import RolloutWorker
+from actors.sampler import Sampler
+from actors.scoring import Scoring, score
 from jobs.command import main
-from pipeline.algorithms.shaping import clip_reward, combine
-from pipeline.config import Recipe, RewardName
-from pipeline.data.table import PromptOrder
+from pipeline.algorithms.shaping import RunningScale, clip_reward
+from pipeline.config import Algorithm, Recipe
 from pipeline.experience import make_experience
 from pipeline.records import Experience, FinishReason, PromptInfo, Rollout
-from pipeline.rewards import RuleScores, score_rules
 from pipeline.tracking import Tracker
 
 
@@ -53,9 +52,13 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
         state = checkpoints.LoopState.start(algorithm.kl)
         if resume:
             state = checkpoints.resume(roles, recipe)
-            sync_weights(roles, state.step)
-        door = Door(roles, recipe, "train", stage="rlhf")
-        order = PromptOrder(list(door.infos), recipe.run.seed)
+        door = Door(roles, recipe, "train", stage="rlhf", needs=loop_needs(recipe))
+        if settings.parity.num_rows and not resume:
+            parity.check(roles, recipe, door, stage="after loading", stock=True)
+        sync_weights(roles, state.step)
+        if settings.parity.num_rows:
+            parity.check(roles, recipe, door, stage="after the first weight sync", stock=not resume)
+        sampler = Sampler(roles, recipe, door, cursor=state.cursor)
         tracker = Tracker(
             recipe.run,
             "rlhf",
@@ -66,110 +69,68 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
         with tracker:
             for step in range(state.step, settings.num_steps):
                 started = time.monotonic()
-                prompts = door.admit(order.batch(step, settings.prompts_per_step))
-                if step + 1 < settings.num_steps:
-                    door.announce(order.batch(step + 1, settings.prompts_per_step))
-                rollouts, rollout_s = generate(roles, recipe, prompts, step)
-                scored, score_s = score(roles, recipe, prompts, rollouts)
-                rules = score_rules(
-                    names=[name for name in settings.rewards if name is not RewardName.LEARNED],
-                    completions=[completion for rollout in rollouts for completion in rollout.completions],
-                    answers=[door.infos[rollout.prompt_id].answer for rollout in rollouts for _ in rollout.completions],
-                )
-                parts = reward_parts(rules, scored.get("reward"))
-                rewards = combine(parts=parts, weights=settings.rewards)
-                scale = state.reward_scale.updated(rewards=rewards)
-                shaped = scale.scaled(rewards=rewards) if algorithm.scale_rewards else rewards
-                if algorithm.clip_reward is not None:
-                    shaped = clip_reward(rewards=shaped, bound=algorithm.clip_reward)
+                batch = judged_batch(roles, recipe, sampler, door.infos, step)
+                scored, score_s = score_batch(roles, recipe, batch)
+                scale = state.reward_scale.updated(rewards=batch.rewards)
                 experience, statistics = make_experience(
-                    rollouts,
-                    rewards=shaped,
+                    batch.rollouts,
+                    rewards=shape(batch.rewards, scale, algorithm),
                     reference_logprobs=scored.get("reference"),
                     values=scored.get("critic"),
                     algorithm=algorithm,
                     kl_weight=state.kl.weight,
+                    proximal_logprobs=scored.get("proximal"),
+                    greedy_rewards=None if batch.greedy is None else shape(batch.greedy, scale, algorithm),
                 )
-                updated, update_s = update(
-                    roles, recipe, list(zip(prompts, experience, strict=True)), step, state.kl.weight
-                )
+                rows = list(zip(batch.prompts, experience, strict=True))
+                updated, update_s = update(roles, recipe, rows, step, state.kl.weight)
                 sync_weights(roles, step + 1)
-                kl = state.kl.updated(kl=statistics["kl/reference"], num_completions=len(rewards))
-                state = checkpoints.LoopState(step + 1, kl, scale)
+                kl = state.kl.updated(kl=statistics["kl/reference"], num_completions=len(batch.rewards))
+                state = checkpoints.LoopState(step + 1, kl, scale, sampler.cursor)
+                seconds = {**batch.seconds, **score_s, **update_s, "step": time.monotonic() - started}
                 metrics = {
-                    "reward/mean": float(rewards.mean()),
-                    **{f"reward/{name}": float(part.mean()) for name, part in parts.items()},
+                    "reward/mean": float(batch.rewards.mean()),
+                    **{f"reward/{name}": float(part.mean()) for name, part in batch.parts.items()},
                     **statistics,
                     "kl/weight": state.kl.weight,
                     **updated,
-                    **speed(rollouts, {**rollout_s, **score_s, **update_s, "step": time.monotonic() - started}),
-                    "queue/prompts_per_rollout_worker": len(prompts) / len(roles.rollout),
-                    **{f"counts/{reason}": float(n) for reason, n in counts(door, rules, rollouts).items()},
+                    **speed(batch.rollouts, seconds),
+                    **feature_cache(roles),
+                    "staleness": staleness(batch.rollouts, step),
+                    "queue/prompts_per_rollout_worker": len(batch.prompts) / len(roles.rollout),
+                    **{f"counts/{reason}": float(n) for reason, n in counts(door, batch).items()},
                 }
                 tracker.log(step, metrics)
                 if step % settings.samples_every == 0:
-                    tracker.samples(step, sample_rows(rollouts, parts, door.infos))
-                if state.step % settings.save_every == 0 or state.step == settings.num_steps:
-                    checkpoints.save(roles, state, recipe)
+                    tracker.samples(step, sample_rows(batch.rollouts, batch.parts, door.infos))
+                if state.step % settings.checkpoints.save_every == 0 or state.step == settings.num_steps:
+                    checkpoints.save(roles, state, recipe, metrics)
         ray.get(roles.policy.on_all(PolicyWorker.export, target.absolute()))
     return target
 
 
-def generate(
-    roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef], step: int
-) -> tuple[list[Rollout], dict[str, float]]:
-    """A group for each prompt, in order, and the seconds it took."""
-    calls = roles.rollout.on_each(
-        RolloutWorker.generate,
-        split(prompts, len(roles.rollout)),
-        recipe.rlhf.sampling,
-        group_size=recipe.rlhf.group_size,
-        step=step,
-    )
-    results, seconds = collect({"rollout": calls})
-    rollouts = [rollout for part in results["rollout"] for rollout in part]
-    check_fresh(rollouts, version=step)
-    return rollouts, seconds
+def shape(rewards: Tensor, scale: RunningScale, algorithm: Algorithm) -> Tensor:
+    """Rewards as advantages take them: scaled and clipped where the recipe says so."""
+    shaped = scale.scaled(rewards=rewards) if algorithm.scale_rewards else rewards
+    return shaped if algorithm.clip_reward is None else clip_reward(rewards=shaped, bound=algorithm.clip_reward)
 
 
-def check_fresh(rollouts: Sequence[Rollout], *, version: int) -> None:
-    """Makes sure that the policy's newest weights sampled: nobody waits for them to arrive, so a failure shows here.
+def score_batch(roles: Roles, recipe: Recipe, batch: Judged) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """Reference logprobs, values and, where behaviour logprobs are not the policy's own, proximal logprobs.
 
-    Raises:
-        RuntimeError: some completions come from other weights.
+    One array a group, from all roles at once.
     """
-    versions = {completion.weights_version for rollout in rollouts for completion in rollout.completions}
-    if versions - {version}:
-        raise RuntimeError(f"completions of weights versions {sorted(versions)}, not {version}: weights did not arrive")
-
-
-def score(
-    roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef], rollouts: Sequence[Rollout]
-) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """Reward scores, reference logprobs and values, one array a group, from all roles at once."""
-    groups = [
-        (prompt, [completion.token_ids for completion in rollout.completions])
-        for prompt, rollout in zip(prompts, rollouts, strict=True)
-    ]
-    calls: dict[str, list[ray.ObjectRef[Any]]] = {}
-    if roles.reward:
-        calls["reward"] = roles.reward.scatter(RewardWorker.scores, groups)
+    groups, temperature = groups_of(batch.prompts, batch.rollouts), recipe.rlhf.sampling.temperature
+    scorings: dict[str, Scoring] = {}
     if roles.reference:
-        temperature = recipe.rlhf.sampling.temperature
-        calls["reference"] = roles.reference.scatter(ReferenceWorker.logprobs, groups, temperature=temperature)
+        scorings["reference"] = score(roles.reference, ReferenceWorker.logprobs, groups, temperature=temperature)
     if roles.critic:
-        calls["critic"] = roles.critic.scatter(CriticWorker.values, groups)
-    results, seconds = collect(calls)
-    gathered = {role: [row for part in parts for row in part][: len(groups)] for role, parts in results.items()}
-    return gathered, {f"{role}_score": spent for role, spent in seconds.items()}
-
-
-def reward_parts(rules: RuleScores, learned: Sequence[Any] | None) -> dict[RewardName, Tensor]:
-    """Each reward part, float32 [N]."""
-    parts = dict(rules.values)
-    if learned is not None:
-        parts[RewardName.LEARNED] = torch.from_numpy(np.concatenate(learned))
-    return parts
+        scorings["critic"] = score(roles.critic, CriticWorker.values, groups)
+    if recipe.rlhf.is_off_policy:
+        scorings["proximal"] = score(roles.policy, PolicyWorker.logprobs, groups, temperature=temperature)
+    results, seconds = collect({role: scoring.calls for role, scoring in scorings.items()})
+    arrays = {role: scoring.in_order(results[role]) for role, scoring in scorings.items()}
+    return arrays, {f"{role}_score": spent for role, spent in seconds.items()}
 
 
 def update(
@@ -177,18 +138,27 @@ def update(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Policy and critic learn at the same time; returns their metrics and seconds."""
 
-    def plan(num_ranks: int) -> list[list[Minibatch]]:
-        return plan_update(rows, num_ranks=num_ranks, algorithm=recipe.rlhf.algorithm, seed=[recipe.run.seed, step])
+    def plan(workers: WorkerGroup[Any]) -> list[list[Minibatch]]:
+        settings: Any = workers.settings
+        return plan_update(
+            rows,
+            num_ranks=len(workers),
+            budget=settings.micro_batch_tokens,
+            algorithm=recipe.rlhf.algorithm,
+            seed=[recipe.run.seed, step],
+        )
 
     calls: dict[str, list[ray.ObjectRef[Any]]] = {}
     if roles.critic:
-        shares = plan(len(roles.critic))
+        shares = plan(roles.critic)
         calls["critic"] = roles.critic.on_each(CriticWorker.update, shares, step=step, kl_weight=kl_weight)
     if not roles.critic or step >= recipe.rlhf.critic_warmup_steps:
-        shares = plan(len(roles.policy))
+        shares = plan(roles.policy)
         calls["policy"] = roles.policy.on_each(PolicyWorker.update, shares, step=step, kl_weight=kl_weight)
     results, seconds = collect(calls)
     metrics = {f"{role}/{name}": value for role, parts in results.items() for name, value in parts[0].items()}
+    # How far rollout and trainer are apart is no matter of the policy's alone.
+    metrics = {name.removeprefix("policy/") if "/mismatch/" in name else name: v for name, v in metrics.items()}
     return metrics, {f"{role}_update": spent for role, spent in seconds.items()}
 
 
@@ -208,18 +178,34 @@ def speed(rollouts: Sequence[Rollout], seconds: Mapping[str, float]) -> dict[str
     }
 
 
-def counts(door: Door, rules: RuleScores, rollouts: Sequence[Rollout]) -> dict[str, int]:
-    """What failed or was cut short in this step, and the rows refused so far in this process, by reason."""
-    completions = [completion for rollout in rollouts for completion in rollout.completions]
+def staleness(rollouts: Sequence[Rollout], step: int) -> float:
+    """Updates, on average, between the weights that sampled and those that learn."""
+    return float(np.mean([step - rollout.completions[0].weights_version for rollout in rollouts]))
+
+
+def feature_cache(roles: Roles) -> dict[str, float]:
+    """What the encoders' caches hold and how often they helped, over the run so far."""
+    counts = ray.get(roles.encoder.on_all(EncoderWorker.cache_counts))
+    hits, misses = sum(each.hits for each in counts), sum(each.misses for each in counts)
+    return {
+        "feature_cache/hit_rate": hits / max(1, hits + misses),
+        "feature_cache/evicted": float(sum(each.evicted for each in counts)),
+        "feature_cache/mib": sum(each.kept_bytes for each in counts) / 2**20,
+    }
+
+
+def counts(door: Door, batch: Judged) -> dict[str, int]:
+    """What failed, was left out or cut short in this step, and the rows refused so far in this process, by reason."""
+    completions = [completion for rollout in batch.rollouts for completion in rollout.completions]
     return {
         "truncated_completions": sum(completion.finish_reason is FinishReason.LENGTH for completion in completions),
         **{f"quarantined:{reason}": n for reason, n in door.quarantine.counts().items()},
-        **rules.num_failures,
+        **batch.counts,
     }
 
 
 def sample_rows(
-    rollouts: Sequence[Rollout], parts: Mapping[RewardName, Tensor], infos: Mapping[str, PromptInfo], limit: int = 8
+    rollouts: Sequence[Rollout], parts: Mapping[str, Tensor], infos: Mapping[str, PromptInfo], limit: int = 8
 ) -> list[dict[str, Any]]:
     """The first completion of some prompts, with its rewards and lineage."""
     size = len(rollouts[0].completions)

@@ -33,7 +33,7 @@ from pipeline.config.recipe import (
     Run,
     Sink,
 )
-from pipeline.config.rlhf import RewardName, Rlhf
+from pipeline.config.rlhf import Parity, RewardName, Rlhf
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import ConfigError, Section, section_of
 from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
@@ -65,6 +65,7 @@ __all__ = [
     "MediaLimits",
     "Model",
     "OffPolicy",
+    "Parity",
     "Part",
     "PartMode",
     "PartName",

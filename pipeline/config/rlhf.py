@@ -7,7 +7,7 @@ from typing import cast
 
 from pydantic import Field, model_validator
 
-from pipeline.config.algorithm import AdvantageEstimator, Algorithm
+from pipeline.config.algorithm import Algorithm
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import Section
 from pipeline.config.workers import Encoder, Learner, Rollout, Sharded
@@ -19,6 +19,13 @@ class RewardName(StrEnum):
     CONTAINS = "contains"
     WER = "wer"
     LENGTH = "length"
+
+
+class Parity(Section):
+    num_rows: int = Field(default=8, ge=0)
+    """Rows, of all mixes of modalities, on which rollout and trainer are compared before the first update; 0: none."""
+    tolerance: float | None = Field(default=None, gt=0)
+    """Largest mean difference of a row's logprobs, in nats; null: 1e-4 in float32, 0.1 in bfloat16."""
 
 
 class Rlhf(Section):
@@ -53,8 +60,18 @@ class Rlhf(Section):
     """Steps between checkpoints; the last step always saves one."""
     keep_last: int = Field(default=2, ge=1)
     """Checkpoints that are kept."""
+    staleness: int = Field(default=0, ge=0)
+    """Steps that generation may run ahead of the update, with older weights. Above 0 the policy scores its samples once
+    more before the update; `algorithm.off_policy` corrects for the rest."""
+    parity: Parity = Parity()
+    """The comparison of rollout and trainer before the first update."""
     samples_every: int = Field(default=10, gt=0)
     """Steps between samples written to `samples.jsonl`."""
+
+    @property
+    def is_off_policy(self) -> bool:
+        """Whether behaviour logprobs may not be those of the policy at the start of the update."""
+        return self.staleness > 0 or self.sampling.truncates
 
     @model_validator(mode="after")
     def _check(self) -> Rlhf:
@@ -68,6 +85,9 @@ class Rlhf(Section):
                 raise ValueError(
                     f"{name}.zero_stage={getattr(self, name).zero_stage}: no optimizer to shard; use 0 or 3"
                 )
-        if self.algorithm.advantage is AdvantageEstimator.GRPO and self.group_size < 2:
-            raise ValueError(f"group_size={self.group_size}: grpo compares the completions of a group; use 2 or more")
+        if self.algorithm.advantage.needs_group and self.group_size < 2:
+            raise ValueError(
+                f"group_size={self.group_size}: {self.algorithm.advantage} compares the completions of a group; "
+                "use 2 or more"
+            )
         return self

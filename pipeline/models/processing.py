@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.config import MediaLimits
 from pipeline.data.media import blank, content_key, decode, resample
@@ -108,6 +109,19 @@ class PromptProcessor:
             self.model, torch.from_numpy(input_ids), [(medium.kind, medium.tensors) for medium in tensors]
         )
         return ProcessedPrompt(name, input_ids, positions.cpu().numpy(), tensors)
+
+    def stock_inputs(self, prompt: Prompt, token_ids: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """What the model's own forward takes for a prompt and a completion `token_ids` [T], a batch of one."""
+        decoded = [decode(medium, self.limits) for medium in prompt.media]
+        inputs = {name: torch.as_tensor(array) for name, array in self._run(self.template(prompt), decoded).items()}
+        completion = torch.as_tensor(token_ids)[None]
+        length = inputs["input_ids"].shape[1]
+        for name, tensor in list(inputs.items()):
+            if tensor.shape == (1, length):
+                # Ids go on with the completion, the mask with ones, the types of multimodal tokens with text.
+                rest = {"input_ids": completion, "attention_mask": torch.ones_like(completion)}
+                inputs[name] = torch.cat([tensor, rest.get(name, torch.zeros_like(completion)).to(tensor.dtype)], dim=1)
+        return inputs
 
     def _run(self, text: str, media: Sequence[DecodedMedium]) -> dict[str, Any]:
         pictures = [item.pixels for item in media if isinstance(item, Image)]

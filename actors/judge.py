@@ -1,0 +1,145 @@
+"""From completions to rewards: rules, the reward model, the penalty on length; and which groups teach something."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.encoder import PromptRef
+from actors.reward import RewardWorker
+from actors.roles import Roles, collect
+from actors.sampler import Sampled, Sampler
+from actors.scoring import Group, score
+from pipeline.algorithms.shaping import combine, overlong_penalty, varied_groups
+from pipeline.config import Recipe, RewardName
+from pipeline.records import PromptInfo, Rollout
+from pipeline.rewards import score_rules
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Groups with their rewards.
+
+    parts: each part of the reward, float32 [N], groups together; rewards: their weighted sum, length penalty included.
+    greedy: float32 [G], of each prompt's greedy completion, or None.
+    counts: by reason, rewards that could not be given and groups that were left out.
+    seconds: by role.
+    """
+
+    prompts: list[PromptRef]
+    rollouts: list[Rollout]
+    parts: dict[str, Tensor]
+    rewards: Tensor
+    greedy: Tensor | None
+    counts: Counter[str]
+    seconds: dict[str, float]
+
+    def select(self, groups: Sequence[int], *, reason: str) -> Judged:
+        """These groups alone; the others are counted under `reason`."""
+        size = len(self.rewards) // max(1, len(self.rollouts))
+        index = torch.tensor(groups, dtype=torch.int64)
+        rows = (index[:, None] * size + torch.arange(size)).flatten()
+        return Judged(
+            [self.prompts[group] for group in groups],
+            [self.rollouts[group] for group in groups],
+            {name: part[rows] for name, part in self.parts.items()},
+            self.rewards[rows],
+            None if self.greedy is None else self.greedy[index],
+            self.counts + Counter({reason: len(self.prompts) - len(groups)}),
+            self.seconds,
+        )
+
+    def joined(self, other: Judged) -> Judged:
+        """The groups of both, and what both counted and took."""
+        return Judged(
+            self.prompts + other.prompts,
+            self.rollouts + other.rollouts,
+            {name: torch.cat([part, other.parts[name]]) for name, part in self.parts.items()},
+            torch.cat([self.rewards, other.rewards]),
+            None if self.greedy is None or other.greedy is None else torch.cat([self.greedy, other.greedy]),
+            self.counts + other.counts,
+            {role: spent + other.seconds[role] for role, spent in self.seconds.items()},
+        )
+
+    def varied(self) -> Judged:
+        """The groups whose rewards differ."""
+        is_varied = varied_groups(rewards=self.rewards.view(len(self.rollouts), -1))
+        return self.select(is_varied.nonzero()[:, 0].tolist(), reason="groups_without_variance")
+
+
+def judged_batch(roles: Roles, recipe: Recipe, sampler: Sampler, infos: Mapping[str, PromptInfo], step: int) -> Judged:
+    """The batch of a step.
+
+    With dynamic sampling, groups whose rewards are all the same are replaced by those of further batches, while rounds
+    last; what is left out is counted. Where nothing varies at all, the batch stays as it is: its advantages are zero.
+    """
+    batch = judge(roles, recipe, sampler.take(step), infos)
+    rounds = recipe.rlhf.algorithm.dynamic_sampling.max_rounds
+    if not rounds:
+        return batch
+    size, kept = len(batch.prompts), batch.varied()
+    while rounds and len(kept.prompts) < size:
+        kept = kept.joined(judge(roles, recipe, sampler.more(step), infos).varied())
+        rounds -= 1
+    if not kept.prompts:
+        return batch
+    return kept.select(range(min(size, len(kept.prompts))), reason="groups_beyond_the_batch")
+
+
+def judge(roles: Roles, recipe: Recipe, sampled: Sampled, infos: Mapping[str, PromptInfo]) -> Judged:
+    """Rewards of a sampled batch."""
+    parts, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts, infos)
+    rewards = combine(parts=parts, weights=recipe.rlhf.rewards)
+    algorithm = recipe.rlhf.algorithm
+    shown: dict[str, Tensor] = dict(parts)
+    if algorithm.overlong_buffer:
+        shown["overlong"] = overlong_penalty(
+            lengths=torch.tensor([len(each.token_ids) for rollout in sampled.rollouts for each in rollout.completions]),
+            max_length=recipe.rlhf.sampling.max_new_tokens,
+            buffer=algorithm.overlong_buffer,
+            penalty=algorithm.overlong_penalty,
+        )
+        rewards = rewards + shown["overlong"]
+    greedy = None
+    if sampled.greedy:
+        greedy_parts, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy, infos)
+        greedy = combine(parts=greedy_parts, weights=recipe.rlhf.rewards)
+        counts += failures
+        seconds = {role: time + spent[role] for role, time in seconds.items()}
+    return Judged(
+        sampled.prompts, sampled.rollouts, shown, rewards, greedy, counts, {**sampled.seconds, **seconds}
+    )
+
+
+def _parts(
+    roles: Roles,
+    recipe: Recipe,
+    prompts: Sequence[PromptRef],
+    rollouts: Sequence[Rollout],
+    infos: Mapping[str, PromptInfo],
+) -> tuple[dict[RewardName, Tensor], Counter[str], dict[str, float]]:
+    """Each part [N], failures by reason, seconds by role; the rules work while the reward model does."""
+    scoring = score(roles.reward, RewardWorker.scores, groups_of(prompts, rollouts)) if roles.reward else None
+    rules = score_rules(
+        names=[name for name in recipe.rlhf.rewards if name is not RewardName.LEARNED],
+        completions=[completion for rollout in rollouts for completion in rollout.completions],
+        answers=[infos[rollout.prompt_id].answer for rollout in rollouts for _ in rollout.completions],
+    )
+    parts, seconds = dict(rules.values), {}
+    if scoring:
+        results, seconds = collect({"reward_score": scoring.calls})
+        parts[RewardName.LEARNED] = torch.from_numpy(np.concatenate(scoring.in_order(results["reward_score"])))
+    return parts, rules.num_failures, seconds
+
+
+def groups_of(prompts: Sequence[PromptRef], rollouts: Sequence[Rollout]) -> list[Group]:
+    """Prompts with the token ids of their completions."""
+    return [
+        (prompt, [completion.token_ids for completion in rollout.completions])
+        for prompt, rollout in zip(prompts, rollouts, strict=True)
+    ]
