@@ -1,7 +1,8 @@
 """The decode loop of the built-in rollout engine.
 
-A prompt is prefilled once for the n completions of its group; finished rows leave the batch; each sample draws from
-its own random numbers, so that neither batching nor the number of workers changes what is sampled.
+A prompt is prefilled once for the n completions of its group, which share its cache; finished rows leave the batch;
+each sample draws from its own random numbers, so that neither batching nor the number of workers changes what is
+sampled.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from torch import Tensor
 from pipeline.models.batch import PromptBatch
 from pipeline.models.forward import Policy
 from pipeline.records import FinishReason
+from pipeline.sampling import draw, likeliest, truncate
+from pipeline.stopping import Decode, StopStrings
+
+LEAVING_SHARE = 1 / 8
+"""Finished rows leave the batch when they are this share of it: each time costs a copy of what the others hold."""
 
 
 @dataclass(frozen=True)
@@ -46,65 +52,65 @@ def generate(
     temperature: float,
     max_new_tokens: int,
     end_ids: Sequence[int],
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: Sequence[str] = (),
+    decode: Decode | None = None,
 ) -> list[Sample]:
     """Samples `group_size` completions for each prompt, groups together, in the order of the prompts.
 
+    Behaviour logprobs are those of the distribution sampled from, after temperature and filters.
+
     Args:
         seeds: one a completion.
-        temperature: 0 takes the likeliest token; logprobs are then those at temperature 1.
+        temperature: 0 takes the likeliest token; logprobs are then those at temperature 1 without filters.
         end_ids: token ids that end a completion; the end token is part of it.
+        top_k, top_p, min_p: filters, see `truncate`.
+        stop: texts that end a completion as soon as it contains one; all its tokens stay.
+        decode: token ids to text; needed for `stop` only.
     """
+    # Here, because it imports transformers, which a driver that only names this module does without.
+    from pipeline.models.grouped import group_decoder
+
     device = prompts.input_ids.device
     num_samples = prompts.input_ids.shape[0] * group_size
     if len(seeds) != num_samples:
         raise ValueError(f"{len(seeds)} seeds for {num_samples} completions: give one each")
     uniforms = _uniforms(seeds, max_new_tokens).to(device)
-    owner = torch.arange(num_samples, device=device) // group_size
+    stops = StopStrings(stop, decode, num_samples) if stop else None
     last, cache, next_position = policy.decoder.prefill(prompts)
-    cache.batch_select_indices(owner)
-    hidden, mask, position = last[owner], prompts.mask[owner], next_position[owner]
+    decoder = group_decoder(policy.decoder, prompts, cache, group_size)
+    rows = torch.arange(num_samples, device=device)
+    owner = rows // group_size
+    positions = next_position[owner]
+    ends = torch.tensor(list(end_ids), dtype=torch.int64, device=device)
 
     token_ids = torch.zeros(num_samples, max_new_tokens, dtype=torch.int64, device=device)
     logprobs = torch.zeros(num_samples, max_new_tokens, device=device)
     lengths = torch.full((num_samples,), max_new_tokens, device=device)
     stopped = torch.zeros(num_samples, dtype=torch.bool, device=device)
-    live = torch.arange(num_samples, device=device)
-    ends = torch.tensor(list(end_ids), device=device)
+    logits = policy.logits(last, temperature=temperature)[owner]
     for step in range(max_new_tokens):
-        chosen, logprob = _choose(policy.logits(hidden, temperature=temperature), uniforms[live, step], temperature)
-        token_ids[live, step], logprobs[live, step] = chosen, logprob
+        if temperature == 0:
+            chosen, logprob = likeliest(logits)
+        else:
+            chosen, logprob = draw(truncate(logits, top_k=top_k, top_p=top_p, min_p=min_p), uniforms[rows, step])
+        token_ids[rows, step], logprobs[rows, step] = chosen, logprob
         ended = torch.isin(chosen, ends)
-        stopped[live[ended]] = True
-        lengths[live[ended]] = step + 1
-        keep = (~ended).nonzero()[:, 0]
-        if len(keep) == 0 or step + 1 == max_new_tokens:
+        if stops is not None:
+            ended |= stops.reached(rows, chosen)
+        # A row that ended before runs on until it leaves: its first end counts.
+        lengths[rows[ended]] = lengths[rows[ended]].clamp(max=step + 1)
+        stopped[rows[ended]] = True
+        growing = (~stopped[rows]).nonzero()[:, 0]
+        if len(growing) == 0 or step + 1 == max_new_tokens:
             break
-        if len(keep) < len(live):
-            cache.batch_select_indices(keep)
-            live, mask, position, chosen = live[keep], mask[keep], position[keep], chosen[keep]
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        hidden = policy.decoder.extend(
-            chosen[:, None],
-            cache=cache,
-            mask=mask,
-            positions=position[:, None],
-            num_axes=prompts.position_ids.shape[0],
-        )[:, 0]
-        position = position + 1
+        if len(growing) <= (1 - LEAVING_SHARE) * len(rows):
+            decoder.select(growing)
+            rows, chosen = rows[growing], chosen[growing]
+        logits = policy.logits(decoder.extend(chosen, positions[rows] + step), temperature=temperature)
     return _samples(token_ids, logprobs, lengths, stopped)
-
-
-def _choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """One token a row by the inverse of the cumulative distribution, and its logprob."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    if temperature == 0:
-        chosen = logits.argmax(-1)
-    else:
-        cumulative = logprobs.double().exp().cumsum(-1)
-        target = uniforms.double()[:, None] * cumulative[:, -1:]
-        # `right`: a uniform of exactly zero must not choose a token of probability zero.
-        chosen = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
 
 
 def _uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
@@ -113,10 +119,10 @@ def _uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
 
 
 def _samples(token_ids: Tensor, logprobs: Tensor, lengths: Tensor, stopped: Tensor) -> list[Sample]:
-    rows: list[Sample] = []
+    samples: list[Sample] = []
     ids: Any = token_ids.cpu().numpy()
-    values: Any = logprobs.float().cpu().numpy()
+    values: Any = logprobs.cpu().numpy()
     for row, (length, stop) in enumerate(zip(lengths.tolist(), stopped.tolist(), strict=True)):
         reason = FinishReason.STOP if stop else FinishReason.LENGTH
-        rows.append(Sample(ids[row, :length].copy(), values[row, :length].copy(), reason))
-    return rows
+        samples.append(Sample(ids[row, :length].copy(), values[row, :length].copy(), reason))
+    return samples
