@@ -160,7 +160,11 @@ class EncoderWorker(Worker):
 
         Nothing of ours takes part: the model runs its towers, finds its positions and keeps no cache.
         """
-        rows = {row.id: row for row in self._table(split).read([prompt.id for prompt, _ in groups]) if isinstance(row, Prompt)}
+        rows = {
+            row.id: row
+            for row in self._table(split).read([prompt.id for prompt, _ in groups])
+            if isinstance(row, Prompt)
+        }
         policy = Policy(self._model, self._architecture)
         found: list[NDArray[np.float32]] = []
         for prompt, (token_ids, *_) in groups:

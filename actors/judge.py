@@ -111,9 +111,7 @@ def judge(roles: Roles, recipe: Recipe, sampled: Sampled, infos: Mapping[str, Pr
         greedy = combine(parts=greedy_parts, weights=recipe.rlhf.rewards)
         counts += failures
         seconds = {role: time + spent[role] for role, time in seconds.items()}
-    return Judged(
-        sampled.prompts, sampled.rollouts, shown, rewards, greedy, counts, {**sampled.seconds, **seconds}
-    )
+    return Judged(sampled.prompts, sampled.rollouts, shown, rewards, greedy, counts, {**sampled.seconds, **seconds})
 
 
 def _parts(

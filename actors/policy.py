@@ -18,7 +18,7 @@ from actors.scoring import Group, ShardedWorker, group_size
 from actors.weights import Weights
 from pipeline.algorithms.aggregation import Normalisers, aggregate, token_mean
 from pipeline.algorithms.kl import estimate_kl, kl_k3
-from pipeline.algorithms.off_policy import ImportanceWeights, importance_weights
+from pipeline.algorithms.off_policy import ImportanceWeights, importance_weights, mismatch
 from pipeline.algorithms.surrogates import Surrogate, policy_surrogate
 from pipeline.config import Algorithm, ImportanceCorrection, KlPlace, OffPolicy
 from pipeline.experience import ExperienceBatch, collate_experience
@@ -162,6 +162,7 @@ class PolicyWorker(LearningWorker, ReferenceWorker):
             return token_mean(values=values.detach().float(), mask=mask, num_tokens=normalisers.num_tokens)
 
         logprobs, entropy = self.engine(*self.batch(groups), sampling.temperature or 1.0)
+        self._note_mismatch(logprobs.detach(), experience, normalisers)
         surrogate = _surrogate(logprobs, experience, algorithm)
         importance = _importance(experience, algorithm.off_policy)
         policy_loss = aggregated(importance.weights * surrogate.loss)
@@ -187,6 +188,31 @@ class PolicyWorker(LearningWorker, ReferenceWorker):
             statistics["kl_loss"] = aggregated(kl)
             loss = loss + kl_weight * statistics["kl_loss"]
         return {"loss": loss, **statistics}
+
+    def update(self, minibatches: Sequence[Minibatch], *, step: int, kl_weight: float) -> dict[str, float]:
+        """Also measures how far rollout and trainer were apart before the update."""
+        self._mismatch: dict[str, float] | None = {"mean": 0.0, "kl": 0.0}
+        self._mismatch_max = 0.0
+        return super().update(minibatches, step=step, kl_weight=kl_weight)
+
+    def _note_mismatch(self, logprobs: Tensor, experience: ExperienceBatch, normalisers: Normalisers) -> None:
+        """Adds a pass of the first minibatch: there the policy is still the one that should have sampled."""
+        if self._mismatch is None or not experience.mask.any():
+            return
+        apart = mismatch(
+            proximal_logprobs=logprobs, behaviour_logprobs=experience.behaviour_logprobs, mask=experience.mask
+        )
+        share = float(experience.mask.sum()) / normalisers.num_tokens
+        self._mismatch = {name: total + share * apart._asdict()[name] for name, total in self._mismatch.items()}
+        self._mismatch_max = max(self._mismatch_max, apart.max)
+
+    def first_metrics(self) -> dict[str, float]:
+        """The mismatch of rollout and trainer: mean and largest difference of logprobs, and KL, in nats."""
+        assert self._mismatch is not None
+        metrics = self.engine.sum_over_ranks(self._mismatch)
+        metrics["max"] = self.engine.max_over_ranks(self._mismatch_max)
+        self._mismatch = None
+        return {f"mismatch/{name}": value for name, value in metrics.items()}
 
     def weights(self, version: int) -> Weights:
         """The trained parameters, on rank 0; all ranks must call it."""

@@ -157,8 +157,6 @@ def update(
         calls["policy"] = roles.policy.on_each(PolicyWorker.update, shares, step=step, kl_weight=kl_weight)
     results, seconds = collect(calls)
     metrics = {f"{role}/{name}": value for role, parts in results.items() for name, value in parts[0].items()}
-    # How far rollout and trainer are apart is no matter of the policy's alone.
-    metrics = {name.removeprefix("policy/") if "/mismatch/" in name else name: v for name, v in metrics.items()}
     return metrics, {f"{role}_update": spent for role, spent in seconds.items()}
 
 
