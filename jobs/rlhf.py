@@ -95,7 +95,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 )
                 sync_weights(roles, step + 1)
                 kl = state.kl.updated(kl=statistics["kl/reference"], num_completions=len(rewards))
-                state = checkpoints.LoopState(step + 1, kl, scale)
+                state = checkpoints.LoopState(step + 1, kl, scale, cursor=(step + 1) * settings.prompts_per_step)
                 metrics = {
                     "reward/mean": float(rewards.mean()),
                     **{f"reward/{name}": float(part.mean()) for name, part in parts.items()},
@@ -109,8 +109,8 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 tracker.log(step, metrics)
                 if step % settings.samples_every == 0:
                     tracker.samples(step, sample_rows(rollouts, parts, door.infos))
-                if state.step % settings.save_every == 0 or state.step == settings.num_steps:
-                    checkpoints.save(roles, state, recipe)
+                if state.step % settings.checkpoints.save_every == 0 or state.step == settings.num_steps:
+                    checkpoints.save(roles, state, recipe, metrics)
         ray.get(roles.policy.on_all(PolicyWorker.export, target.absolute()))
     return target
 

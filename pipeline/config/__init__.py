@@ -6,6 +6,7 @@ An unknown key, a wrong type or a value out of bounds is a `ConfigError` that na
 """
 
 from pipeline.config.algorithm import AdvantageEstimator, Algorithm, Kl, KlControl, KlEstimator, KlPlace
+from pipeline.config.checkpoints import BestMode, Checkpoints
 from pipeline.config.loading import describe, load_recipe
 from pipeline.config.recipe import (
     Cluster,
@@ -29,6 +30,8 @@ from pipeline.config.workers import Rollout, Sharded, Trained, Workers
 __all__ = [
     "AdvantageEstimator",
     "Algorithm",
+    "BestMode",
+    "Checkpoints",
     "Cluster",
     "ConfigError",
     "Data",

@@ -8,6 +8,7 @@ from typing import cast
 from pydantic import Field, model_validator
 
 from pipeline.config.algorithm import AdvantageEstimator, Algorithm
+from pipeline.config.checkpoints import Checkpoints
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import Section
 from pipeline.config.workers import Rollout, Sharded, Trained, Workers
@@ -49,10 +50,8 @@ class Rlhf(Section):
     critic_warmup_steps: int = Field(default=0, ge=0)
     """First steps in which the critic learns and the policy waits, so that its advantages come from a critic that knows
     this policy."""
-    save_every: int = Field(default=20, gt=0)
-    """Steps between checkpoints; the last step always saves one."""
-    keep_last: int = Field(default=2, ge=1)
-    """Checkpoints that are kept."""
+    checkpoints: Checkpoints = Checkpoints()
+    """Checkpoints to go on from after an interruption."""
     samples_every: int = Field(default=10, gt=0)
     """Steps between samples written to `samples.jsonl`."""
 
