@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from actors import state
+from actors.files import Folder
+from actors.state import Saved
 from pipeline.config import Device, Dtype, Sharded, Trained
 
 ParameterGroups = list[dict[str, Any]]
@@ -168,16 +170,13 @@ class Engine:
         """The rate that the next optimizer step uses."""
         return float(self._engine.get_lr()[0])
 
-    def save(self, directory: Path, client_state: Mapping[str, Any]) -> None:
-        """Every rank writes its shard of parameters, optimizer and schedule."""
-        self._engine.save_checkpoint(str(directory), tag="engine", client_state=dict(client_state), save_latest=True)
+    def save(self, folder: Folder) -> Saved:
+        """Every rank writes its share of the trained parameters, their optimizer state, and its random state."""
+        return state.save(self._engine, folder)
 
-    def load(self, directory: Path) -> dict[str, Any]:
-        """Restores what `save` wrote, with the same number of ranks, and returns its client state."""
-        path, client_state = self._engine.load_checkpoint(str(directory), tag="engine")
-        if path is None:
-            raise FileNotFoundError(f"{directory}: no engine checkpoint to resume from")
-        return dict(client_state)
+    def load(self, folder: Folder, names: Sequence[str], schedule: Mapping[str, Any]) -> None:
+        """Restores what `save` wrote into the files of these names; see `state.load`. All ranks must call it."""
+        state.load(self._engine, folder, names, schedule)
 
     def gather(self, *, trainable_only: bool = False) -> dict[str, NDArray[Any]]:
         """Whole parameters and buffers by name, on rank 0; empty elsewhere. All ranks must call it.

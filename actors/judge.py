@@ -96,7 +96,7 @@ def judge(roles: Roles, recipe: Recipe, sampled: Sampled, infos: Mapping[str, Pr
     parts, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts, infos)
     rewards = combine(parts=parts, weights=recipe.rlhf.rewards)
     algorithm = recipe.rlhf.algorithm
-    shown: dict[str, Tensor] = dict(parts)
+    shown: dict[str, Tensor] = {**parts}
     if algorithm.overlong_buffer:
         shown["overlong"] = overlong_penalty(
             lengths=torch.tensor([len(each.token_ids) for rollout in sampled.rollouts for each in rollout.completions]),

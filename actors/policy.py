@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from actors.encoder import PromptRef
 from actors.engine import World
+from actors.files import File, Folder
 from actors.group import split
 from actors.reference import ReferenceWorker
 from actors.scoring import Group, ShardedWorker, group_size
+from actors.state import Saved
 from actors.weights import Weights
 from pipeline.algorithms.aggregation import Normalisers, aggregate, token_mean
 from pipeline.algorithms.kl import estimate_kl, kl_k3
@@ -126,13 +128,18 @@ class LearningWorker(ShardedWorker):
         """What only the first optimizer step of an update can tell, while weights are as they were before."""
         return {}
 
-    def save(self, directory: Path) -> None:
-        """This rank's shard of parameters, optimizer and schedule, with its random state."""
-        self.engine.save(directory, {"rng": torch.get_rng_state()})
+    def save(self, folder: Folder) -> Saved:
+        """This rank's share of the parameters, optimizer state and schedule, with its random state."""
+        return self.engine.save(folder)
 
-    def resume(self, directory: Path) -> None:
-        """Restores what `save` wrote."""
-        torch.set_rng_state(self.engine.load(directory)["rng"])
+    def damages(self, folder: Folder, files: Sequence[File]) -> list[str]:
+        """What is wrong with this rank's share of the files, read whole; nothing where all is well."""
+        share = files[self.engine.world.rank :: self.engine.world.size]
+        return [damage for file in share if (damage := folder.damage(file))]
+
+    def resume(self, folder: Folder, names: Sequence[str], schedule: Mapping[str, Any]) -> None:
+        """Restores what `save` wrote, by any number of ranks."""
+        self.engine.load(folder, names, schedule)
 
     def export(self, directory: Path) -> None:
         """Writes the role as a Hugging Face directory; all ranks must call it."""

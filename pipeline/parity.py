@@ -53,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was compared: mean and largest difference of logprobs by modality, in nats, and the rows beyond tolerance."""
+    """Mean and largest difference of logprobs by modality, in nats, and the rows beyond tolerance."""
 
     by_modality: dict[str, tuple[float, float]]
     differences: tuple[Difference, ...]

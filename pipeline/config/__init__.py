@@ -18,6 +18,7 @@ from pipeline.config.algorithm import (
     OffPolicy,
     PolicyLossName,
 )
+from pipeline.config.checkpoints import BestMode, Checkpoints
 from pipeline.config.loading import describe, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
 from pipeline.config.recipe import (
@@ -45,6 +46,8 @@ __all__ = [
     "AdvantageEstimator",
     "Aggregation",
     "Algorithm",
+    "BestMode",
+    "Checkpoints",
     "Cluster",
     "ConfigError",
     "Data",

@@ -8,6 +8,7 @@ from typing import cast
 from pydantic import Field, model_validator
 
 from pipeline.config.algorithm import Algorithm
+from pipeline.config.checkpoints import Checkpoints
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import Section
 from pipeline.config.workers import Encoder, Learner, Rollout, Sharded
@@ -56,15 +57,13 @@ class Rlhf(Section):
     critic_warmup_steps: int = Field(default=0, ge=0)
     """First steps in which the critic learns and the policy waits, so that its advantages come from a critic that knows
     this policy."""
-    save_every: int = Field(default=20, gt=0)
-    """Steps between checkpoints; the last step always saves one."""
-    keep_last: int = Field(default=2, ge=1)
-    """Checkpoints that are kept."""
     staleness: int = Field(default=0, ge=0)
     """Steps that generation may run ahead of the update, with older weights. Above 0 the policy scores its samples once
     more before the update; `algorithm.off_policy` corrects for the rest."""
     parity: Parity = Parity()
     """The comparison of rollout and trainer before the first update."""
+    checkpoints: Checkpoints = Checkpoints()
+    """Checkpoints to go on from after an interruption."""
     samples_every: int = Field(default=10, gt=0)
     """Steps between samples written to `samples.jsonl`."""
 

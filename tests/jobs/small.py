@@ -18,7 +18,7 @@ SMALL = (
     "rlhf.prompts_per_step=6",
     "rlhf.group_size=2",
     "rlhf.num_steps=3",
-    "rlhf.save_every=2",
+    "rlhf.checkpoints.save_every=2",
     "rlhf.sampling.max_new_tokens=6",
     "rlhf.rewards={learned: 1.0, exact_match: 1.0}",
 )

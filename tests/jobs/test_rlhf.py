@@ -45,7 +45,10 @@ def test_a_checkpoint_of_the_last_step_is_complete(one_worker: Recipe) -> None:
     newest = one_worker.run.directory / "checkpoints" / "rlhf_steps" / "step-000003"
     state = json.loads((newest / "state.json").read_text())
     assert state["step"] == 3 and state["kl"]["weight"] == one_worker.rlhf.algorithm.kl.weight
-    assert (newest / "policy").is_dir() and (newest / "critic").is_dir()
+    assert state["cursor"] == 3 * one_worker.rlhf.prompts_per_step
+    assert set(state["metrics"]) >= {"reward/mean", "policy/loss", "critic/loss"}
+    files = {file["name"] for file in json.loads((newest / "manifest.json").read_text())["files"]}
+    assert files == {"state.json", *(f"{role}/rank-00000-000.safetensors" for role in ("policy", "critic"))}
 
 
 def test_an_interrupted_and_resumed_run_gives_the_same_numbers(one_worker: Recipe, make_recipe: MakeRecipe) -> None:
@@ -53,19 +56,6 @@ def test_an_interrupted_and_resumed_run_gives_the_same_numbers(one_worker: Recip
     resumed = make_recipe()
     rlhf.run(resumed, resume=True)
     assert curve(resumed) == curve(one_worker)
-
-
-def test_resume_without_a_checkpoint_and_with_another_seed_are_clear_errors(make_recipe: MakeRecipe) -> None:
-    from actors import checkpoints
-
-    recipe = make_recipe("run.seed=5")
-    with pytest.raises(FileNotFoundError, match="--resume: no checkpoint in"):
-        checkpoints.newest(recipe)
-    directory = recipe.run.directory / "checkpoints" / "rlhf_steps" / "step-000001"
-    directory.mkdir(parents=True)
-    (directory / "state.json").write_text(json.dumps({"step": 1, "seed": 0}))
-    with pytest.raises(ValueError, match=r"run\.seed=0, not 5"):
-        checkpoints.newest(recipe)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -23,7 +23,7 @@ TINY_RUN = (
     "sft={num_steps: 3, batch_size: 8, num_workers: 2, micro_batch_size: 2}",
     "preferences={num_prompts: 64, error_rate: 0.1}",
     "reward_model={num_steps: 2, batch_size: 4, num_workers: 2}",
-    "rlhf={num_steps: 2, prompts_per_step: 6, group_size: 2, save_every: 2}",
+    "rlhf={num_steps: 2, prompts_per_step: 6, group_size: 2, checkpoints: {save_every: 2}}",
     "evaluate={samples_per_prompt: 1, browser_rows: 6}",
 )
 
