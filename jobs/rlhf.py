@@ -156,7 +156,12 @@ def update(
         shares = plan(roles.policy)
         calls["policy"] = roles.policy.on_each(PolicyWorker.update, shares, step=step, kl_weight=kl_weight)
     results, seconds = collect(calls)
-    metrics = {f"{role}/{name}": value for role, parts in results.items() for name, value in parts[0].items()}
+    metrics = {
+        # How far rollout and trainer are apart is not the policy's alone.
+        name if name.startswith("mismatch/") else f"{role}/{name}": value
+        for role, parts in results.items()
+        for name, value in parts[0].items()
+    }
     return metrics, {f"{role}_update": spent for role, spent in seconds.items()}
 
 

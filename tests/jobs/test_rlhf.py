@@ -101,7 +101,7 @@ def test_a_missing_checkpoint_is_named(make_recipe: MakeRecipe) -> None:
 
 def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe: MakeRecipe) -> None:
     from actors.door import Door
-    from actors.encoder import EncoderWorker, fetch_encoded
+    from actors.encoder import EncoderWorker, Needs, fetch_encoded
     from actors.roles import crew_of
     from pipeline.data.table import PromptTable
 
@@ -109,7 +109,7 @@ def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe:
     table = PromptTable(recipe.data_path / "train.parquet")
     with crew_of(recipe) as crew:
         roles = crew.roles({"encoder": recipe.checkpoint("sft")})
-        door = Door(roles, recipe, "train", stage="test")
+        door = Door(roles, recipe, "train", stage="test", needs=Needs())
         ids = list(door.infos)
         first = door.admit(ids)
         again = door.admit(list(reversed(ids)))
@@ -120,12 +120,12 @@ def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe:
     assert calls == len(media)
     assert {prompt.stored for prompt in first} == {prompt.stored for prompt in again}
     assert [prompt.id for prompt in encoded] == ids
-    assert all(len(prompt.features) == len(row.media) for prompt, row in zip(encoded, prompts, strict=True))
+    assert all(len(prompt.media) == len(row.media) for prompt, row in zip(encoded, prompts, strict=True))
 
 
 def test_workers_go_on_to_the_next_stage_with_what_they_hold(make_recipe: MakeRecipe) -> None:
     from actors.door import Door
-    from actors.encoder import EncoderWorker
+    from actors.encoder import EncoderWorker, Needs
     from actors.roles import crew_of
 
     recipe = make_recipe()
@@ -134,14 +134,14 @@ def test_workers_go_on_to_the_next_stage_with_what_they_hold(make_recipe: MakeRe
         crew.plan(["rollout"])
         crew.start_next()
         first = crew.roles({"encoder": sft})
-        door = Door(first, recipe, "train", stage="test")
+        door = Door(first, recipe, "train", stage="test", needs=Needs())
         ids = list(door.infos)
         once = door.admit(ids)
         second = crew.roles({"encoder": sft, "rollout": sft})
         with crew_of(recipe, crew) as same:
             assert same is crew
         assert second.encoder is first.encoder
-        again = Door(second, recipe, "train", stage="test").admit(ids)
+        again = Door(second, recipe, "train", stage="test", needs=Needs()).admit(ids)
         assert [prompt.stored for prompt in again] == [prompt.stored for prompt in once]
         # Another checkpoint has other towers: nothing that the first ones encoded is used.
         third = crew.roles({"encoder": base})
@@ -188,10 +188,12 @@ def _nodes_of_workers() -> set[str]:
 def test_completions_of_stale_weights_stop_the_loop() -> None:
     import numpy as np
 
+    from actors.sampler import check_fresh
     from pipeline.records import Completion, FinishReason, Rollout
 
     tokens, logprobs = np.array([1]), np.zeros(1, np.float32)
     fresh, stale = (Completion(tokens, logprobs, FinishReason.STOP, version, "") for version in (3, 2))
-    rlhf.check_fresh([Rollout("a", (fresh, fresh))], version=3)
-    with pytest.raises(RuntimeError, match=r"versions \[2, 3\], not 3"):
-        rlhf.check_fresh([Rollout("a", (fresh, stale))], version=3)
+    check_fresh([Rollout("a", (fresh, fresh))], oldest=3, newest=3)
+    check_fresh([Rollout("a", (fresh, stale))], oldest=2, newest=3)
+    with pytest.raises(RuntimeError, match=r"versions \[2, 3\], not 3 to 3"):
+        check_fresh([Rollout("a", (fresh, stale))], oldest=3, newest=3)

@@ -20,7 +20,7 @@ from tests.jobs.small import curve
 TINY_RUN = (
     "cluster.device=cpu",
     "prepare={train_rows: 16, validation_rows: 2, test_rows: 3}",
-    "sft={num_steps: 3, batch_size: 8, num_workers: 2, micro_batch_size: 2}",
+    "sft={num_steps: 3, batch_size: 8, num_workers: 2, micro_batch_tokens: 200}",
     "preferences={num_prompts: 64, error_rate: 0.1}",
     "reward_model={num_steps: 2, batch_size: 4, num_workers: 2}",
     "rlhf={num_steps: 2, prompts_per_step: 6, group_size: 2, checkpoints: {save_every: 2}}",
