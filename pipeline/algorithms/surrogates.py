@@ -110,8 +110,8 @@ def gspo(
     """Group sequence policy optimisation: PPO's clip on a ratio of whole completions.
 
     Zheng et al. 2025 (arXiv 2507.18071): s_i = exp(mean over tokens of log(policy / proximal)), the geometric mean of
-    the token ratios. Token form (GSPO-token): s_it = sg(s_i) * policy_it / sg(policy_it), with sg the stop-gradient. Its
-    value is s_i at every token, its gradient goes to each token's own logprob; with one advantage a completion and
+    the token ratios. Token form (GSPO-token): s_it = sg(s_i) * policy_it / sg(policy_it), with sg the stop-gradient.
+    Its value is s_i at every token, its gradient goes to each token's own logprob; with one advantage a completion and
     `sequence_mean`, value and gradient are those of the sequence form. The paper's clip is 3e-4 and 4e-4.
 
     Args:

@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def draw_inputs() -> dict[str, Tensor]:
-    """Rewards [N] and logprobs [N, T] of completions of 1 to 6 tokens, rounded; one group's rewards are all the same."""
+    """Rewards [N] and logprobs [N, T] of 1 to 6 tokens, rounded; the rewards of one group are all the same."""
     generator = torch.Generator().manual_seed(11)
     shape = (NUM_GROUPS * GROUP_SIZE, LENGTH)
     lengths = torch.randint(1, LENGTH + 1, shape[:1], generator=generator)
