@@ -74,14 +74,15 @@ def test_micro_batches_add_up_to_one_batch() -> None:
 
 
 def test_padding_changes_nothing_whatever_it_holds() -> None:
-    *values, mask = _batch()
-    plain, plain_gradient = _outcome(*values, mask)
-    dirty = [torch.cat([y.masked_fill(~mask, NAN), torch.full_like(y, NAN)], dim=1) for y in values]
-    padded, padded_gradient = _outcome(*dirty, torch.cat([mask, torch.zeros_like(mask)], dim=1))
-    torch.testing.assert_close(padded, plain)
-    torch.testing.assert_close(
-        padded_gradient, torch.cat([plain_gradient * mask, torch.zeros_like(dirty[0][:, :5])], 1)
+    now, behaviour, returns, mask = _batch()
+    plain, plain_gradient = _outcome(now, behaviour, returns, mask)
+    now, behaviour, returns = (
+        torch.cat([values.masked_fill(~mask, NAN), torch.full_like(values, NAN)], dim=1)
+        for values in (now, behaviour, returns)
     )
+    padded, padded_gradient = _outcome(now, behaviour, returns, torch.cat([mask, torch.zeros_like(mask)], dim=1))
+    torch.testing.assert_close(padded, plain)
+    torch.testing.assert_close(padded_gradient, torch.cat([plain_gradient * mask, torch.zeros_like(plain_gradient)], 1))
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
@@ -93,8 +94,8 @@ def test_the_order_of_rows_changes_nothing() -> None:
 
 
 def test_a_worker_without_real_tokens_adds_nothing() -> None:
-    *values, mask = _batch()
-    loss, gradient = _outcome(*values, torch.zeros_like(mask))
+    now, behaviour, returns, mask = _batch()
+    loss, gradient = _outcome(now, behaviour, returns, torch.zeros_like(mask))
     assert loss == 0.0
     assert not gradient.any()
 

@@ -22,7 +22,7 @@ GOLDEN = json.loads(Path(__file__).with_name("trl_golden.json").read_text())
 SIZE, BETA = GOLDEN["settings"]["group_size"], GOLDEN["settings"]["beta"]
 TRL_EPS = 1e-4  # which TRL adds to the standard deviation
 
-PPO = {"name": PolicyLossName.PPO, "clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
+PPO: dict[str, Any] = {"name": PolicyLossName.PPO, "clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
 DAPO = PPO | {"clip_high": 0.28}
 # Each case of the file as our settings: surrogate, aggregation, what is corrected, weight of k3 in the loss.
 LOSSES: dict[str, tuple[dict[str, Any], Aggregation, ImportanceCorrection, float]] = {
