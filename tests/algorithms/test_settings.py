@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from pipeline.config import (
     AdvantageEstimator,
+    Aggregation,
     Algorithm,
     ConfigError,
     DynamicSampling,
     ImportanceCorrection,
+    KlEstimator,
     OffPolicy,
     PolicyLossName,
     load_recipe,
 )
 
 PREFIX = "rlhf.algorithm."
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
+KNOWN = dict(re.findall(r"^\| ([^|`]+) \| (.+) \|$", DOCUMENT.partition("## Known recipes")[2], re.MULTILINE))
 
 
 @pytest.mark.parametrize(
@@ -118,3 +123,19 @@ def test_every_estimator_says_what_it_needs() -> None:
 def test_a2c_is_a_policy_gradient_with_a_critic() -> None:
     a2c = Algorithm(advantage=AdvantageEstimator.A2C, policy_loss=PolicyLossName.POLICY_GRADIENT)
     assert a2c.advantage.needs_critic and not a2c.whitens
+
+
+@pytest.mark.parametrize("algorithm", [name for name in KNOWN if name not in ("algorithm", "---")])
+def test_every_recipe_of_the_document_is_a_recipe(algorithm: str) -> None:
+    pairs = re.findall(r"[a-z_.]+=\S+?(?=[ `])", KNOWN[algorithm])
+    overrides = ["rlhf." + pair if pair.startswith("group_size") else PREFIX + pair for pair in pairs]
+    recipe = load_recipe(None, overrides)
+    assert bool(overrides) == (recipe.rlhf.algorithm != Algorithm())
+
+
+def test_the_document_has_a_row_for_every_choice_and_a_recipe_for_every_estimator_and_loss() -> None:
+    for choices in (AdvantageEstimator, PolicyLossName, Aggregation, KlEstimator, ImportanceCorrection):
+        assert [each for each in choices if f"\n| `{each}`" not in DOCUMENT] == []
+    settings = " ".join(KNOWN.values())
+    used = {*re.findall(r"advantage=(\w+)", settings), *re.findall(r"policy_loss=(\w+)", settings)}
+    assert used == {*AdvantageEstimator, *PolicyLossName} - {AdvantageEstimator.GAE, PolicyLossName.PPO}  # the defaults
