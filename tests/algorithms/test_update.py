@@ -213,3 +213,13 @@ def test_importance_weights_multiply_the_policys_loss_alone() -> None:
     assert losses["importance_weight"].item() == pytest.approx(3.5 / 4)
     assert losses["importance_limited"].item() == pytest.approx(1 / 4)
     assert losses["ratio"].item() == pytest.approx(2.5 / 4)  # of the update: policy to proximal
+
+
+def test_every_clip_of_the_recipe_reaches_the_loss() -> None:
+    # Clip-higher: -1.5 + 1.6. Dual clip with both advantages negative: 1 * 1.5 instead of 1 * 2, and 1.6 as before.
+    assert _losses(Algorithm(clip_high=0.5))["policy_loss"].item() == pytest.approx(0.1 / 4)
+    assert _losses(Algorithm(clip_low=0.4))["policy_loss"].item() == pytest.approx((-1.4 + 1.2) / 4)
+    negative = np.array([[-1.0, -2.0]], np.float32)
+    assert _losses(Algorithm(), advantages=negative)["policy_loss"].item() == pytest.approx((2 + 1.6) / 4)
+    dual = _losses(Algorithm(dual_clip=1.5), advantages=negative)
+    assert dual["policy_loss"].item() == pytest.approx((1.5 + 1.6) / 4)
