@@ -1,4 +1,4 @@
-"""Experience by hand: GAE with the KL in the reward, GRPO with and without it, padding, weightless rows."""
+"""Experience by hand: every estimator, KL in the reward or not, proximal logprobs, padding, weightless rows."""
 
 import math
 from dataclasses import replace
@@ -76,7 +76,7 @@ def test_a_group_holds_what_was_sampled_and_is_padded_to_its_own_length() -> Non
     assert a.reference_logprobs.tolist() == [[-2, -2, -1], [-1.5, 0, 0]]
     assert a.values.tolist() == [[2, 1, 3], [1, 0, 0]]
     assert b.token_ids.shape == b.mask.shape == b.values.shape == (2, 2)
-    for column in ("behaviour_logprobs", "reference_logprobs", "values", "advantages", "returns"):
+    for column in ("behaviour_logprobs", "proximal_logprobs", "reference_logprobs", "values", "advantages", "returns"):
         assert getattr(a, column).dtype == np.float32
     assert (a.token_ids.dtype, a.mask.dtype) == (np.int64, np.bool_)
 
@@ -172,6 +172,136 @@ def test_grpo_compares_within_groups_alone() -> None:
     assert np.allclose(groups[0].advantages, [[1, 1, 1], [-1, 0, 0]], atol=1e-5)
 
 
+# KL in the reward at weight 0.5: rewards per token
+#   a: -0.5, 0, 5 | 1.75    b: 0, 1 | 0.5, 4
+# and of whole completions a: 4.5, 1.75, b: 1, 4.5.
+WITHOUT_CRITIC: dict[AdvantageEstimator, list[list[list[float]]]] = {
+    # Each minus the mean of its group, 3.125 and 2.75.
+    AdvantageEstimator.DR_GRPO: [[[1.375] * 3, [-1.375, 0, 0]], [[-1.75] * 2, [1.75] * 2]],
+    # Each minus the other.
+    AdvantageEstimator.RLOO: [[[2.75] * 3, [-2.75, 0, 0]], [[-3.5] * 2, [3.5] * 2]],
+    # To go, minus the greedy rewards 1 and -1.
+    AdvantageEstimator.REMAX: [[[3.5, 4, 4], [0.75, 0, 0]], [[2, 2], [5.5, 5]]],
+    # To go, gamma 0.5.
+    AdvantageEstimator.REINFORCE: [[[0.75, 2.5, 5], [1.75, 0, 0]], [[0.5, 1], [2.5, 4]]],
+}
+
+
+def _estimated(estimator: AdvantageEstimator, **changes: Any) -> tuple[list[Experience], dict[str, float]]:
+    gamma = 0.5 if estimator.discounts else 1.0
+    arguments: dict[str, Any] = {"values": None, "greedy_rewards": torch.tensor([1.0, -1.0]), **changes}
+    return _made(Algorithm(advantage=estimator, gamma=gamma, whiten_advantages=None), **arguments)
+
+
+@pytest.mark.parametrize("estimator", WITHOUT_CRITIC)
+def test_estimators_without_a_critic_by_hand(estimator: AdvantageEstimator) -> None:
+    groups, _ = _estimated(estimator)
+    for group, expected in zip(groups, WITHOUT_CRITIC[estimator], strict=True):
+        assert np.allclose(group.advantages, expected)
+        assert not group.returns.any() and not group.values.any()
+
+
+def test_a2c_by_hand() -> None:
+    # The discounted rewards to go of above are the returns; advantages are what the values 2, 1, 3 | 1 and 0, 0 | 1, 2
+    # leave of them.
+    groups, _ = _estimated(AdvantageEstimator.A2C, values=VALUES)
+    assert groups[0].returns.tolist() == [[0.75, 2.5, 5], [1.75, 0, 0]]
+    assert groups[0].advantages.tolist() == [[-1.25, 1.5, 2], [0.75, 0, 0]]
+    assert groups[1].advantages.tolist() == [[0.5, 1], [1.5, 2]]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "plain"),
+    [
+        (AdvantageEstimator.REINFORCE_PLUS_PLUS, AdvantageEstimator.REINFORCE),
+        (AdvantageEstimator.REINFORCE_PLUS_PLUS_BASELINE, AdvantageEstimator.DR_GRPO),
+    ],
+)
+@pytest.mark.parametrize("whiten", [None, True])
+def test_reinforce_plus_plus_is_white_and_whitened_once(
+    estimator: AdvantageEstimator, plain: AdvantageEstimator, whiten: bool | None
+) -> None:
+    groups, statistics = _made(Algorithm(advantage=estimator, whiten_advantages=whiten), values=None)
+    raw, _ = _made(Algorithm(advantage=plain), values=None)
+    flat, raw_flat = (np.concatenate([group.advantages[group.mask] for group in each]) for each in (groups, raw))
+    assert np.allclose(flat, (raw_flat - raw_flat.mean()) / raw_flat.std(), atol=1e-5)
+    assert statistics["advantage/std"] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", [each for each in AdvantageEstimator if not each.is_white])
+@pytest.mark.parametrize("whiten", [None, True, False])
+def test_only_gae_is_whitened_unless_one_says_so(estimator: AdvantageEstimator, whiten: bool | None) -> None:
+    arguments: dict[str, Any] = {"values": VALUES, "greedy_rewards": torch.tensor([1.0, -1.0])}
+    groups, _ = _made(Algorithm(advantage=estimator, whiten_advantages=whiten), **arguments)
+    flat = np.concatenate([group.advantages[group.mask] for group in groups])
+    is_expected = estimator is AdvantageEstimator.GAE if whiten is None else whiten
+    assert np.allclose([flat.mean(), flat.std()], [0, 1], atol=1e-5) == is_expected
+
+
+@pytest.mark.parametrize("estimator", list(AdvantageEstimator))
+def test_every_estimator_has_advantages_on_real_tokens_alone(estimator: AdvantageEstimator) -> None:
+    arguments: dict[str, Any] = {"values": VALUES, "greedy_rewards": torch.tensor([1.0, -1.0])}
+    groups, statistics = _made(Algorithm(advantage=estimator), **arguments)
+    for group in groups:
+        assert group.advantages.dtype == np.float32
+        assert not group.advantages[~group.mask].any()
+        assert np.isfinite(group.advantages).all() and group.advantages.any()
+    assert all(math.isfinite(value) for value in statistics.values())
+
+
+PROXIMAL = [_array([[-1.5, -2, -3], [-1, NAN, NAN]]), _array([[-1, -1], [-2, -3]])]
+
+
+def test_the_kl_is_measured_with_the_policys_own_logprobs_where_they_are_known() -> None:
+    (a, b), statistics = _made(GAE, proximal_logprobs=PROXIMAL)
+    assert a.proximal_logprobs.tolist() == [[-1.5, -2, -3], [-1, 0, 0]]
+    assert a.behaviour_logprobs.tolist() == [[-1, -2, -3], [-1, 0, 0]]
+    assert b.proximal_logprobs.tolist() == [[-1, -1], [-2, -3]]
+    # KL 0.5, 0, -2, 0.5 and 0, 0, -1, -1: two tokens differ from those of the behaviour.
+    assert statistics["kl/reference"] == pytest.approx((0.5 + 0 - 2 + 0.5 + 0 + 0 - 1 - 1) / 8)
+    # b, second: rewards 0.5, 3 + 0.5; values 1, 2; A_1 = 1.5; A_0 = 0.5 + 0.5 * 2 - 1 + 0.25 * 1.5 = 0.875
+    assert b.advantages[1].tolist() == [0.875, 1.5]
+
+
+def test_the_mismatch_of_sampling_and_training_by_hand() -> None:
+    # proximal - behaviour is -0.5 and 1 on two of 8 tokens, 0 on the others; k3 = e^d - 1 - d.
+    _, statistics = _made(GAE, proximal_logprobs=PROXIMAL)
+    assert statistics["mismatch/mean"] == pytest.approx(1.5 / 8)
+    assert statistics["mismatch/max"] == 1.0
+    assert statistics["mismatch/kl"] == pytest.approx((math.exp(-0.5) - 0.5 + math.e - 2) / 8)
+
+
+def test_without_proximal_logprobs_those_of_the_behaviour_are_the_policys_own_and_nothing_is_compared() -> None:
+    (a, _), statistics = _made(GAE)
+    assert np.array_equal(a.proximal_logprobs, a.behaviour_logprobs)
+    assert not [name for name in statistics if name.startswith("mismatch")]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "changes", "message"),
+    [
+        (AdvantageEstimator.GAE, {"values": None}, "advantage=gae needs the critic's values"),
+        (AdvantageEstimator.A2C, {"values": None}, "advantage=a2c needs the critic's values"),
+        (AdvantageEstimator.REMAX, {"greedy_rewards": None}, "greedy_rewards of 2 prompts, but got None"),
+        (AdvantageEstimator.REMAX, {"greedy_rewards": torch.zeros(4)}, "greedy_rewards of 2 prompts, but got 4"),
+        (AdvantageEstimator.RLOO, {"rewards": torch.zeros(3)}, "3 rewards for 4 completions"),
+    ],
+)
+def test_what_an_estimator_lacks_is_named(estimator: AdvantageEstimator, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _estimated(estimator, **changes)
+
+
+def test_groups_of_different_sizes_cannot_be_compared_in_one_table() -> None:
+    uneven = [Rollout("a", ROLLOUTS[0].completions + ROLLOUTS[1].completions[:1]), ROLLOUTS[1]]
+    arguments: dict[str, Any] = {"reference_logprobs": None, "values": None, "kl_weight": 0.0}
+    with pytest.raises(ValueError, match=r"advantage=grpo needs groups of one size, but got sizes \[2, 3\]"):
+        make_experience(uneven, rewards=torch.zeros(5), algorithm=GRPO, **arguments)
+    plain = Algorithm(advantage=AdvantageEstimator.REINFORCE)
+    groups, _ = make_experience(uneven, rewards=torch.arange(5.0), algorithm=plain, **arguments)
+    assert [group.advantages[:, 0].tolist() for group in groups] == [[0.0, 1.0, 2.0], [3.0, 4.0]]
+
+
 def test_a_longer_group_beside_it_changes_nothing_in_a_group() -> None:
     alone, _ = make_experience(
         ROLLOUTS[1:],
@@ -193,6 +323,7 @@ def test_collated_groups_are_stacked_and_padded() -> None:
     assert batch.advantages.tolist() == [[-1.75, 1, 2], [0.75, 0, 0], [0.25, 1, 0], [1, 2, 0]]
     assert batch.returns.tolist() == [[0.25, 2, 5], [1.75, 0, 0], [0.25, 1, 0], [2, 4, 0]]
     assert batch.behaviour_logprobs.tolist() == [[-1, -2, -3], [-1, 0, 0], [-1, -1, 0], [-2, -4, 0]]
+    assert torch.equal(batch.proximal_logprobs, batch.behaviour_logprobs)
     assert batch.reference_logprobs.dtype == torch.float32 and batch.mask.dtype == torch.bool
 
 

@@ -5,5 +5,6 @@ Conventions of the room
   a prefix of each row. What padding holds, even NaN, reaches no result and no gradient.
 - A normaliser is a count over the whole optimizer step, given by the caller. So results from workers and
   micro-batches add up to those of one batch.
-- Log probabilities and KL are in nats, and say whose they are: policy, behaviour (the rollout copy) or reference.
+- Log probabilities and KL are in nats, and say whose they are: policy, proximal (the policy at the
+  start of the update), behaviour (the rollout copy) or reference.
 """

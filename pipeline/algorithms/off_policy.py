@@ -16,8 +16,6 @@ from torch import Tensor
 from pipeline.algorithms.aggregation import masked_mean
 from pipeline.config import ImportanceCorrection
 
-MAX_LOG_RATIO = 20.0  # e^20 lies far beyond any cap; bounded, a ratio cannot overflow
-
 
 class ImportanceWeights(NamedTuple):
     """Factors of each token's policy loss.
@@ -85,7 +83,7 @@ def token_weights(*, log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"],
         mask: [B, T], True on real tokens.
         cap: largest weight, 1 or more.
     """
-    return _truncated(_exp(log_ratio), mask, cap)
+    return _truncated(log_ratio.exp(), mask, cap)
 
 
 def sequence_weights(*, log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], cap: float) -> ImportanceWeights:
@@ -98,7 +96,7 @@ def sequence_weights(*, log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T
         mask: [B, T], True on real tokens.
         cap: largest weight, 1 or more.
     """
-    ratio = _exp(log_ratio.masked_fill(~mask, 0.0).sum(1, keepdim=True)).expand(mask.shape)
+    ratio = log_ratio.masked_fill(~mask, 0.0).sum(1, keepdim=True).exp().expand(mask.shape)
     return _truncated(ratio, mask, cap)
 
 
@@ -114,7 +112,7 @@ def icepop_weights(
         mask: [B, T], True on real tokens.
         low, high: bounds of the ratio, around 1; 0.5 and 5 in the paper.
     """
-    ratio = _exp(log_ratio)
+    ratio = log_ratio.exp()
     is_outside = ((ratio < low) | (ratio > high)) & mask
     return ImportanceWeights(ratio.masked_fill(is_outside | ~mask, 0.0), is_outside)
 
@@ -140,7 +138,3 @@ def mismatch(
 
 def _truncated(ratio: Tensor, mask: Tensor, cap: float) -> ImportanceWeights:
     return ImportanceWeights(ratio.clamp(max=cap).masked_fill(~mask, 0.0), (ratio > cap) & mask)
-
-
-def _exp(log_ratio: Tensor) -> Tensor:
-    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

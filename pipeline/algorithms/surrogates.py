@@ -95,7 +95,7 @@ def ppo(
         dual_clip: bound of the ratio where A < 0, above 1, such as 3; None for none.
     """
     log_ratio = (policy_logprobs - proximal_logprobs).masked_fill(~mask, 0.0)
-    return _clipped(log_ratio, advantages, mask, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+    return _clipped(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
 
 
 def gspo(
@@ -110,8 +110,8 @@ def gspo(
     """Group sequence policy optimisation: PPO's clip on a ratio of whole completions.
 
     Zheng et al. 2025 (arXiv 2507.18071): s_i = exp(mean over tokens of log(policy / proximal)), the geometric mean of
-    the token ratios. Token form (GSPO-token): s_it = sg(s_i) * policy_it / sg(policy_it), sg the stop-gradient. Its
-    value is s_i at every token, its gradient goes to each token's own logprob; with one advantage a completion and
+    the token ratios. Token form (GSPO-token): s_it = sg(s_i) * policy_it / sg(policy_it), with sg the stop-gradient.
+    Its value is s_i at every token, its gradient goes to each token's own logprob; with one advantage a completion and
     `sequence_mean`, value and gradient are those of the sequence form. The paper's clip is 3e-4 and 4e-4.
 
     Args:
@@ -125,7 +125,7 @@ def gspo(
     log_ratio = policy_logprobs.detach() - proximal_logprobs.masked_fill(~mask, 0.0)
     of_completion = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     log_ratio = (of_completion + policy_logprobs - policy_logprobs.detach()).masked_fill(~mask, 0.0)
-    return _clipped(log_ratio, advantages, mask, clip_low=clip_low, clip_high=clip_high, dual_clip=None)
+    return _clipped(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=None)
 
 
 def cispo(
@@ -172,7 +172,7 @@ def policy_gradient(
 
 
 def _clipped(
-    log_ratio: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None
+    log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None
 ) -> Surrogate:
     """PPO's pessimistic clip of a ratio [B, T] given by its logarithm, which is 0 where padded."""
     ratio = _exp(log_ratio)
@@ -183,7 +183,7 @@ def _clipped(
         ceiling = -dual_clip * advantages
         is_above = (advantages < 0) & (loss > ceiling)
         loss, clipped = torch.where(is_above, ceiling, loss), clipped | is_above
-    return Surrogate(loss, clipped & mask, ratio.detach())
+    return Surrogate(loss, clipped, ratio.detach())
 
 
 def _exp(log_ratio: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
-"""Token rewards, GAE and GRPO: golden values by hand, and what padding and row order must not change."""
+"""Token rewards, GAE, A2C, REINFORCE, REINFORCE++ and ReMax: golden values by hand, and what must change nothing."""
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.rllib.utils.postprocessing.value_predictions import compute_value_targets
 from torch import Tensor
 
-from pipeline.algorithms.advantages import gae, grpo, token_rewards
+from pipeline.algorithms.advantages import a2c, gae, reinforce_plus_plus, remax, reward_to_go, token_rewards
 
 NAN = math.nan
 
@@ -68,59 +71,129 @@ def test_with_lambda_zero_advantages_are_the_one_step_errors() -> None:
     torch.testing.assert_close(advantages, (rewards + 0.9 * next_values - values) * mask)
 
 
-def test_padding_changes_nothing_in_gae_whatever_it_holds() -> None:
-    rewards, values, mask = _batch()
-    junk = torch.full((3, 2), NAN, dtype=torch.float64)
-    plain = gae(rewards=rewards, values=values, mask=mask, gamma=0.9, lam=0.8)
-    padded = gae(
-        rewards=torch.cat([rewards, junk], dim=1),
-        values=torch.cat([values, junk], dim=1),
-        mask=torch.cat([mask, torch.zeros(3, 2, dtype=torch.bool)], dim=1),
-        gamma=0.9,
-        lam=0.8,
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0, 1), lam=st.floats(0, 1), length=st.integers(1, 9))
+def test_gae_is_that_of_rllib(seed: int, gamma: float, lam: float, length: int) -> None:
+    rewards, values = torch.randn(2, 1, length, generator=torch.Generator().manual_seed(seed))
+    advantages, returns = gae(
+        rewards=rewards, values=values, mask=torch.ones(1, length, dtype=torch.bool), gamma=gamma, lam=lam
     )
-    for short, long in zip(plain, padded, strict=True):
-        assert torch.equal(short, long[:, :5])
-        assert torch.equal(long[:, 5:], torch.zeros(3, 2, dtype=torch.float64))
+    ends = np.arange(length) == length - 1
+    theirs = compute_value_targets(
+        values[0].numpy(), rewards[0].numpy(), ends.astype(np.float32), np.zeros(length, np.float32), gamma, lam
+    )
+    torch.testing.assert_close(returns[0], torch.from_numpy(theirs), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(advantages[0], torch.from_numpy(theirs) - values[0], atol=1e-5, rtol=1e-5)
 
 
-def test_gae_treats_each_row_alone() -> None:
+def test_reward_to_go_by_hand() -> None:
+    # gamma 0.5: 4; 2 + 0.5 * 4 = 4; 1 + 0.5 * 4 = 3.
+    to_go = reward_to_go(
+        rewards=torch.tensor([[1.0, 2.0, 4.0], [6.0, NAN, NAN]]),
+        mask=torch.tensor([[True, True, True], [True, False, False]]),
+        gamma=0.5,
+    )
+    assert to_go.tolist() == [[3.0, 4.0, 4.0], [6.0, 0.0, 0.0]]
+
+
+def test_a2c_by_hand() -> None:
+    # The rewards to go 3, 4, 4 and 6 of above, minus the values 2, 3, 1 and 2.
+    advantages, returns = a2c(
+        rewards=torch.tensor([[1.0, 2.0, 4.0], [6.0, NAN, NAN]]),
+        values=torch.tensor([[2.0, 3.0, 1.0], [2.0, NAN, NAN]]),
+        mask=torch.tensor([[True, True, True], [True, False, False]]),
+        gamma=0.5,
+    )
+    assert advantages.tolist() == [[1.0, 1.0, 3.0], [4.0, 0.0, 0.0]]
+    assert returns.tolist() == [[3.0, 4.0, 4.0], [6.0, 0.0, 0.0]]
+
+
+def test_a2c_is_gae_with_lambda_one() -> None:
+    rewards, values, mask = _batch()
+    ours = a2c(rewards=rewards, values=values, mask=mask, gamma=0.9)
+    for one, other in zip(ours, gae(rewards=rewards, values=values, mask=mask, gamma=0.9, lam=1.0), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_reinforce_plus_plus_by_hand() -> None:
+    # Reward 5 and 2 at the end, KL 1 a token in the reward: rewards -1, 4 and 1, so to go 3, 4 and 1.
+    # Mean 8/3; deviations 1/3, 4/3, -5/3; variance (1 + 16 + 25) / 9 / 3 = 14/9.
+    mask = torch.tensor([[True, True], [True, False]])
+    rewards = token_rewards(completion_rewards=torch.tensor([5.0, 2.0]), mask=mask, kl=torch.ones(2, 2), kl_weight=1.0)
+    std = math.sqrt(14) / 3
+    expected = torch.tensor([[1 / 3 / std, 4 / 3 / std], [-5 / 3 / std, 0.0]])
+    torch.testing.assert_close(reinforce_plus_plus(rewards=rewards, mask=mask, gamma=1.0), expected)
+
+
+def test_remax_by_hand() -> None:
+    # Two prompts with two completions each; greedy rewards 1 and -2. Row 1: to go 3 - 0.5 and 3, minus 1.
+    advantages = remax(
+        rewards=torch.tensor([[-0.5, 3.0], [1.0, NAN], [0.0, 4.0], [-2.0, NAN]]),
+        greedy_rewards=torch.tensor([1.0, -2.0]),
+        mask=torch.tensor([[True, True], [True, False], [True, True], [True, False]]),
+    )
+    assert advantages.tolist() == [[1.5, 2.0], [0.0, 0.0], [6.0, 6.0], [0.0, 0.0]]
+
+
+def test_remax_has_a_baseline_in_a_group_of_one() -> None:
+    advantages = remax(rewards=torch.tensor([[3.0]]), greedy_rewards=torch.tensor([1.0]), mask=torch.tensor([[True]]))
+    assert advantages.tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize("num_prompts", [0, 2, 4])
+def test_remax_wants_one_greedy_reward_a_prompt(num_prompts: int) -> None:
+    with pytest.raises(ValueError, match=f"3 completions and {num_prompts} greedy rewards"):
+        remax(rewards=torch.zeros(3, 1), greedy_rewards=torch.zeros(num_prompts), mask=torch.ones(3, 1).bool())
+
+
+def _gae(rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    return torch.stack(gae(rewards=rewards, values=values, mask=mask, gamma=0.9, lam=0.8))
+
+
+def _a2c(rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    return torch.stack(a2c(rewards=rewards, values=values, mask=mask, gamma=0.9))
+
+
+def _reinforce(rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    return reward_to_go(rewards=rewards, mask=mask, gamma=0.9)[None]
+
+
+def _reinforce_plus_plus(rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    return reinforce_plus_plus(rewards=rewards, mask=mask, gamma=0.9)[None]
+
+
+def _remax(rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    return remax(rewards=rewards, greedy_rewards=values[:, 0], mask=mask)[None]
+
+
+each_estimator = pytest.mark.parametrize("estimator", [_gae, _a2c, _reinforce, _reinforce_plus_plus, _remax])
+Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@each_estimator
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=5), width=st.integers(0, 3), seed=st.integers(0, 999))
+def test_padding_changes_nothing_whatever_it_holds(
+    estimator: Estimator, lengths: list[int], width: int, seed: int
+) -> None:
+    shape = (len(lengths), max(lengths))
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.arange(shape[1])[None] < torch.tensor(lengths)[:, None]
+    junk = torch.full((len(lengths), width), NAN, dtype=torch.float64)
+    plain = estimator(rewards * mask, values * mask, mask)
+    padded = estimator(
+        torch.cat([rewards.masked_fill(~mask, NAN), junk], dim=1),
+        torch.cat([values.masked_fill(~mask, NAN), junk], dim=1),
+        torch.cat([mask, torch.zeros_like(junk).bool()], dim=1),
+    )
+    torch.testing.assert_close(padded[:, :, : shape[1]], plain)
+    assert not padded[:, ~torch.cat([mask, torch.zeros_like(junk).bool()], dim=1)].any()
+
+
+@each_estimator
+def test_the_order_of_rows_changes_nothing(estimator: Estimator) -> None:
     rewards, values, mask = _batch()
     order = torch.tensor([2, 0, 1])
-    plain = gae(rewards=rewards, values=values, mask=mask, gamma=0.9, lam=0.8)
-    permuted = gae(rewards=rewards[order], values=values[order], mask=mask[order], gamma=0.9, lam=0.8)
-    for before, after in zip(plain, permuted, strict=True):
-        assert torch.equal(before[order], after)
-
-
-def test_grpo_by_hand() -> None:
-    # Group 1: 0, 1, 1, 2 has mean 1 and population variance (1 + 0 + 0 + 1) / 4 = 1/2.
-    # Group 2: 1, 0, 0, 0 has mean 1/4 and variance (9 + 1 + 1 + 1) / 16 / 4 = 3/16.
-    advantages = grpo(completion_rewards=torch.tensor([[0.0, 1.0, 1.0, 2.0], [1.0, 0.0, 0.0, 0.0]]), eps=0.0)
-    root2, std = math.sqrt(2), math.sqrt(3) / 4
-    expected = torch.tensor([[-root2, 0.0, 0.0, root2], [0.75 / std] + [-0.25 / std] * 3])
-    torch.testing.assert_close(advantages, expected)
-
-
-def test_grpo_says_nothing_where_all_rewards_of_a_group_are_the_same() -> None:
-    rewards = torch.tensor([[1000.1] * 3, [0.1] * 3, [0.0] * 3])  # the mean of three 0.1 is not exactly 0.1
-    assert torch.equal(grpo(completion_rewards=rewards), torch.zeros(3, 3))
-
-
-def test_grpo_says_nothing_in_a_group_of_one() -> None:
-    assert grpo(completion_rewards=torch.tensor([[3.0], [-1.0]])).tolist() == [[0.0], [0.0]]
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    group=st.lists(st.integers(-5, 5), min_size=2, max_size=6),
-    scale=st.floats(0.5, 10),
-    shift=st.floats(-10, 10),
-)
-def test_grpo_ignores_the_scale_and_origin_of_a_groups_rewards(group: list[int], scale: float, shift: float) -> None:
-    rewards = torch.tensor([group], dtype=torch.float64)
-    plain = grpo(completion_rewards=rewards, eps=1e-12)
-    torch.testing.assert_close(plain, grpo(completion_rewards=rewards * scale + shift, eps=1e-12), atol=1e-6, rtol=1e-6)
-    assert abs(plain.sum().item()) < 1e-9
-    if len(set(group)) > 1:
-        assert plain.square().mean().item() == pytest.approx(1.0)
+    permuted = estimator(rewards[order], values[order], mask[order])
+    torch.testing.assert_close(permuted, estimator(rewards, values, mask)[:, order])

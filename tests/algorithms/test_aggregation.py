@@ -1,4 +1,4 @@
-"""Means, whitening and global sums: golden values by hand, and what padding and splitting must not change."""
+"""Means, whitening and the aggregations of a loss: golden values by hand, and what must change nothing."""
 
 import math
 
@@ -6,8 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from pipeline.algorithms.aggregation import masked_mean, masked_whiten, token_sum_over
+from pipeline.algorithms.aggregation import (
+    Normalisers,
+    aggregate,
+    fixed_length,
+    masked_mean,
+    masked_whiten,
+    sequence_mean,
+    token_mean,
+)
+from pipeline.config import Aggregation
 
 NAN = math.nan
 
@@ -18,11 +28,13 @@ def test_masked_mean_counts_only_real_tokens() -> None:
     assert masked_mean(values=values, mask=mask).item() == 3.0  # (1 + 2 + 6) / 3
 
 
-def test_an_empty_mask_has_mean_zero_and_whitens_to_zero() -> None:
+def test_an_empty_mask_has_mean_zero_whitens_to_zero_and_adds_nothing_to_a_loss() -> None:
     values, mask = torch.full((2, 3), NAN), torch.zeros(2, 3, dtype=torch.bool)
     assert masked_mean(values=values, mask=mask).item() == 0.0
     assert masked_whiten(values=values, mask=mask).tolist() == [[0.0] * 3] * 2
-    assert token_sum_over(values=values, mask=mask, num_tokens=5.0).item() == 0.0
+    for aggregation in Aggregation:
+        counts = Normalisers(num_tokens=5.0, num_completions=5.0, max_length=5)
+        assert aggregate(aggregation=aggregation, values=values, mask=mask, normalisers=counts).item() == 0.0
 
 
 def test_whitening_by_hand() -> None:
@@ -50,24 +62,74 @@ def test_whitening_ignores_a_shift(values: list[float], shift: float) -> None:
     assert plain.square().mean().item() <= 1 + 1e-6
 
 
-def test_token_sum_divides_by_the_global_count() -> None:
-    values = torch.tensor([[1.0, 2.0, NAN]])
-    mask = torch.tensor([[True, True, False]])
-    assert token_sum_over(values=values, mask=mask, num_tokens=12.0).item() == 0.25  # (1 + 2) / 12
+VALUES = torch.tensor([[1.0, 2.0, 6.0], [5.0, NAN, NAN]])
+MASK = torch.tensor([[True, True, True], [True, False, False]])
 
 
-def test_the_shares_of_uneven_micro_batches_add_up_to_one_batch() -> None:
-    values = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mask = torch.arange(4)[None] < torch.tensor([4, 1, 2, 0, 3])[:, None]
-    num_tokens = float(mask.sum())
-    whole = token_sum_over(values=values, mask=mask, num_tokens=num_tokens)
-    parts = zip(values.split([1, 3, 1]), mask.split([1, 3, 1]), strict=True)
-    shares = [token_sum_over(values=v, mask=m, num_tokens=num_tokens) for v, m in parts]
+def test_token_mean_by_hand() -> None:
+    assert token_mean(values=VALUES, mask=MASK, num_tokens=7.0).item() == 2.0  # (1 + 2 + 6 + 5) / 7
+
+
+def test_sequence_mean_by_hand() -> None:
+    # ((1 + 2 + 6) / 3 + 5 / 1) / 4
+    assert sequence_mean(values=VALUES, mask=MASK, num_completions=4.0).item() == 2.0
+
+
+def test_fixed_length_by_hand() -> None:
+    # (1 + 2 + 6 + 5) / (4 * 7)
+    assert fixed_length(values=VALUES, mask=MASK, num_completions=4.0, max_length=7).item() == 0.5
+
+
+def test_the_three_agree_where_all_completions_are_as_long_as_they_can_be() -> None:
+    values, mask = torch.arange(6.0).view(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    normalisers = Normalisers(num_tokens=6.0, num_completions=2.0, max_length=3)
+    for aggregation in Aggregation:
+        assert aggregate(aggregation=aggregation, values=values, mask=mask, normalisers=normalisers).item() == 2.5
+
+
+@pytest.mark.parametrize("aggregation", list(Aggregation))
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=7),
+    width=st.integers(0, 3),
+    seed=st.integers(0, 999),
+    data=st.data(),
+)
+def test_shares_add_up_however_a_step_is_split_ordered_and_padded(
+    aggregation: Aggregation, lengths: list[int], width: int, seed: int, data: st.DataObject
+) -> None:
+    mask = torch.arange(4)[None] < torch.tensor(lengths)[:, None]
+    values = torch.randn(len(lengths), 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    counts = Normalisers(num_tokens=max(1.0, float(mask.sum())), num_completions=float(len(lengths)), max_length=4)
+
+    def share(values: Tensor, mask: Tensor) -> Tensor:
+        return aggregate(aggregation=aggregation, values=values, mask=mask, normalisers=counts)
+
+    whole = share(values, mask)
+    worker = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=len(lengths), max_size=len(lengths))))
+    shares = [share(values[worker == rank], mask[worker == rank]) for rank in range(3)]
     torch.testing.assert_close(torch.stack(shares).sum(), whole)
-    torch.testing.assert_close(whole, masked_mean(values=values, mask=mask))
+    order = torch.tensor(data.draw(st.permutations(range(len(lengths)))))
+    torch.testing.assert_close(share(values[order], mask[order]), whole)
+    junk = torch.full((len(lengths), width), NAN, dtype=torch.float64)
+    dirty = torch.cat([values.masked_fill(~mask, NAN), junk], dim=1)
+    torch.testing.assert_close(share(dirty, torch.cat([mask, junk.nan_to_num(0).bool()], dim=1)), whole)
 
 
-@pytest.mark.parametrize("num_tokens", [0.0, -1.0, NAN])
-def test_a_step_without_tokens_is_an_error(num_tokens: float) -> None:
-    with pytest.raises(ValueError, match="num_tokens"):
-        token_sum_over(values=torch.zeros(1, 1), mask=torch.ones(1, 1, dtype=torch.bool), num_tokens=num_tokens)
+def test_a_token_mean_over_the_whole_step_is_the_masked_mean() -> None:
+    whole = token_mean(values=VALUES, mask=MASK, num_tokens=4.0)
+    torch.testing.assert_close(whole, masked_mean(values=VALUES, mask=MASK))
+
+
+@pytest.mark.parametrize("aggregation", list(Aggregation))
+@pytest.mark.parametrize("count", [0.0, -1.0, NAN])
+def test_a_step_without_tokens_or_completions_is_an_error(aggregation: Aggregation, count: float) -> None:
+    counts = Normalisers(num_tokens=count, num_completions=count, max_length=4)
+    with pytest.raises(ValueError, match="num_tokens" if aggregation is Aggregation.TOKEN_MEAN else "num_completions"):
+        aggregate(aggregation=aggregation, values=VALUES, mask=MASK, normalisers=counts)
+
+
+@pytest.mark.parametrize("max_length", [None, 0, -2])
+def test_a_fixed_length_must_be_given(max_length: int | None) -> None:
+    with pytest.raises(ValueError, match="max_length"):
+        fixed_length(values=VALUES, mask=MASK, num_completions=2.0, max_length=max_length)

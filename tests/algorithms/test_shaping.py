@@ -1,4 +1,4 @@
-"""Combining, scaling and clipping completion rewards."""
+"""Combining, scaling and clipping completion rewards, punishing length, and which groups have a signal."""
 
 import json
 import statistics
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.algorithms.shaping import RunningScale, clip_reward, combine
+from pipeline.algorithms.shaping import RunningScale, clip_reward, combine, overlong_penalty, varied_groups
 
 
 def test_parts_are_summed_by_weight() -> None:
@@ -34,6 +34,32 @@ def test_no_parts_at_all_are_an_error() -> None:
 
 def test_rewards_are_clipped_to_the_bound_on_both_sides() -> None:
     assert clip_reward(rewards=torch.tensor([-11.0, 0.5, 11.0]), bound=10.0).tolist() == [-10.0, 0.5, 10.0]
+
+
+def test_the_overlong_penalty_by_hand() -> None:
+    # Limit 16, buffer 4: nothing up to 12 tokens, then a quarter of the penalty a token, all of it from 16 on.
+    penalty = overlong_penalty(lengths=torch.tensor([1, 12, 13, 14, 16, 20]), max_length=16, buffer=4, penalty=2.0)
+    assert penalty.tolist() == [0.0, 0.0, -0.5, -1.0, -2.0, -2.0]
+
+
+def test_without_a_buffer_length_costs_nothing() -> None:
+    assert overlong_penalty(lengths=torch.tensor([1, 16]), max_length=16, buffer=0, penalty=1.0).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("buffer", [-1, 17])
+def test_a_buffer_longer_than_a_completion_is_an_error(buffer: int) -> None:
+    with pytest.raises(ValueError, match=f"buffer={buffer}.*max_length=16"):
+        overlong_penalty(lengths=torch.tensor([1]), max_length=16, buffer=buffer, penalty=1.0)
+
+
+def test_groups_vary_where_their_rewards_differ_by_more_than_the_tolerance() -> None:
+    rewards = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0 + 1e-7], [0.5, 0.6, 0.5]])
+    assert varied_groups(rewards=rewards).tolist() == [False, True, False, True]
+    assert varied_groups(rewards=rewards, tolerance=0.2).tolist() == [False, True, False, False]
+
+
+def test_a_group_of_one_does_not_vary() -> None:
+    assert varied_groups(rewards=torch.tensor([[1.0], [2.0]])).tolist() == [False, False]
 
 
 def test_running_scale_by_hand() -> None:
