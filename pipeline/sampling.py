@@ -49,7 +49,9 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     cumulative = weights.exp().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     # `right`: a uniform of exactly zero must not choose a token of probability zero.
-    chosen = torch.searchsorted(cumulative, uniforms.double()[:, None] * total, right=True).clamp(max=logits.shape[-1] - 1)
+    chosen = torch.searchsorted(cumulative, uniforms.double()[:, None] * total, right=True).clamp(
+        max=logits.shape[-1] - 1
+    )
     return chosen[:, 0], (weights.gather(-1, chosen) - total.log())[:, 0].float()
 
 

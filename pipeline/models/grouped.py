@@ -9,7 +9,7 @@ arXiv:2402.05099).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -197,7 +197,7 @@ def grouped_attention(
 
 
 @contextmanager
-def _attention(config: Any) -> Iterator[None]:
+def _attention(config: Any) -> Generator[None]:
     """The model attends with `grouped_attention` here, and as before afterwards."""
     AttentionInterface.register(ATTENTION, grouped_attention)
     before = config._attn_implementation
