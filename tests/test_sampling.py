@@ -80,7 +80,7 @@ def test_filters_equal_those_of_transformers(filters: dict[str, Any]) -> None:
 
     for seed, spread in itertools.product(range(3), (0.3, 3.0)):
         logits = expected = _logits(seed, spread=spread)
-        ids = torch.zeros(32, 0, dtype=torch.int64)
+        ids: Any = torch.zeros(32, 0, dtype=torch.int64)
         if filters["top_k"] is not None:
             expected = TopKLogitsWarper(int(filters["top_k"]))(ids, expected)
         if filters["top_p"] < 1:
