@@ -78,7 +78,7 @@ def mixed_sample(infos: Sequence[PromptInfo], num_rows: int) -> list[PromptInfo]
 
 def _completions(roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef]) -> list[Rollout]:
     """One completion a prompt, of the whole distribution: what is left out of it the trainer cannot know."""
-    whole = recipe.rlhf.sampling.whole()
+    whole = recipe.rlhf.sampling.whole
     calls = generate(roles, prompts, whole, group_size=1, seed=PARITY_SEED)
     return [rollout for part in ray.get(calls) for rollout in part]
 

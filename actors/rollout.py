@@ -21,6 +21,7 @@ from pipeline.models.parts import set_parts
 from pipeline.models.processing import load_processor
 from pipeline.parity import Sight, sights
 from pipeline.records import Completion, Rollout
+from pipeline.stopping import before_stop
 
 
 class RolloutWorker(Worker):
@@ -81,13 +82,21 @@ class RolloutWorker(Worker):
             temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens,
             end_ids=self._end_ids,
-        )
-        texts: list[str] = self._tokenizer.batch_decode(
-            [sample.token_ids for sample in samples], skip_special_tokens=True
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            stop=sampling.stop,
+            decode=self._decode,
         )
         completions = [
-            Completion(sample.token_ids, sample.behaviour_logprobs, sample.finish_reason, self._version, text.strip())
-            for sample, text in zip(samples, texts, strict=True)
+            Completion(
+                sample.token_ids,
+                sample.behaviour_logprobs,
+                sample.finish_reason,
+                self._version,
+                before_stop(self._decode(sample.token_ids.tolist()), sampling.stop).strip(),
+            )
+            for sample in samples
         ]
         return [
             Rollout(prompt.id, tuple(completions[row * group_size : (row + 1) * group_size]))
@@ -98,6 +107,9 @@ class RolloutWorker(Worker):
         """What generation runs for each prompt."""
         encoded = fetch_encoded(prompts, self._live)
         return sights(encoded, collate_prompts(encoded, pad_id=self._tokenizer.pad_token_id))
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def token_texts(self, token_ids: Sequence[Sequence[int]]) -> list[list[str]]:
         """Each token's own text, for reports."""

@@ -81,7 +81,7 @@ class Sampler:
         calls = generate(self._roles, prompts, settings.sampling, group_size=settings.group_size, seed=self.cursor)
         greedy: Calls = []
         if settings.algorithm.advantage.needs_greedy:
-            greedy = generate(self._roles, prompts, settings.sampling.greedy(), group_size=1, seed=self.cursor)
+            greedy = generate(self._roles, prompts, settings.sampling.greedy, group_size=1, seed=self.cursor)
         self.cursor += 1
         return _Pending(step, prompts, calls, greedy)
 

@@ -45,14 +45,14 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         Token ids int64 [N] and their logprobs float32 [N].
     """
     # Unnormalised: the sum of all gives the normaliser of the logprob too.
-    weights = logits - logits.amax(-1, keepdim=True)
-    cumulative = weights.exp().cumsum(-1, dtype=torch.float64)
+    largest = logits.amax(-1, keepdim=True)
+    cumulative = (logits - largest).exp_().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     # `right`: a uniform of exactly zero must not choose a token of probability zero.
     chosen = torch.searchsorted(cumulative, uniforms.double()[:, None] * total, right=True).clamp(
         max=logits.shape[-1] - 1
     )
-    return chosen[:, 0], (weights.gather(-1, chosen) - total.log())[:, 0].float()
+    return chosen[:, 0], (logits.gather(-1, chosen) - largest - total.log())[:, 0].float()
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,8 @@ def test_an_unknown_key_suggests_the_closest_one(override: str, message: str) ->
 
 
 def test_an_unknown_key_like_no_other_lists_those_of_its_section() -> None:
-    assert _refused("rlhf.sampling.qqq=1") == "rlhf.sampling.qqq: unknown key; known here: temperature, max_new_tokens"
+    known = "temperature, top_k, top_p, min_p, max_new_tokens, stop"
+    assert _refused("rlhf.sampling.qqq=1") == f"rlhf.sampling.qqq: unknown key; known here: {known}"
 
 
 @pytest.mark.parametrize(

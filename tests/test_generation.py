@@ -1,6 +1,7 @@
 """The decode loop: what it samples fits the policy's distribution, and no row knows of any other."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from pipeline.generation import Sample, generate, sample_seed
 from pipeline.models.batch import collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_policy
 from pipeline.models.forward import Policy
-from pipeline.models.processing import PromptProcessor
+from pipeline.models.processing import PromptProcessor, load_processor
 from pipeline.records import FinishReason, Message, ProcessedPrompt, Prompt
+from pipeline.sampling import truncate
 
 END_IDS = tuple(range(20, 1024, 7))
 """Many end tokens, so that an untrained model ends its completions at different lengths."""
@@ -29,6 +31,7 @@ class Bed:
 
     policy: Policy
     prompts: list[ProcessedPrompt]
+    tokenizer: Any
 
     @property
     def placeholders(self) -> list[int]:
@@ -87,7 +90,8 @@ def _bed(path: Path, demo_data: Path) -> Bed:
             found.setdefault(prompt.task, prompt)
     pictures = (*found["video"].media, *found["scene"].media)
     mixed = Prompt("mixed", "mixed", (Message("user", "a<video>b<image>c"),), pictures, "none")
-    return Bed(policy, [processor(prompt) for prompt in [*found.values(), mixed]])
+    tokenizer = load_processor(path, trust_remote_code=False).tokenizer
+    return Bed(policy, [processor(prompt) for prompt in [*found.values(), mixed]], tokenizer)
 
 
 def _equal(one: Sample, other: Sample) -> bool:
@@ -118,6 +122,68 @@ def test_samples_depend_on_nothing_but_their_prompt_and_seed(bed: Bed) -> None:
     for others in (alone, reordered, larger):
         assert all(_equal(one, other) for one, other in zip(together, others, strict=True))
     assert len({tuple(sample.token_ids) for sample in together}) == len(together)
+
+
+FILTERS = {"top_k": 40, "top_p": 0.9, "min_p": 0.02}
+
+
+def test_filtered_samples_do_not_depend_on_their_company(bed: Bed) -> None:
+    together = bed.generate(bed.all_rows, **FILTERS)
+    assert len({len(sample.token_ids) for sample in together}) > 2
+    alone = [sample for row in bed.all_rows for sample in bed.generate([row], **FILTERS)]
+    reverse = bed.generate(bed.all_rows[::-1], **FILTERS)
+    reordered = [reverse[-3 * (row + 1) :][index] for row in bed.all_rows for index in range(3)]
+    for others in (alone, reordered):
+        assert all(_equal(one, other) for one, other in zip(together, others, strict=True))
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.1}, FILTERS], ids=str)
+def test_behaviour_logprobs_are_those_of_the_filtered_distribution(omni: Bed, filters: dict[str, Any]) -> None:
+    samples = omni.generate(omni.all_rows, temperature=0.8, **filters)
+    completions = collate_completions(
+        [[sample.token_ids for sample in samples[start : start + 3]] for start in range(0, len(samples), 3)], pad_id=0
+    )
+    with torch.no_grad():
+        hidden = omni.policy.decoder.states(collate_prompts(omni.prompts, pad_id=0), completions)[:, :-1]
+        logits = omni.policy.logits(hidden[completions.mask], temperature=0.8)
+    logprobs = torch.log_softmax(truncate(logits, **filters), -1)
+    expected = logprobs.gather(-1, completions.token_ids[completions.mask][:, None])[:, 0].numpy()
+    sampled = np.concatenate([sample.behaviour_logprobs for sample in samples])
+    assert np.abs(expected - sampled).max() < 1e-4
+    unfiltered = torch.log_softmax(logits, -1).gather(-1, completions.token_ids[completions.mask][:, None])[:, 0]
+    assert (sampled - unfiltered.numpy()).mean() > 0.01
+
+
+def test_a_shared_prompt_cache_gives_what_a_repeated_one_gives(bed: Bed) -> None:
+    config = bed.policy.decoder.architecture.language_model(bed.policy.decoder.model).config
+    for group_size, max_new_tokens in ((1, 10), (7, 10), (3, 40)):
+        arguments: dict[str, Any] = {"group_size": group_size, "max_new_tokens": max_new_tokens}
+        shared = bed.generate(bed.all_rows, **arguments)
+        assert config._attn_implementation == "sdpa"  # as before
+        bed.policy.decoder.model.set_attn_implementation("eager")  # which is not taken for plain attention
+        try:
+            repeated = bed.generate(bed.all_rows, **arguments)
+        finally:
+            bed.policy.decoder.model.set_attn_implementation("sdpa")
+        assert all(_equal(one, other) for one, other in zip(shared, repeated, strict=True))
+
+
+def test_a_stop_string_ends_a_completion_at_the_token_that_completes_it(omni: Bed) -> None:
+    def decode(token_ids: Sequence[int]) -> str:
+        return omni.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    free = omni.generate(omni.all_rows, end_ids=[], max_new_tokens=20)
+    texts = [decode(sample.token_ids.tolist()) for sample in free]
+    stop = [texts[0][3:7], texts[-1][-6:-3], "e", "never said"]
+    stopped = omni.generate(omni.all_rows, end_ids=[], max_new_tokens=20, stop=stop, decode=decode)
+    assert {sample.finish_reason for sample in stopped} == {FinishReason.STOP, FinishReason.LENGTH}
+    for whole, sample in zip(free, stopped, strict=True):
+        length = len(sample.token_ids)
+        assert np.array_equal(sample.token_ids, whole.token_ids[:length])
+        assert np.allclose(sample.behaviour_logprobs, whole.behaviour_logprobs[:length], atol=1e-4)
+        holds = [any(text in decode(whole.token_ids[:end].tolist()) for text in stop) for end in range(1, length + 1)]
+        assert not any(holds[:-1])
+        assert holds[-1] == (sample.finish_reason is FinishReason.STOP)
 
 
 def test_a_shorter_cap_gives_prefixes(omni: Bed) -> None:
@@ -191,7 +257,7 @@ def _with_head(bed: Bed, probabilities: dict[int, float]) -> Bed:
             model.lm_head = kept
 
     policy.logits = with_head
-    return Bed(policy, bed.prompts)
+    return Bed(policy, bed.prompts, bed.tokenizer)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 5.0])

@@ -126,7 +126,7 @@ class SharedPrompts:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Outputs [N, K, G, D] of scaled queries [N, K, G, D] over the prompt and the completions' [N, K, t, D]."""
         num_prompt_tokens = self._bias.shape[1]
-        on_prompt = self._to_slots(query) @ self._keys[layer].mT + self._bias[:, None, None]
+        on_prompt = (self._to_slots(query) @ self._keys[layer].mT).add_(self._bias[:, None, None])
         on_completion = self._to_slots(query @ key.mT)
         scores = torch.cat([on_prompt, on_completion.to(on_prompt.dtype)], dim=-1)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
