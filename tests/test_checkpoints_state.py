@@ -125,7 +125,10 @@ def test_a_model_with_other_parameters_is_refused_by_name_with_the_cure(tmp_path
 
 def test_parts_with_different_step_counts_cannot_share_a_zero_group(tmp_path: Path) -> None:
     message, plain = worlds.run(learning.uneven_steps, 1, str(tmp_path))[0]
-    assert message.startswith("scale took 1 optimizer steps and first 3, but they share a group") and "resume at zero_stage=0" in message
+    assert (
+        message.startswith("scale took 1 optimizer steps and first 3, but they share a group")
+        and "resume at zero_stage=0" in message
+    )
     assert plain == {"first": 3.0, "scale": 1.0, "second": 3.0}
 
 
