@@ -108,12 +108,17 @@ def save(roles: Roles, state: LoopState, recipe: Recipe, metrics: Mapping[str, f
     for role, refs in calls.items():
         saved = ray.get(refs)
         schedules[role] = saved[0].schedule
-        files += [replace(file, name=f"{role}/{file.name}") for part in saved for file in part.files]
+        files += [below(role, file) for part in saved for file in part.files]
     write(
         staged, target, files, state=state, schedules=schedules, metrics=metrics, recipe=recipe, towers=_towers(roles)
     )
     keep(root, target, recipe.rlhf.checkpoints)
     return target
+
+
+def below(role: str, file: File) -> File:
+    """A file that a rank has written, by its name in the checkpoint."""
+    return replace(file, name=f"{role}/{file.name}")
 
 
 def write(
@@ -232,7 +237,7 @@ def check_fits(
         if written and now and written != now:
             raise ConfigError(
                 f"{folder}: {role} was trained on towers {written[:8]}, but starts from {now[:8]} now, and frozen "
-                "parameters are not saved here: bring back the checkpoint that it started from, or start without --resume"
+                "parameters are not saved: bring back the checkpoint that it started from, or start without --resume"
             )
 
 

@@ -1,8 +1,8 @@
 """Files of a checkpoint on any filesystem that fsspec knows, and how a set of them becomes a checkpoint all at once.
 
 `begin` gives an empty folder, everybody writes into it, and `publish` writes the manifest last: it names every file
-with its size and SHA-256. On a local filesystem the folder then takes its name by a rename; elsewhere the manifest is what
-publishes. Either way a folder without a manifest is no checkpoint. No Ray and no DeepSpeed inside.
+with its size and SHA-256. On a local filesystem the folder then takes its name by a rename; elsewhere the manifest is
+what publishes. Either way a folder without a manifest is no checkpoint. No Ray and no DeepSpeed inside.
 """
 
 from __future__ import annotations

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from actors import state
 from actors.engine import Engine, World
 from actors.files import Folder
 from actors.state import TensorFiles
-from pipeline.config import Device, Dtype, Trained
+from pipeline.config import ConfigError, Device, Dtype, Trained
 
 NUM_STEPS = 3
 
@@ -98,3 +100,85 @@ def resumed(
 
 def resumed_from_all(jobs: Sequence[tuple[Any, ...]]) -> list[tuple[float, float]]:
     return [resumed(*job) for job in jobs]
+
+
+def two_groups(root: str, stages: Sequence[int]) -> dict[int, tuple[list[float], list[float]]]:
+    """The learning rates of two groups when they were saved, and after they were loaded, at each stage."""
+    rates: dict[int, tuple[list[float], list[float]]] = {}
+    for stage in stages:
+        with _two_groups():
+            engine, other = make(stage), make(stage, seed=1)
+        train(engine, range(5))
+        names, schedule = save(engine, Folder(root) / str(stage))
+        other.load(Folder(root) / str(stage), names, schedule)
+        rates[stage] = (_rates(engine), _rates(other))
+        assert _saved_again(other, f"{root}/{stage}-again") == contents(Folder(root) / str(stage), names)
+    return rates
+
+
+@contextmanager
+def _two_groups() -> Generator[None, None, None]:
+    """Engines made in here have a group of their own, at a fifth of the rate, for the last parameter."""
+    real = torch.optim.AdamW
+
+    def adamw(parameters: list[nn.Parameter], lr: float, **options: Any) -> torch.optim.AdamW:
+        groups: list[dict[str, Any]] = [{"params": parameters[:-1]}, {"params": parameters[-1:], "lr": lr / 5}]
+        return real(groups, lr=lr, **options)
+
+    torch.optim.AdamW = cast(Any, adamw)
+    try:
+        yield
+    finally:
+        torch.optim.AdamW = real
+
+
+def _rates(engine: Engine) -> list[float]:
+    return [float(rate) for rate in cast(Any, engine)._engine.get_lr()]
+
+
+def _saved_again(engine: Engine, folder: str) -> dict[str, bytes]:
+    return contents(Folder(folder), save(engine, Folder(folder))[0])
+
+
+def refusals(root: str) -> list[str]:
+    """What is said when more trains than was saved, when less does, and when a shape is another."""
+    names, schedule = save(make(0), Folder(root))
+    more, less, wider = Learner(0), Learner(0), Learner(0)
+    more.frozen.requires_grad_(True)
+    less.second.requires_grad_(False)
+    wider.second = nn.Parameter(torch.zeros(7, 4))
+    return [_refusal(make(0, module=module), root, names, schedule) for module in (more, less, wider)]
+
+
+def _refusal(engine: Engine, root: str, names: Sequence[str], schedule: Mapping[str, Any]) -> str:
+    before = [parameter.detach().clone() for parameter in engine.module.parameters()]
+    try:
+        engine.load(Folder(root), names, schedule)
+    except ConfigError as error:
+        assert all(torch.equal(old, new) for old, new in zip(before, engine.module.parameters(), strict=True))
+        return str(error)
+    raise AssertionError("loaded")
+
+
+def uneven_steps(root: str) -> tuple[str, dict[str, float]]:
+    """What is said at stage 1 when one parameter stepped less than others, and the counts that stage 0 restores."""
+    engine = make(0)
+    train(engine, range(3))
+    cast(Any, engine)._engine.optimizer.state[engine.module.scale]["step"].fill_(1)
+    names, schedule = save(engine, Folder(root))
+    plain = make(0, seed=1)
+    plain.load(Folder(root), names, schedule)
+    loaded = cast(Any, plain)._engine.optimizer.state
+    trained = {name: each for name, each in plain.module.named_parameters() if each.requires_grad}
+    counts = {name: float(loaded[parameter]["step"]) for name, parameter in trained.items()}
+    return _refusal(make(1), root, names, schedule), counts
+
+
+def small_files(root: str) -> tuple[list[str], bool]:
+    """The names of the files where one may hold 100 bytes, and whether they hold the same as one file does."""
+    engine = make(0)
+    train(engine, range(2))
+    whole = _saved_again(engine, f"{root}/whole")
+    state.FILE_BYTES = 100
+    names, _ = save(engine, Folder(f"{root}/parts"))
+    return names, contents(Folder(f"{root}/parts"), names) == whole

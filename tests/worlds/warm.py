@@ -1,4 +1,6 @@
-"""What every world imports."""
+"""What every world imports, and what DeepSpeed's first engine would."""
+
+import importlib
 
 import torch
 
@@ -7,3 +9,13 @@ from pipeline.config import Device
 
 torch.set_num_threads(1)
 import_deepspeed(Device.CPU)
+for module in (
+    "actors.checkpoints",
+    "deepspeed.module_inject.auto_ep_layer",
+    "fsspec.implementations.local",
+    "numpy.random",
+    "safetensors.torch",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+):
+    importlib.import_module(module)
