@@ -87,7 +87,7 @@ class Work:
             f"{setup['prompt_tokens']:.1f} tokens on average with a picture of {self.side}x{self.side}, one update a "
             f"step in micro-batches of {self.micro_batch} completions, tiny Qwen2.5-VL with {setup['trainable']:,} "
             f"parameters that train and {setup['frozen']:,} that do not, float32, {setup['attention']} attention; "
-            f"steps to warm up: {self.warm_up}, measured: {self.steps}, repeats in turns: {repeats}; medians (least to most)"
+            f"steps to warm up: {self.warm_up}, measured: {self.steps}; repeats in turns: {repeats}; median (least to most)"
         )
 
 

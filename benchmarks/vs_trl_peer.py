@@ -191,9 +191,8 @@ def run(options: argparse.Namespace) -> None:
 
     trainer.add_callback(Lines())
     trainer.train()
-    sizes = {
-        grad: sum(p.numel() for p in trainer.model.parameters() if p.requires_grad is grad) for grad in (True, False)
-    }
+    parameters = list(trainer.model.parameters())
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     setup = {
         "versions": {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch")},
         "trainable": trainable,
