@@ -87,7 +87,8 @@ class Work:
             f"{setup['prompt_tokens']:.1f} tokens on average with a picture of {self.side}x{self.side}, one update a "
             f"step in micro-batches of {self.micro_batch} completions, tiny Qwen2.5-VL with {setup['trainable']:,} "
             f"parameters that train and {setup['frozen']:,} that do not, float32, {setup['attention']} attention; "
-            f"steps to warm up: {self.warm_up}, measured: {self.steps}; repeats in turns: {repeats}; median (least to most)"
+            f"steps to warm up: {self.warm_up}, measured: {self.steps}; {repeats} repeats in turns: "
+            "median (least to most)"
         )
 
 
@@ -159,7 +160,7 @@ def prepare(place: Place, work: Work) -> dict[str, Any]:
         "prompt_tokens": sum(lengths) / len(lengths),
         "trainable": sizes[False],
         "frozen": sizes[True],
-        "towers": architecture.tower_prefixes,
+        "towers": list(architecture.tower_prefixes),
         "attention": model.config._attn_implementation,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
     }
