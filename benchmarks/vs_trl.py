@@ -11,7 +11,8 @@
 What is fair: TRL is one process with one thread. Polyphony's roles are processes of their own, and on two cores they
 would have twice the machine. So each side, with all processes that it starts, is pinned to the same one core, and CPU
 time is summed over the whole tree, Ray's daemons included. Samples a second by the clock are what a user sees on a
-quiet machine; samples a CPU-second are the same on a quiet machine and hardly change on a busy one. Both are shown.
+quiet machine; samples a CPU-second are the same there, and change by about a tenth on a busy one, where the clock
+favours the side with more processes. Both are shown, with the share of the core that each side got.
 A sample is one completion that was sampled, scored and learned from.
 
 Every step has prompts that were not seen before, the same ones on both sides (their token ids are compared), so that
@@ -40,7 +41,16 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.vs_trl_peer import digest
-from benchmarks.vs_trl_report import Run, append_result, compare, differences, markdown, our_phases, peer_phases
+from benchmarks.vs_trl_report import (
+    Run,
+    append_result,
+    caveats,
+    compare,
+    differences,
+    markdown,
+    our_phases,
+    peer_phases,
+)
 from benchmarks.vs_trl_watch import intervals, watch
 from pipeline.config import load_recipe
 from pipeline.data import demo
@@ -110,6 +120,12 @@ class Place:
         """Directory of the prompt table; `peer.parquet` has the same rows in the order that Polyphony draws them."""
         return self.out / "data"
 
+    def clear(self) -> None:
+        """Removes what an earlier call left; whatever else lies there stays."""
+        for pattern in ("checkpoint", "data", "demo", "polyphony-*", "peer-*"):
+            for directory in self.out.glob(pattern):
+                shutil.rmtree(directory)
+
     def fresh(self, name: str) -> Path:
         """A new directory for a run."""
         directory = self.out / name
@@ -130,7 +146,7 @@ def prepare(place: Place, work: Work) -> dict[str, Any]:
     `digests` of each step's prompts as token ids, their mean length `prompt_tokens`, `trainable` and `frozen`
     parameters with the towers frozen, `towers` (prefixes of their names), `attention`, `versions`.
     """
-    shutil.rmtree(place.out, ignore_errors=True)
+    place.clear()
     tiny.build(place.checkpoint, architecture="qwen2_5_vl", corpus=demo.corpus(), seed=SEED)
     rows = work.prompts * work.num_steps
     recipe = load_recipe(None, [f"prepare.tasks=[{TASK}]", f"prepare.train_rows={rows}"])
@@ -296,7 +312,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", type=Path, metavar="DIR", help="make TRL's environment there, and end")
     parser.add_argument("--venv", type=Path, default=Path("runs/trl-venv"), help="TRL's environment")
-    parser.add_argument("--out", type=Path, default=Path("runs/vs_trl"), help="where everything goes; emptied first")
+    parser.add_argument("--out", type=Path, default=Path("runs/vs_trl"), help="where everything goes")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/RESULTS.md"), help="file to append to")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.0, 0.04], help="weights of the KL in the loss")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side at each weight")
@@ -330,7 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = run_in_turns(place, work, setup, options)
     summary = compare(runs)
     peer = next(run.details for run in runs if run.name == "TRL")
-    unlike = differences(ours=setup, peer=peer, group_size=work.group_size)
+    unlike = [*caveats(summary), *differences(ours=setup, peer=peer, group_size=work.group_size)]
+    if options.overrides:
+        unlike.append(f"Our recipe besides: {' '.join(options.overrides)}.")
     command = shlex.join(["python", "-m", "benchmarks.vs_trl", *given])
     table, described = markdown(summary), work.describe(setup, options.repeats)
     print(f"\nWork: {described}\n\n{table}\n\nWhat differs:\n" + "\n".join(f"- {line}" for line in unlike))
@@ -357,7 +375,7 @@ def run_in_turns(place: Place, work: Work, setup: Mapping[str, Any], options: ar
         name = f"{beta:g}-{repeat}"
         sides = [
             partial(run_ours, place, work, beta, f"polyphony-{name}", options.overrides),
-            partial(run_peer, place, work, beta, f"trl-{name}", digests=setup["digests"], freeze=freeze),
+            partial(run_peer, place, work, beta, f"peer-{name}", digests=setup["digests"], freeze=freeze),
         ]
         for side in sides if place_in_order % 2 == 0 else reversed(sides):
             runs.append(side())

@@ -25,6 +25,8 @@ ROLES = {
 }
 """The phase that each of our roles' processes works in; the driver and Ray itself are `other`."""
 SIDES = ("Polyphony", "TRL")
+QUIET_SHARE = 0.9
+"""A side that got less of its core than this shared it with others."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,17 @@ def differences(*, ours: Mapping[str, Any], peer: Mapping[str, Any], group_size:
         "Weights: ours travel from the policy to the rollout copy after each update; TRL generates with the policy.",
         "Behaviour logprobs: ours are those of sampling; TRL takes the policy's own, equal after a single update.",
         "Completions end at the end token on both sides, and random weights sample other tokens: lengths are above.",
+    ]
+
+
+def caveats(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What to keep in mind: a scheduler shares a busy core by processes, and so favours the side that has more."""
+    shares = [entry[name]["share_of_core"] for entry in summary.values() for name in SIDES]
+    if min(shares) >= QUIET_SHARE:
+        return []
+    return [
+        f"Other work ran on the core (a side got {min(shares):.0%} of it): samples/s by the clock favour the side with "
+        "more processes, ours. Go by samples/CPU-s."
     ]
 
 

@@ -200,6 +200,21 @@ def test_the_tables_have_both_sides_and_the_ratio_for_each_kl_weight() -> None:
     assert phases[-1] == "| 0.04 | TRL | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 | 0.750 |"
 
 
+def test_a_core_that_was_shared_is_told() -> None:
+    quiet = [_run("Polyphony", 1.0, 0.95), _run("TRL", 8.0, 7.5)]
+    assert vs_trl_report.caveats(vs_trl_report.compare(quiet)) == []
+    busy = [_run("Polyphony", 1.0, 0.95), _run("TRL", 8.0, 4.0)]
+    (line,) = vs_trl_report.caveats(vs_trl_report.compare(busy))
+    assert "a side got 50% of it" in line and "Go by samples/CPU-s" in line
+
+
+def test_only_what_an_earlier_call_left_is_removed(tmp_path: Path) -> None:
+    for name in ("checkpoint", "polyphony-0-0", "peer-0-0", "mine"):
+        (tmp_path / name).mkdir()
+    vs_trl.Place(tmp_path, tmp_path, None).clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_differences_name_packages_and_parameters_that_are_not_the_same() -> None:
     ours: dict[str, Any] = {"versions": {"torch": "2", "ray": "3"}, "attention": "sdpa", "trainable": 5, "frozen": 2}
     same = vs_trl_report.differences(ours=ours, peer=ours, group_size=8)
