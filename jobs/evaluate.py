@@ -28,7 +28,7 @@ from actors.roles import Crew, Roles, crew_of
 from actors.rollout import RolloutWorker
 from actors.scoring import score
 from jobs.command import main, read_stages, record_stage
-from pipeline.config import FROZEN, Recipe, Sampling
+from pipeline.config import FROZEN, Recipe
 from pipeline.data.demo import MANNERS
 from pipeline.data.table import PromptTable, Quarantine, read_preferences
 from pipeline.evaluation.report import browser_rows, write_report
@@ -95,7 +95,7 @@ def sample(
     calls = roles.rollout.on_each(
         RolloutWorker.generate,
         split(prompts, len(roles.rollout)),
-        settings if sampled else Sampling(temperature=0.0, max_new_tokens=settings.max_new_tokens),
+        settings if sampled else settings.greedy,
         group_size=recipe.evaluate.samples_per_prompt if sampled else 1,
         step=SAMPLING_STEP,
     )

@@ -18,6 +18,7 @@ from pipeline.models.batch import collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_policy
 from pipeline.models.forward import Policy
 from pipeline.models.processing import PromptProcessor, load_processor
+from pipeline.models.vocabulary import VocabularyHead
 from pipeline.records import FinishReason, Message, ProcessedPrompt, Prompt
 from pipeline.sampling import truncate
 
@@ -247,10 +248,11 @@ def _with_head(bed: Bed, probabilities: dict[int, float]) -> Bed:
         for token, probability in probabilities.items():
             head.bias[token] = math.log(probability)
         head.bias[bed.placeholders] = 100.0
+    forbidding = VocabularyHead(head, list(bed.placeholders))
     logits = policy.logits
 
     def with_head(hidden: Tensor, *, temperature: float) -> Tensor:
-        model.lm_head, kept = head, model.lm_head
+        model.lm_head, kept = forbidding, model.lm_head
         try:
             return logits(hidden, temperature=temperature)
         finally:

@@ -84,6 +84,11 @@ class Rlhf(Section):
                 raise ValueError(
                     f"{name}.zero_stage={getattr(self, name).zero_stage}: no optimizer to shard; use 0 or 3"
                 )
+        if self.algorithm.overlong_buffer > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"algorithm.overlong_buffer={self.algorithm.overlong_buffer} is longer than a completion can be "
+                f"(sampling.max_new_tokens={self.sampling.max_new_tokens}); make it smaller"
+            )
         if self.algorithm.advantage.needs_group and self.group_size < 2:
             raise ValueError(
                 f"group_size={self.group_size}: {self.algorithm.advantage} compares the completions of a group; "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actors.critic import CriticWorker
 from actors.encoder import PromptRef
-from actors.policy import LearningWorker, Minibatch, PolicyWorker, plan_update
+from actors.policy import LearningWorker, PolicyWorker, groups_of, plan_update
 from pipeline.algorithms.aggregation import Normalisers
 from pipeline.config import Aggregation, Algorithm, ImportanceCorrection, Kl, OffPolicy, PolicyLossName, Recipe
 from pipeline.experience import collate_experience
@@ -31,6 +31,7 @@ class TableWorker(LearningWorker):
         self.device = torch.device("cpu")
         self.engine = cast(Any, lambda names, *_: self.outputs(self._look_up(names)))
         self._tables = tables
+        self._mismatch = None
 
     def batch(self, groups: Sequence[Any]) -> Any:
         return [prompt.id for prompt, _ in groups], None
@@ -89,7 +90,7 @@ def _tables(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 def _update(
-    worker_class: type[TableWorker], algorithm: Algorithm, num_ranks: int, micro_batch: int
+    worker_class: type[TableWorker], algorithm: Algorithm, num_ranks: int, budget: int
 ) -> tuple[dict[str, float], Tensor]:
     """The sum of all ranks' losses over one optimizer step, and the gradient of all table entries."""
     rows = _rows()
@@ -98,12 +99,11 @@ def _update(
     recipe = recipe.model_copy(update={"rlhf": recipe.rlhf.model_copy(update={"algorithm": algorithm})})
     worker = worker_class(recipe, tables)
     totals: dict[str, float] = {}
-    for shares in plan_update(rows, num_ranks=num_ranks, algorithm=algorithm, seed=[0]):
+    for shares in plan_update(rows, num_ranks=num_ranks, budget=budget, algorithm=algorithm, seed=[0]):
         for share in shares:
-            for start in range(0, len(share.rows), micro_batch):
-                part = slice(start, start + micro_batch)
-                experience = collate_experience([row for _, row in share.rows[part]], device=torch.device("cpu"))
-                losses = worker.losses(share, part, experience, kl_weight=0.1)
+            for part in share.passes:
+                experience = collate_experience([row for _, row in part], device=torch.device("cpu"))
+                losses = worker.losses(groups_of(part), experience, share.normalisers, 0.1)
                 losses["loss"].backward()
                 for name, value in losses.items():
                     totals[name] = totals.get(name, 0.0) + value.item()
@@ -124,18 +124,18 @@ def test_ranks_and_micro_batches_change_neither_loss_nor_statistics_nor_gradient
         kl=KL,
         off_policy=OffPolicy(correction=ImportanceCorrection.SEQUENCE),
     )
-    whole, whole_gradient = _update(TablePolicy, algorithm, num_ranks=1, micro_batch=5)
+    whole, whole_gradient = _update(TablePolicy, algorithm, num_ranks=1, budget=1000)
     assert whole_gradient.any()
-    for num_ranks, micro_batch in ((1, 1), (2, 2), (3, 1)):
-        split, split_gradient = _update(TablePolicy, algorithm, num_ranks=num_ranks, micro_batch=micro_batch)
+    for num_ranks, budget in ((1, 1), (2, 40), (3, 1)):
+        split, split_gradient = _update(TablePolicy, algorithm, num_ranks=num_ranks, budget=budget)
         assert split == pytest.approx(whole, rel=1e-5, abs=1e-7)
         torch.testing.assert_close(split_gradient, whole_gradient)
 
 
 def test_the_critics_loss_does_not_depend_on_the_split_either() -> None:
     algorithm = Algorithm(num_minibatches=1)
-    whole, whole_gradient = _update(TableCritic, algorithm, num_ranks=1, micro_batch=5)
-    split, split_gradient = _update(TableCritic, algorithm, num_ranks=3, micro_batch=1)
+    whole, whole_gradient = _update(TableCritic, algorithm, num_ranks=1, budget=1000)
+    split, split_gradient = _update(TableCritic, algorithm, num_ranks=3, budget=1)
     assert split == pytest.approx(whole, rel=1e-5)
     torch.testing.assert_close(split_gradient, whole_gradient)
 
@@ -143,7 +143,7 @@ def test_the_critics_loss_does_not_depend_on_the_split_either() -> None:
 @pytest.mark.parametrize("num_ranks", [1, 3])
 def test_a_plan_counts_the_whole_minibatch_on_every_rank_and_no_copy(num_ranks: int) -> None:
     rows = _rows()
-    plan = plan_update(rows, num_ranks=num_ranks, algorithm=Algorithm(num_minibatches=1), seed=[0])
+    plan = plan_update(rows, num_ranks=num_ranks, budget=50, algorithm=Algorithm(num_minibatches=1), seed=[0])
     num_tokens = float(sum(row.mask.sum() for _, row in rows))
     assert [[share.normalisers for share in shares] for shares in plan] == [[Normalisers(num_tokens, 10.0)]] * num_ranks
 
@@ -167,9 +167,9 @@ def _losses(algorithm: Algorithm, **changes: Any) -> dict[str, Tensor]:
     recipe = Recipe()
     recipe = recipe.model_copy(update={"rlhf": recipe.rlhf.model_copy(update={"algorithm": algorithm})})
     worker = TablePolicy(recipe, {"a": torch.from_numpy(logs)})
-    minibatch = Minibatch(((PromptRef("a", 1, cast(Any, None)), experience),), Normalisers(4.0, 2.0))
+    groups = groups_of([(PromptRef("a", 1, cast(Any, None)), experience)])
     batch = collate_experience([experience], device=torch.device("cpu"))
-    return worker.losses(minibatch, slice(0, 1), batch, kl_weight=0.5)
+    return worker.losses(groups, batch, Normalisers(4.0, 2.0), 0.5)
 
 
 def test_the_policys_loss_by_hand() -> None:
