@@ -173,7 +173,9 @@ class PolicyWorker(LearningWorker, ReferenceWorker):
         surrogate = _surrogate(logprobs, experience, algorithm)
         importance = _importance(experience, algorithm.off_policy)
         policy_loss = aggregated(importance.weights * surrogate.loss)
-        loss = policy_loss - algorithm.entropy_weight * aggregated(entropy)
+        loss = policy_loss
+        if algorithm.entropy_weight > 0:
+            loss = loss - algorithm.entropy_weight * aggregated(entropy)
         statistics = {
             "policy_loss": policy_loss,
             "entropy": mean(entropy),

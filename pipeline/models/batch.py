@@ -48,15 +48,18 @@ class CompletionBatch:
     """N completions, padded on the right to length T.
 
     token_ids: int64 [N, T]; mask: bool [N, T]; owner: int64 [N], the row of each completion's prompt.
+    group_size: completions of each prompt, where all have as many and lie together; else None.
     """
 
     token_ids: Tensor
     mask: Tensor
     owner: Tensor
+    group_size: int | None = None
 
     def to(self, device: torch.device) -> CompletionBatch:
         """The same batch on `device`."""
-        return CompletionBatch(self.token_ids.to(device), self.mask.to(device), self.owner.to(device))
+        moved = (each.to(device) for each in (self.token_ids, self.mask, self.owner))
+        return CompletionBatch(*moved, self.group_size)
 
 
 def collate_prompts(prompts: Sequence[EncodedPrompt | ProcessedPrompt], *, pad_id: int) -> PromptBatch:
@@ -92,4 +95,5 @@ def collate_completions(groups: Sequence[Sequence[NDArray[np.int64]]], *, pad_id
     for index, row in enumerate(rows):
         token_ids[index, : len(row)] = torch.tensor(row)
         mask[index, : len(row)] = True
-    return CompletionBatch(token_ids, mask, owner)
+    sizes = set(map(len, groups))
+    return CompletionBatch(token_ids, mask, owner, sizes.pop() if len(sizes) == 1 else None)

@@ -98,7 +98,11 @@ class Decoder(nn.Module):
         if not self.share_prefix:
             return self._states_of_whole_rows(prompts, completions)
         last, cache, next_position = self.prefill(prompts)
-        cache.batch_select_indices(completions.owner)
+        if completions.group_size is None:
+            cache.batch_select_indices(completions.owner)
+        else:
+            # The same, with a backward pass that sums over the group in place of scattering.
+            cache.batch_repeat_interleave(completions.group_size)
         hidden = self.extend(
             completions.token_ids,
             cache=cache,

@@ -71,28 +71,33 @@ class _ChosenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(token_ids), dtype=torch.float32, device=hidden.device)
         entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        kept: Tensor | None = None
         for part in _chunks(len(token_ids), rows):
             logits = _logits(hidden[part], weight, bias, forbidden, scale)
             normalisers[part] = logits.logsumexp(-1)
             logprobs[part] = logits.gather(-1, token_ids[part, None])[:, 0] - normalisers[part]
             probabilities = (logits - normalisers[part, None]).exp_()
-            entropies[part] = normalisers[part] - (probabilities * logits).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, token_ids, forbidden, normalisers, entropies)
+            entropies[part] = normalisers[part] - logits.mul_(probabilities).sum(-1)
+            # A single chunk is within the bound, so that it need not be computed again.
+            kept = probabilities if len(token_ids) <= rows else None
+        ctx.save_for_backward(hidden, weight, bias, token_ids, forbidden, normalisers, entropies, kept)
         ctx.scale, ctx.rows = scale, rows
+        ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, token_ids, forbidden, normalisers, entropies = ctx.saved_tensors
-        of_logprobs, of_entropies = gradients
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, token_ids, forbidden, normalisers, entropies, kept = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
         for part in _chunks(len(token_ids), ctx.rows):
-            log_p = _logits(hidden[part], weight, bias, forbidden, ctx.scale) - normalisers[part, None]
-            p = log_p.exp()
-            of_logits = -p * (of_logprobs[part, None] + of_entropies[part, None] * (log_p + entropies[part, None]))
-            of_logits.scatter_add_(1, token_ids[part, None], of_logprobs[part, None])
+            p = kept
+            if p is None:
+                p = (_logits(hidden[part], weight, bias, forbidden, ctx.scale) - normalisers[part, None]).exp_()
+            of_logits = _of_logits(
+                p, token_ids[part], entropies[part], *(g if g is None else g[part] for g in gradients)
+            )
             of_logits.index_fill_(-1, forbidden, 0.0)
             if ctx.scale != 1.0:
                 of_logits *= ctx.scale
@@ -108,6 +113,19 @@ class _ChosenLogprobs(torch.autograd.Function):
             None if of_bias is None or bias is None else of_bias.to(bias.dtype),
             *(None for _ in range(4)),
         )
+
+
+def _of_logits(
+    p: Tensor, token_ids: Tensor, entropies: Tensor, of_logprobs: Tensor | None, of_entropies: Tensor | None
+) -> Tensor:
+    """Gradient of logits [K, V] whose softmax is `p`, from those of logprobs and entropies [K]; None counts as zero."""
+    of_logits = torch.zeros_like(p) if of_logprobs is None else p * -of_logprobs[:, None]
+    if of_entropies is not None:
+        # Where p is zero its logarithm is not finite, and p * log p is zero.
+        of_logits -= (p.log().add_(entropies[:, None]).mul_(p) * of_entropies[:, None]).nan_to_num_(nan=0.0)
+    if of_logprobs is not None:
+        of_logits.scatter_add_(1, token_ids[:, None], of_logprobs[:, None])
+    return of_logits
 
 
 def _chunks(length: int, rows: int) -> Iterator[slice]:
