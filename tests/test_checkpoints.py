@@ -32,7 +32,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
 def _save(root: Folder, step: int, reward: float = 0.0, *, recipe: Recipe | None = None) -> Folder:
     """A checkpoint of one role, whose only file is no real one."""
     staged, target = begin(root, step)
-    file = (staged).write("policy/rank-00000-000.safetensors", b"weights of step %d" % step)
+    file = staged.write("policy/rank-00000-000.safetensors", b"weights of step %d" % step)
     checkpoints.write(
         staged,
         target,
@@ -173,16 +173,16 @@ def test_of_a_step_saved_twice_the_older_goes_and_later_steps_of_another_run_sta
 def test_a_checkpoint_of_another_seed_other_roles_or_other_towers_is_refused_with_the_cure(root: Folder) -> None:
     folder = _save(root, 1)
     manifest = Manifest.read(folder)
-    fits: dict[str, Any] = {"trained": ["policy"], "towers": {"policy": "a" * 64}}
+    fits: Any = {"trained": ["policy"], "towers": {"policy": "a" * 64}}
     checkpoints.check_fits(folder, manifest, Recipe(), **fits)
     # A checkpoint that keeps no fingerprint is taken on trust.
-    checkpoints.check_fits(folder, manifest, Recipe(), **{**fits, "towers": {"policy": None}})
+    checkpoints.check_fits(folder, manifest, Recipe(), **(fits | {"towers": {"policy": None}}))
     with pytest.raises(ConfigError, match=r"written with run\.seed=0, not 5: use that seed"):
         checkpoints.check_fits(folder, manifest, load_recipe(None, ["run.seed=5"]), **fits)
     with pytest.raises(ConfigError, match=r"holds policy, but critic and policy train now: use the rlhf\.algorithm"):
-        checkpoints.check_fits(folder, manifest, Recipe(), **{**fits, "trained": ["policy", "critic"]})
+        checkpoints.check_fits(folder, manifest, Recipe(), **(fits | {"trained": ["policy", "critic"]}))
     with pytest.raises(ConfigError, match=r"policy was trained on towers aaaaaaaa, but starts from bbbbbbbb now"):
-        checkpoints.check_fits(folder, manifest, Recipe(), **{**fits, "towers": {"policy": "b" * 64}})
+        checkpoints.check_fits(folder, manifest, Recipe(), **(fits | {"towers": {"policy": "b" * 64}}))
 
 
 def test_the_loops_state_survives_json_bit_by_bit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,17 @@ def test_one_worker_without_zero_goes_on_as_two_with_zero_3_and_past_a_damaged_c
 ) -> None:
     rlhf.run(make_recipe("rlhf.num_steps=2"))
     saved = make_recipe().run.directory / "checkpoints" / "rlhf_steps"
-    # A later checkpoint that was cut short on the disk.
-    newer = saved / "step-000003"
-    newer.mkdir()
-    (newer / "manifest.json").write_bytes((saved / "step-000002" / "manifest.json").read_bytes()[:-100])
+    # A later checkpoint with one wrong bit on the disk.
+    shutil.copytree(saved / "step-000002", saved / "step-000003")
+    file = saved / "step-000003" / "critic" / "rank-00000-000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
     resumed = make_recipe(*TWO_WORKERS_AT_STAGE_3)
     capfd.readouterr()
     rlhf.run(resumed, resume=True)
     told = capfd.readouterr().out
-    assert "refused checkpoint" in told and "step-000003: manifest.json" in told
+    assert f"refused checkpoint {saved}/step-000003: critic/rank-00000-000.safetensors: sha256" in told
     assert f"resumed from {saved}/step-000002" in told
     rows = curve(resumed)
     assert [row["step"] for row in rows] == [0, 1, 2]
