@@ -100,7 +100,7 @@ def live_kinds(parts: Parts, architecture: Architecture) -> dict[MediaKind, str]
 
 
 def parameter_groups(module: nn.Module, parts: Parts, *, learning_rate: float) -> list[dict[str, Any]]:
-    """Optimizer groups of the parameters that learn: one a learning rate, in the order of the parts."""
+    """Optimizer groups of the parameters that learn: one a learning rate, in the order of the module."""
     decoder: Any = module.decoder
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
