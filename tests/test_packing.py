@@ -68,9 +68,7 @@ def test_a_pass_of_several_groups_keeps_the_budget(sizes: list[GroupSize], num_r
 
 
 @given(sizes=SIZES, num_ranks=RANKS, budget=BUDGETS)
-def test_no_rank_has_more_than_an_even_share_and_one_group(
-    sizes: list[GroupSize], num_ranks: int, budget: int
-) -> None:
+def test_no_rank_has_more_than_an_even_share_and_one_group(sizes: list[GroupSize], num_ranks: int, budget: int) -> None:
     # Graham (1966): max <= sum / m + (1 - 1 / m) * largest, for groups handed out in any order.
     plan = plan_passes(sizes, num_ranks=num_ranks, budget=budget)
     total, largest = sum(size.tokens for size in sizes), max(size.tokens for size in sizes)
@@ -82,7 +80,10 @@ def test_no_rank_has_more_than_an_even_share_and_one_group(
 def test_the_largest_load_is_within_a_third_of_the_best_possible(sizes: list[GroupSize], num_ranks: int) -> None:
     # Graham (1969): largest first gives at most 4/3 - 1/(3 m) of the optimum, found here by trying everything.
     best = min(
-        max(sum(size.tokens for size, seat in zip(sizes, seats, strict=True) if seat == rank) for rank in range(num_ranks))
+        max(
+            sum(size.tokens for size, seat in zip(sizes, seats, strict=True) if seat == rank)
+            for rank in range(num_ranks)
+        )
         for seats in product(range(num_ranks), repeat=len(sizes))
     )
     plan = plan_passes(sizes, num_ranks=num_ranks, budget=100)

@@ -97,7 +97,9 @@ def test_a_prompt_that_is_put_again_replaces_the_former() -> None:
 
 @given(
     max_bytes=st.integers(0, 80),
-    prompts=st.lists(st.tuples(st.sampled_from("abcdef"), st.lists(st.sampled_from("uvwxyz"), max_size=3)), max_size=30),
+    prompts=st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.lists(st.sampled_from("uvwxyz"), max_size=3)), max_size=30
+    ),
 )
 def test_kept_bytes_are_those_of_what_is_kept_and_within_the_bound(
     max_bytes: int, prompts: list[tuple[str, list[str]]]

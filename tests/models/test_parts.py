@@ -190,7 +190,7 @@ def test_what_matches_nothing_is_an_error(checkpoint: Path, parts: dict[str, Any
     [
         (Part(learning_rate=1e-4), r"parts\.audio_tower: the model has no such part; it has head, language_model, "),
         (Part(keep_frozen=("*",)), r"parts\.audio_tower: the model has no such part"),
-        (LORA, r"parts\.audio_tower\.mode=lora: no linear layer of it is among lora\.targets, or it has none"),
+        (LORA, r"parts\.audio_tower\.mode=lora: the model has no such part, or no linear layer in it"),
     ],
 )
 def test_settings_of_a_part_that_the_model_lacks_are_an_error(
