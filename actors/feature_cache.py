@@ -73,10 +73,14 @@ class FeatureCache(Generic[K, P, F]):
 
     def put(self, key: K, prompt: P, *, num_bytes: int, media: Sequence[str]) -> None:
         """Keeps a prompt of `num_bytes` that holds the features of `media`, and forgets what no longer fits."""
+        former = self._prompts.pop(key, None)
         self._prompts[key] = _Entry(prompt, num_bytes, tuple(dict.fromkeys(media)))
         self.counts.kept_bytes += num_bytes
         for medium in self._prompts[key].media:
             self._features[medium].num_users += 1
+        # After the new one counts as a user, so that features of both stay.
+        if former is not None:
+            self._forget(former)
         while self.counts.kept_bytes > self._max_bytes and len(self._prompts) > 1:
             self._forget(self._prompts.popitem(last=False)[1])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ def judged_batch(roles: Roles, recipe: Recipe, sampler: Sampler, infos: Mapping[
         kept = kept.joined(judge(roles, recipe, sampler.more(step), infos).varied())
         rounds -= 1
     if not kept.prompts:
-        return batch
+        return replace(batch, counts=kept.counts, seconds=kept.seconds)
     return kept.select(range(min(size, len(kept.prompts))), reason="groups_beyond_the_batch")
 
 

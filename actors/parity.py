@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from actors.door import Door
 from actors.encoder import EncoderWorker, PromptRef
+from actors.group import split
 from actors.policy import PolicyWorker
 from actors.roles import Roles
 from actors.rollout import RolloutWorker
@@ -20,6 +21,8 @@ from pipeline.config import Dtype, Recipe
 from pipeline.parity import ComparedRow, ParityError, ParityReport, Sight, compare
 from pipeline.records import MediaKind, PromptInfo, Rollout
 
+PARITY_SEED = -3
+"""A step that training never takes."""
 TOLERANCES = {Dtype.FLOAT32: 1e-4, Dtype.BFLOAT16: 0.1}
 """Mean absolute difference of a row's logprobs, in nats, that rounding explains."""
 
@@ -48,8 +51,9 @@ def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) 
     scoring = score(roles.policy, PolicyWorker.logprobs, groups, temperature=temperature)
     logprobs["trainer"] = [rows[0] for rows in scoring.in_order(ray.get(scoring.calls))]
     if stock:
-        calls = roles.encoder.on_all(EncoderWorker.stock_logprobs, groups, door.split, temperature=temperature)
-        logprobs["stock"] = ray.get(calls[0])
+        shares = split(groups, len(roles.encoder))
+        calls = roles.encoder.on_each(EncoderWorker.stock_logprobs, shares, door.split, temperature=temperature)
+        logprobs["stock"] = [row for part in ray.get(calls) for row in part]
     seen: dict[str, list[Sight]] = {
         "rollout": ray.get(roles.rollout.on_all(RolloutWorker.sights, prompts)[0]),
         "trainer": ray.get(roles.policy.on_all(PolicyWorker.sights, prompts)[0]),
@@ -71,7 +75,7 @@ def mixed_sample(infos: Sequence[PromptInfo], num_rows: int) -> list[PromptInfo]
     mixes: dict[tuple[MediaKind, ...], list[PromptInfo]] = {}
     for info in infos:
         mixes.setdefault(info.modalities, []).append(info)
-    longest = max(map(len, mixes.values()))
+    longest = max(map(len, mixes.values()), default=0)
     in_turn = [rows[place] for place in range(longest) for rows in mixes.values() if place < len(rows)]
     return in_turn[:num_rows]
 
@@ -81,10 +85,6 @@ def _completions(roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef]) -> 
     whole = recipe.rlhf.sampling.whole
     calls = generate(roles, prompts, whole, group_size=1, seed=PARITY_SEED)
     return [rollout for part in ray.get(calls) for rollout in part]
-
-
-PARITY_SEED = -3
-"""A step that training never takes."""
 
 
 def _at(columns: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class ParityReport:
         if self.differences:
             lines += ["", f"{'row':<28}{'modality':<22}{'cause':<18}detail"]
             lines += [
-                f"{each.prompt_id:<28}{_label(each.modalities):<22}{each.cause:<18}{each.detail}"
+                f"{each.prompt_id:<27} {_label(each.modalities):<22}{each.cause:<18}{each.detail}"
                 for each in self.differences
             ]
         return "\n".join(lines)
@@ -118,6 +118,8 @@ def _cause(row: ComparedRow, first: str, other: str) -> tuple[str, str] | None:
         return "token ids", f"{len(one.input_ids)} and {len(two.input_ids)} tokens, unequal"
     if one.feature_lengths != two.feature_lengths:
         return "feature lengths", f"{list(one.feature_lengths)} and {list(two.feature_lengths)}"
+    if one.position_ids.shape != two.position_ids.shape:
+        return "positions", f"{len(one.position_ids)} and {len(two.position_ids)} axes"
     if not np.array_equal(one.position_ids, two.position_ids):
         place = int((one.position_ids != two.position_ids).any(0).argmax())
         return "positions", f"from token {place} on"

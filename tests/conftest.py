@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch, transformers or Ray is imported: each reads these once, and Ray's workers inherit them.
@@ -59,3 +60,16 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("data")
     demo.build(directory, prepare=Prepare(train_rows=12, validation_rows=4, test_rows=4), seed=0)
     return directory
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of one node with more CPUs than the machine has: workers mostly wait for each other."""
+    import ray
+
+    from jobs.command import connect
+
+    ray.shutdown()
+    connect(address="local", num_cpus=8)
+    yield
+    ray.shutdown()

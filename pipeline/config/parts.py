@@ -96,6 +96,15 @@ class Parts(Section):
         """The parts that learn."""
         return tuple(name for name in PartName if self.of(name).mode is not PartMode.FREEZE)
 
+    def check_learns(self) -> None:
+        """Makes sure that an optimizer has something to do.
+
+        Raises:
+            ValueError: every part is frozen.
+        """
+        if not self.learning():
+            raise ValueError("parts: every part has mode=freeze, so that nothing learns; use train or lora for one")
+
 
 class LoopParts(Parts):
     """Parts of a role that shares tower features with the others unless it is told to train its towers."""

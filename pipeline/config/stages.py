@@ -19,6 +19,11 @@ class Supervised(Trained):
     parts: Parts = Parts()
     """Which parts of the model learn, how, and how fast. Towers learn too: the roles of the loop share frozen ones."""
 
+    @model_validator(mode="after")
+    def _check_parts(self) -> Supervised:
+        self.parts.check_learns()
+        return self
+
 
 class Preferences(Section):
     num_prompts: int = Field(default=512, gt=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.parts import LoopParts
 from pipeline.config.section import Section
@@ -58,3 +58,8 @@ class Trained(Sharded):
 class Learner(Trained):
     parts: LoopParts = LoopParts()
     """Which parts of the model learn, how, and how fast."""
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Learner:
+        self.parts.check_learns()
+        return self

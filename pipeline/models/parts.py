@@ -57,25 +57,26 @@ def set_parts(module: nn.Module, parts: Parts, *, field: str) -> None:
 
 
 def _add_adapters(decoder: Any, parts: Parts, field: str) -> None:
-    layers = [
-        name
-        for name, layer in decoder.model.named_modules()
-        if isinstance(layer, nn.Linear) and parts.of(decoder.architecture.part_of(name + ".")).mode is PartMode.LORA
-    ]
     lora = [name for name in PartName if parts.of(name).mode is PartMode.LORA]
     if not lora:
         return
+    layers = {
+        name: decoder.architecture.part_of(f"{name}.")
+        for name, layer in decoder.model.named_modules()
+        if isinstance(layer, nn.Linear) and decoder.architecture.part_of(f"{name}.") in lora
+    }
+    for part_name in lora:
+        if part_name not in layers.values():
+            raise ConfigError(f"{field}.{part_name}.mode=lora: the model has no such part, or no linear layer in it")
     for pattern in parts.lora.targets:
         if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ConfigError(_matches_nothing(f"{field}.lora.targets", pattern, layers))
+            raise ConfigError(_matches_nothing(f"{field}.lora.targets", pattern, list(layers)))
     from peft import LoraConfig, inject_adapter_in_model
 
     chosen = [name for name in layers if any(fnmatchcase(name, pattern) for pattern in parts.lora.targets)]
-    without = [name for name in lora if not any(decoder.architecture.part_of(layer + ".") is name for layer in chosen)]
-    if without:
-        raise ConfigError(
-            f"{field}.{without[0]}.mode=lora: no linear layer of it is among lora.targets, or it has none"
-        )
+    for part_name in lora:
+        if not any(layers[name] is part_name for name in chosen):
+            raise ConfigError(f"{field}.{part_name}.mode=lora: no linear layer of it is among lora.targets")
     config = LoraConfig(r=parts.lora.rank, lora_alpha=parts.lora.alpha, target_modules=chosen)  # pyright: ignore[reportArgumentType]
     inject_adapter_in_model(config, decoder.model)
 
@@ -100,7 +101,7 @@ def live_kinds(parts: Parts, architecture: Architecture) -> dict[MediaKind, str]
 
 
 def parameter_groups(module: nn.Module, parts: Parts, *, learning_rate: float) -> list[dict[str, Any]]:
-    """Optimizer groups of the parameters that learn: one a learning rate, in the order of the parts."""
+    """Optimizer groups of the parameters that learn: one a learning rate, in the order of the module."""
     decoder: Any = module.decoder
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

@@ -12,48 +12,20 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from pipeline.config import Dtype, MediaLimits
-from pipeline.data.table import PromptTable
+from pipeline.config import Dtype
 from pipeline.models.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture_of
-from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
+from pipeline.models.batch import CompletionBatch, PromptBatch
 from pipeline.models.checkpoint import (
     HEAD_FILE,
-    freeze_towers,
     load_model,
     load_policy,
     load_reward_model,
     load_value_model,
-    parameter_table,
     save_checkpoint,
     tower_fingerprint,
 )
-from pipeline.models.processing import PromptProcessor
-from pipeline.records import MediaKind, Prompt
 
 LOAD: dict[str, Any] = {"dtype": Dtype.FLOAT32, "trust_remote_code": False}
-
-
-@pytest.fixture(params=["tiny_checkpoint", "tiny_vl_checkpoint"], ids=["omni", "vl"])
-def checkpoint(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def batch(checkpoint: Path, demo_data: Path) -> tuple[PromptBatch, CompletionBatch]:
-    """A prompt of each modality of the checkpoint, with two completions each."""
-    model, architecture = load_model(checkpoint, **LOAD)
-    processor = PromptProcessor(
-        path=checkpoint, model=model, limits=MediaLimits(), max_prompt_tokens=512, trust_remote_code=False
-    )
-    table = PromptTable(demo_data / "train.parquet")
-    found: dict[MediaKind, Prompt] = {}
-    for prompt in table.read([info.id for info in table.infos()]):
-        assert isinstance(prompt, Prompt)
-        if len(prompt.media) == 1 and prompt.media[0].kind in architecture.modalities:
-            found.setdefault(prompt.media[0].kind, prompt)
-    prompts = [processor(prompt) for prompt in found.values()]
-    completions = [[np.array([40, 50, 60]), np.array([70])] for _ in prompts]
-    return collate_prompts(prompts, pad_id=0), collate_completions(completions, pad_id=0)
 
 
 def _state(module: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
@@ -223,35 +195,6 @@ def test_the_fingerprint_is_that_of_the_towers_alone(checkpoint: Path) -> None:
         after = tower_fingerprint(model, architecture)
         assert after != before
         before = after
-
-
-def test_frozen_towers_do_not_train_and_all_else_does(checkpoint: Path) -> None:
-    for module in (load_policy(checkpoint, **LOAD), load_reward_model(checkpoint, **LOAD)):
-        freeze_towers(module)
-        prefixes = tuple(f"decoder.model.{prefix}" for prefix in module.decoder.architecture.tower_prefixes)
-        trains = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
-        assert any(name.startswith(prefixes) for name in trains)
-        assert all(train != name.startswith(prefixes) for name, train in trains.items())
-
-
-def test_the_parameter_table_counts_every_parameter_once(checkpoint: Path) -> None:
-    policy = load_policy(checkpoint, **LOAD)
-    freeze_towers(policy)
-    lines = parameter_table(policy).splitlines()
-    assert lines[0].split() == ["part", "trainable", "frozen"]
-    rows = {line[:16].strip(): [int(number.replace(",", "")) for number in line[16:].split()] for line in lines[1:]}
-    assert set(rows) == {"language model", "head", "visual", "audio_tower"} - (
-        set() if MediaKind.AUDIO in policy.decoder.architecture.modalities else {"audio_tower"}
-    )
-    for part, (trainable, frozen) in rows.items():
-        assert (frozen > 0) == (part in ("visual", "audio_tower")) == (trainable == 0)
-    assert sum(map(sum, rows.values())) == sum(parameter.numel() for parameter in policy.parameters())
-    assert rows["head"] == [1024 * 128, 0]
-
-
-def test_the_head_of_a_reward_model_is_in_its_table(tiny_checkpoint: Path) -> None:
-    table = parameter_table(load_reward_model(tiny_checkpoint, **LOAD))
-    assert next(line for line in table.splitlines() if line.startswith("head")).split() == ["head", "129", "0"]
 
 
 @pytest.mark.parametrize("load", [load_policy, load_reward_model, load_value_model])

@@ -1,0 +1,192 @@
+"""Rewards of a batch and dynamic sampling, with rules alone: nobody needs a worker."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from actors.encoder import PromptRef
+from actors.judge import Judged, groups_of, judge, judged_batch
+from actors.sampler import Sampled, Sampler
+from pipeline.config import Recipe, load_recipe
+from pipeline.records import Completion, FinishReason, PromptInfo, Rollout
+
+ROLES = cast(Any, type("RolesWithoutRewardModel", (), {"reward": None}))()
+
+
+def _prompt(name: str) -> PromptRef:
+    return PromptRef(name, num_tokens=3, stored=cast(Any, None))
+
+
+def _rollout(name: str, *texts: str) -> Rollout:
+    """A group in which each completion has as many tokens as its text has letters."""
+    return Rollout(
+        name,
+        tuple(
+            Completion(np.arange(len(text)), np.zeros(len(text), np.float32), FinishReason.STOP, 0, text)
+            for text in texts
+        ),
+    )
+
+
+def _sampled(groups: dict[str, tuple[str, ...]], greedy: tuple[str, ...] = ()) -> Sampled:
+    return Sampled(
+        [_prompt(name) for name in groups],
+        [_rollout(name, *texts) for name, texts in groups.items()],
+        [_rollout(name, text) for name, text in zip(groups, greedy, strict=False)],
+        {"rollout": 1.0},
+    )
+
+
+class Batches:
+    """A sampler that gives the batches it was made with, one after the other."""
+
+    def __init__(self, *batches: dict[str, tuple[str, ...]]):
+        self._left = list(batches)
+        self.num_more = 0
+
+    def take(self, step: int) -> Sampled:
+        return _sampled(self._left.pop(0))
+
+    def more(self, step: int) -> Sampled:
+        self.num_more += 1
+        return self.take(step)
+
+
+def _recipe(*overrides: str) -> Recipe:
+    return load_recipe(None, ["rlhf.rewards={exact_match: 1.0}", "rlhf.algorithm.advantage=rloo", *overrides])
+
+
+def _infos(*names: str) -> dict[str, PromptInfo]:
+    """The answer to every prompt is `yes`."""
+    return {name: PromptInfo(name, "task", "yes", "yes", ()) for name in names}
+
+
+@pytest.fixture
+def judged() -> Judged:
+    """Three groups of two; the second one has equal rewards."""
+    rewards = torch.tensor([0.0, 1.0, 5.0, 5.0, 3.0, 2.0])
+    return Judged(
+        [_prompt(name) for name in "abc"],
+        [_rollout(name, "x", "y") for name in "abc"],
+        {"exact_match": rewards * 2},
+        rewards,
+        torch.tensor([10.0, 11.0, 12.0]),
+        Counter({"reward_failed:wer": 1}),
+        {"rollout": 2.0},
+    )
+
+
+def test_selected_groups_come_whole_and_in_the_order_asked_for(judged: Judged) -> None:
+    found = judged.select([2, 0], reason="left_out")
+    assert [prompt.id for prompt in found.prompts] == [rollout.prompt_id for rollout in found.rollouts] == ["c", "a"]
+    assert found.rewards.tolist() == [3.0, 2.0, 0.0, 1.0]
+    assert found.parts["exact_match"].tolist() == [6.0, 4.0, 0.0, 2.0]
+    assert found.greedy is not None and found.greedy.tolist() == [12.0, 10.0]
+    assert found.counts == Counter({"reward_failed:wer": 1, "left_out": 1})
+
+
+def test_nothing_selected_is_an_empty_batch_with_all_counted(judged: Judged) -> None:
+    found = judged.select([], reason="left_out")
+    assert (len(found.prompts), len(found.rewards), found.counts["left_out"]) == (0, 0, 3)
+
+
+def test_nothing_left_out_counts_nothing(judged: Judged) -> None:
+    assert judged.select(range(3), reason="left_out").counts == judged.counts
+
+
+def test_groups_of_equal_rewards_do_not_vary(judged: Judged) -> None:
+    found = judged.varied()
+    assert [prompt.id for prompt in found.prompts] == ["a", "c"]
+    assert found.counts["groups_without_variance"] == 1
+
+
+def test_joined_batches_add_up(judged: Judged) -> None:
+    found = judged.varied().joined(judged.select([1], reason="left_out"))
+    assert [prompt.id for prompt in found.prompts] == ["a", "c", "b"]
+    assert found.rewards.tolist() == [0.0, 1.0, 3.0, 2.0, 5.0, 5.0]
+    assert found.parts["exact_match"].tolist() == (found.rewards * 2).tolist()
+    assert found.greedy is not None and found.greedy.tolist() == [10.0, 12.0, 11.0]
+    assert found.counts == Counter({"reward_failed:wer": 2, "groups_without_variance": 1, "left_out": 2})
+    assert found.seconds == {"rollout": 4.0}
+
+
+def test_an_empty_batch_can_be_joined(judged: Judged) -> None:
+    found = judged.select([], reason="left_out").joined(judged)
+    assert found.rewards.tolist() == judged.rewards.tolist()
+
+
+def test_parts_of_a_reward_are_summed_with_their_weights() -> None:
+    recipe = _recipe("rlhf.rewards={exact_match: 2.0, contains: 0.5}")
+    found = judge(ROLES, recipe, _sampled({"a": ("yes", "oh yes"), "b": ("no", "yes")}), _infos("a", "b"))
+    assert found.parts["exact_match"].tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert found.parts["contains"].tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert found.rewards.tolist() == [2.5, 0.5, 0.0, 2.5]
+    assert found.greedy is None
+    assert found.seconds == {"rollout": 1.0}
+
+
+def test_greedy_completions_have_rewards_of_their_own() -> None:
+    sampled = _sampled({"a": ("no", "no"), "b": ("yes", "no")}, greedy=("yes", "no"))
+    found = judge(ROLES, _recipe("rlhf.algorithm.advantage=remax"), sampled, _infos("a", "b"))
+    assert found.greedy is not None and found.greedy.tolist() == [1.0, 0.0]
+    assert found.rewards.tolist() == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_the_penalty_on_length_is_shown_and_part_of_the_reward() -> None:
+    # From 6 tokens on it grows over 4 tokens to 1 at 10.
+    recipe = _recipe(
+        "rlhf.sampling.max_new_tokens=10", "rlhf.algorithm.overlong_buffer=4", "rlhf.algorithm.overlong_penalty=1.0"
+    )
+    found = judge(ROLES, recipe, _sampled({"a": ("yes", "12345678", "1234567890")}), _infos("a"))
+    assert found.parts["overlong"].tolist() == [0.0, -0.5, -1.0]
+    assert found.rewards.tolist() == [1.0, -0.5, -1.0]
+
+
+def _batch(rounds: int, batches: Batches) -> Judged:
+    recipe = _recipe(f"rlhf.algorithm.dynamic_sampling.max_rounds={rounds}")
+    return judged_batch(ROLES, recipe, cast(Sampler, batches), _infos(*"abcdefgh"), step=0)
+
+
+VARIED, EQUAL, WRONG = ("yes", "no"), ("yes", "yes"), ("no", "no")
+
+
+def test_without_dynamic_sampling_a_step_takes_its_batch_as_it_is() -> None:
+    batches = Batches({"a": VARIED, "b": EQUAL})
+    found = _batch(0, batches)
+    assert [prompt.id for prompt in found.prompts] == ["a", "b"]
+    assert (batches.num_more, found.counts) == (0, Counter())
+
+
+def test_groups_that_teach_nothing_are_replaced_and_counted() -> None:
+    batches = Batches({"a": EQUAL, "b": VARIED}, {"c": WRONG, "d": EQUAL}, {"e": VARIED, "f": VARIED})
+    found = _batch(5, batches)
+    assert [prompt.id for prompt in found.prompts] == ["b", "e"]
+    assert batches.num_more == 2
+    assert found.counts == Counter(groups_without_variance=3, groups_beyond_the_batch=1)
+    assert found.seconds == {"rollout": 3.0}
+
+
+def test_rounds_are_bounded_and_a_step_may_then_have_fewer_groups() -> None:
+    batches = Batches({"a": VARIED, "b": EQUAL}, {"c": WRONG, "d": EQUAL}, {"e": VARIED, "f": VARIED})
+    found = _batch(1, batches)
+    assert [prompt.id for prompt in found.prompts] == ["a"]
+    assert (batches.num_more, found.counts) == (1, Counter(groups_without_variance=3))
+
+
+def test_where_nothing_varies_the_batch_stays_and_all_that_was_drawn_is_counted() -> None:
+    found = _batch(1, Batches({"a": WRONG, "b": EQUAL}, {"c": WRONG, "d": EQUAL}))
+    assert [prompt.id for prompt in found.prompts] == ["a", "b"]
+    assert found.counts == Counter(groups_without_variance=4)
+    assert found.seconds == {"rollout": 2.0}
+
+
+def test_groups_are_prompts_with_the_tokens_of_their_completions() -> None:
+    prompt = _prompt("a")
+    ((found, completions),) = groups_of([prompt], [_rollout("a", "yes", "no")])
+    assert found is prompt
+    assert [ids.tolist() for ids in completions] == [[0, 1, 2], [0, 1]]
