@@ -37,21 +37,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.reusable import ReadyCrew, start
-from jobs import rlhf
-from jobs.command import connect
 from pipeline.config import Recipe, load_recipe
 from pipeline.data import demo
 from pipeline.data.schema import to_row
 from pipeline.data.table import write_prompts
-from pipeline.models import tiny
 from pipeline.records import MediaKind, Message, Prompt
 from pipeline.tracking import read_metrics
 
 CURVES = ("policy/loss", "critic/loss", "policy/grad_norm", "critic/grad_norm", "reward/mean", "kl/reference")
 """What is compared, step by step."""
-TOLERANCE = 1e-4
-"""Largest deviation that rounding explains, relative where a value is above 1."""
+TOLERANCE = 1e-3
+"""Largest deviation that rounding explains, as a share of the largest value of one rank's curve."""
 MIN_COMPARED = 0.5
 """Share of the steps that must be comparable: completions that part sooner are no matter of rounding."""
 RANKED = ("policy", "critic", "reference")
@@ -78,7 +74,7 @@ SETS: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 SETTINGS = (
     "run.sinks=[jsonl]",
     "cluster.device=cpu",
-    "cluster.collective_timeout_s=120",
+    "cluster.collective_timeout_s=300",
     "data.max_prompt_tokens=1024",
     "rlhf.prompts_per_step=6",
     f"rlhf.group_size={NUM_COMPLETIONS}",
@@ -184,14 +180,18 @@ def mix_name(mix: Sequence[MediaKind | None]) -> str:
 
 
 def compare(one: Curves, other: Curves) -> Comparison:
-    """Deviations |other - one| / max(1, |one|) over the steps before the first whose completions differ."""
+    """Deviations |other - one| / max |one| over the steps before the first whose completions differ.
+
+    The scale is the curve's own: a policy loss is near zero by nature, and an absolute bound would let all of it pass.
+    """
     same = [left == right for left, right in zip(one.completions, other.completions, strict=True)]
     num_compared = (*same, False).index(False)
     deviations: dict[str, Deviation] = {}
     for name in CURVES:
+        scale = max(abs(row[name]) for row in one.metrics) or 1.0
         pairs = [(one.metrics[step][name], other.metrics[step][name]) for step in range(num_compared)]
-        values = [abs(right - left) / max(1.0, abs(left)) for left, right in pairs] or [0.0]
-        # NaN is smaller than nothing: it must not hide.
+        values = [abs(right - left) / scale for left, right in pairs] or [0.0]
+        # NaN compares with nothing: it must not hide.
         largest = max(range(len(values)), key=lambda step: math.inf if math.isnan(values[step]) else values[step])
         deviations[name] = Deviation(values[largest], largest)
     return Comparison(deviations, num_compared, len(same))
@@ -220,6 +220,9 @@ class Bench:
     """Workers for one rank and for two, the checkpoint and the prompts: runs the cases one after the other."""
 
     def __init__(self, out: Path, *, num_steps: int):
+        # Here, because Ray reads its environment when it is imported.
+        from benchmarks.reusable import start
+
         self._out = out
         self._num_steps = num_steps
         recipe = self.recipe(Case("frozen", 1, 0))
@@ -236,6 +239,9 @@ class Bench:
 
     def run(self, case: Case) -> Curves:
         """Runs the loop in this process's Ray; what it prints goes to `<case>.log`."""
+        from benchmarks.reusable import ReadyCrew
+        from jobs import rlhf
+
         recipe = self.recipe(case)
         shutil.rmtree(recipe.run.directory, ignore_errors=True)
         shutil.copytree(self._out / "base", recipe.checkpoint("sft"))
@@ -274,7 +280,7 @@ def append_result(path: Path, *, command: str, table: str, num_steps: int, most:
         f"- Machine: {host['cores']} cores, {host['cpu']}\n"
         f"- Command: `{command}`\n"
         f"- {num_steps} PPO steps on prompts with 0 to {most} pictures, sounds and videos each; largest deviation from "
-        f"one rank (step), relative above 1; tolerance {TOLERANCE:g}\n\n"
+        f"one rank's curve (and its step), as a share of that curve's largest value; tolerance {TOLERANCE:g}\n\n"
         f"{table}\n"
     )
     with path.open("a", encoding="utf-8") as file:
@@ -295,6 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     # A token of this run's own, so that Ray leaves no file in the home directory; workers inherit the rest.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "OMP_NUM_THREADS": "1"}
+
+    from jobs.command import connect
+    from pipeline.models import tiny
 
     out: Path = options.out.resolve()
     tiny.build(out / "base", architecture="qwen2_5_omni_thinker", corpus=demo.corpus(), seed=0)

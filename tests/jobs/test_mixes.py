@@ -182,7 +182,7 @@ def test_rollout_and_exported_checkpoint_follow_a_policy_with_adapters(
     workers: Workers, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     adapters = "rlhf.policy.parts={language_model: {mode: lora}, vision_tower: {mode: lora}}"
-    recipe = make_recipe(*RULES_ONLY, adapters, "rlhf.policy.learning_rate=0.01")
+    recipe = make_recipe(*RULES_ONLY, adapters, "rlhf.policy.learning_rate=1.0e-3")
     path = recipe.checkpoint("sft")
     roles = workers.roles(recipe, {"encoder": path, "rollout": path, "policy": path})
     tasks = ("text", "video", "speech", "digit", "sum")
