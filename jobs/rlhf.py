@@ -210,13 +210,14 @@ def counts(door: Door, batch: Judged) -> dict[str, int]:
 def sample_rows(
     rollouts: Sequence[Rollout], parts: Mapping[str, Tensor], infos: Mapping[str, PromptInfo], limit: int = 8
 ) -> list[dict[str, Any]]:
-    """The first completion of some prompts, with its rewards and lineage."""
+    """The first completion of some prompts, with its rewards and lineage, and what else its group says."""
     size = len(rollouts[0].completions)
     return [
         {
             "prompt_id": rollout.prompt_id,
             "answer": infos[rollout.prompt_id].answer,
             "completion": rollout.completions[0].text,
+            "group": [completion.text for completion in rollout.completions],
             "finish_reason": rollout.completions[0].finish_reason,
             "weights_version": rollout.completions[0].weights_version,
             "rewards": {name: float(part[index * size]) for name, part in parts.items()},

@@ -1,0 +1,96 @@
+"""Workers that several runs use one after the other, each with a recipe of its own: starting one costs 10 CPU-seconds.
+
+A run starts anew all the same: `setup` loads the checkpoint, shards it and makes a fresh optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import ray
+from numpy.typing import NDArray
+
+from actors.critic import CriticWorker
+from actors.encoder import EncoderWorker
+from actors.group import Worker, WorkerGroup
+from actors.placement import seat
+from actors.policy import PolicyWorker
+from actors.reference import ReferenceWorker
+from actors.roles import Crew
+from actors.rollout import RolloutWorker
+from pipeline.config import Recipe, Workers
+
+
+class Reusable(Worker):
+    """Takes another recipe; `setup` then starts anew with it."""
+
+    role_in_recipe: ClassVar[str]
+
+    def use(self, recipe: Recipe) -> None:
+        """Takes `recipe` and this role's settings in it, for the next `setup`."""
+        self.recipe = recipe
+        self.settings = getattr(recipe.rlhf, self.role_in_recipe)
+
+
+class ReusableEncoder(Reusable, EncoderWorker):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Processes and encodes."""
+
+    role_in_recipe = "encoder"
+
+
+class ReusableRollout(Reusable, RolloutWorker):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Samples."""
+
+    role_in_recipe = "rollout"
+
+
+class ReusablePolicy(Reusable, PolicyWorker):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Learns."""
+
+    role_in_recipe = "policy"
+
+
+class ReusableReference(Reusable, ReferenceWorker):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Scores."""
+
+    role_in_recipe = "reference"
+
+
+class ReusableCritic(Reusable, CriticWorker):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Values."""
+
+    role_in_recipe = "critic"
+
+    def trained(self) -> dict[str, NDArray[Any]]:
+        """The parameters that learn, on rank 0; all ranks must call it."""
+        return self.engine.gather(trainable_only=True)
+
+
+CLASSES: dict[str, type[Reusable]] = {
+    "encoder": ReusableEncoder,
+    "rollout": ReusableRollout,
+    "policy": ReusablePolicy,
+    "reference": ReusableReference,
+    "critic": ReusableCritic,
+}
+
+
+class ReadyCrew(Crew):
+    """Workers that run already as the crew of one more run; they take its recipe, and stay when it ends."""
+
+    def __init__(self, recipe: Recipe, groups: Mapping[str, WorkerGroup[Any]]):
+        super().__init__(recipe)
+        self._groups = dict(groups)
+        for role, group in groups.items():
+            group.settings = getattr(recipe.rlhf, role)
+        ray.get([ref for group in groups.values() for ref in group.on_all(Reusable.use, recipe)])
+
+
+def start(recipe: Recipe, num_workers: Mapping[str, int]) -> dict[str, WorkerGroup[Any]]:
+    """A group for each role, of this many workers. They stay until they are shut down or Ray is."""
+    settings: dict[str, Workers] = {
+        role: getattr(recipe.rlhf, role).model_copy(update={"num_workers": num}) for role, num in num_workers.items()
+    }
+    seating = seat(settings, recipe.cluster)
+    return {role: WorkerGroup(CLASSES[role], role, seating, recipe, workers) for role, workers in settings.items()}
