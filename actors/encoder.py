@@ -42,14 +42,19 @@ PromptKey = tuple[str, str, frozenset[MediaKind], Needs]
 """Split, id, kinds blanked, what is needed."""
 FeatureRef = ray.ObjectRef[NDArray[np.float32]]
 """Of a tower's features [num_tokens, hidden]."""
+SMALL_BYTES = 32 * 2**10
+"""Features up to this size are copied into each prompt that has them."""
 
 
 @dataclass(frozen=True)
 class StoredMedium:
-    """A medium in the object store: features and tensors are objects of their own, shared by all prompts with it."""
+    """A medium of a prompt: features and tensors are objects of their own, shared by all prompts with it.
+
+    Small features lie in the prompt itself: an object costs more than they do.
+    """
 
     kind: MediaKind
-    features: FeatureRef | None
+    features: FeatureRef | NDArray[np.float32] | None
     tensors: ray.ObjectRef[MediumTensors] | None
 
 
@@ -78,10 +83,11 @@ def fetch_encoded(prompts: Sequence[PromptRef], live: frozenset[MediaKind] = fro
     Media of the kinds in `live` come as tensors for the caller's own towers, others as features.
     """
     stored: list[StoredPrompt] = ray.get([prompt.stored for prompt in prompts])
-    refs: list[Any] = [
+    held: list[Any] = [
         medium.tensors if medium.kind in live else medium.features for prompt in stored for medium in prompt.media
     ]
-    media = iter(ray.get(refs))
+    objects = iter(ray.get([item for item in held if isinstance(item, ray.ObjectRef)]))
+    media = iter([next(objects) if isinstance(item, ray.ObjectRef) else item for item in held])
     return [
         EncodedPrompt(prompt.id, prompt.input_ids, prompt.position_ids, tuple(next(media) for _ in prompt.media))
         for prompt in stored
@@ -210,7 +216,7 @@ class EncoderWorker(Worker):
             (encoded,) = self._architecture.encode(self._model, medium.kind, [medium.tensors])
             self._num_tower_calls += 1
             array = encoded.float().cpu().numpy()
-            features, num_bytes = ray.put(array), array.nbytes
+            features, num_bytes = array if array.nbytes <= SMALL_BYTES else ray.put(array), array.nbytes
         if medium.kind in needs.tensors:
             tensors = ray.put(medium)
             num_bytes += sum(np.asarray(tensor).nbytes for tensor in medium.tensors.values())

@@ -24,4 +24,4 @@ class ReferenceWorker(ShardedWorker):
     def logprobs(self, passes: Sequence[Sequence[Group]], *, temperature: float) -> list[NDArray[np.float32]]:
         """Logprobs [n, T] of each group's completions, at the temperature that they were sampled at."""
         temperature = temperature or 1.0
-        return self.map_groups(passes, lambda *batch: self.engine(*batch, temperature)[0])
+        return self.map_groups(passes, lambda *batch: self.engine(*batch, temperature, False)[0])

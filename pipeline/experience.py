@@ -190,8 +190,12 @@ def _pad(blocks: Sequence[NDArray[Any]], mask: Tensor) -> Tensor:
 
 def _stack(blocks: Sequence[NDArray[Any]]) -> Tensor:
     """Blocks [n, T_g] below each other, padded on the right with zeros to the longest."""
-    width = max(block.shape[1] for block in blocks)
-    return torch.from_numpy(np.concatenate([np.pad(block, ((0, 0), (0, width - block.shape[1]))) for block in blocks]))
+    stacked = np.zeros((sum(map(len, blocks)), max(block.shape[1] for block in blocks)), blocks[0].dtype)
+    start = 0
+    for block in blocks:
+        stacked[start : start + len(block), : block.shape[1]] = block
+        start += len(block)
+    return torch.from_numpy(stacked)
 
 
 def _groups(rollouts: Sequence[Rollout], columns: Mapping[str, Tensor]) -> list[Experience]:

@@ -58,8 +58,8 @@ class CompletionBatch:
 
     def to(self, device: torch.device) -> CompletionBatch:
         """The same batch on `device`."""
-        moved = (each.to(device) for each in (self.token_ids, self.mask, self.owner))
-        return CompletionBatch(*moved, self.group_size)
+        token_ids, mask, owner = (each.to(device) for each in (self.token_ids, self.mask, self.owner))
+        return CompletionBatch(token_ids, mask, owner, self.group_size)
 
 
 def collate_prompts(prompts: Sequence[EncodedPrompt | ProcessedPrompt], *, pad_id: int) -> PromptBatch:

@@ -21,11 +21,15 @@ from pipeline.records import MediaKind, MediumTensors
 class Decoder(nn.Module):
     """A checkpoint's decoder with its towers: embeddings, cached prompt pass, completion pass."""
 
+    placeholder_ids: Tensor
+
     def __init__(self, model: Any, architecture: Architecture):
         super().__init__()
         self.model = model
         self.architecture = architecture
         self.placeholders = architecture.placeholder_ids(model.config)
+        placeholder_ids = torch.tensor(list(self.placeholders.values()), dtype=torch.int64)
+        self.register_buffer("placeholder_ids", placeholder_ids, persistent=False)
         self.blank_media: Mapping[MediaKind, MediumTensors] = {}
         """Something small for each kind whose tower trains."""
         self.share_prefix = True
@@ -41,9 +45,7 @@ class Decoder(nn.Module):
             embedded = embedded + unused
         if not features:
             return embedded
-        is_placeholder = torch.isin(
-            prompts.input_ids, torch.tensor(list(self.placeholders.values()), device=prompts.input_ids.device)
-        )
+        is_placeholder = torch.isin(prompts.input_ids, self.placeholder_ids)
         return embedded.masked_scatter(is_placeholder[..., None], torch.cat(features).to(embedded.dtype))
 
     def _run_towers(self, media: Sequence[MediumTensors]) -> tuple[dict[str, Tensor], Tensor | float]:
@@ -144,13 +146,20 @@ class Policy(nn.Module):
         return self.decoder.model.lm_head(hidden, temperature=temperature)
 
     def forward(
-        self, prompts: PromptBatch, completions: CompletionBatch, temperature: float = 1.0
+        self,
+        prompts: PromptBatch,
+        completions: CompletionBatch,
+        temperature: float = 1.0,
+        with_entropy: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Logprobs [N, T] of the completions' tokens and entropies [N, T] in nats; zero where padded."""
+        """Logprobs [N, T] of the completions' tokens and entropies [N, T] in nats, if asked for; zero where padded."""
         hidden = self.decoder.states(prompts, completions)[:, :-1]
         # The head runs on real completion tokens only.
         chosen, entropy = self.decoder.model.lm_head(
-            hidden[completions.mask], completions.token_ids[completions.mask], temperature=temperature
+            hidden[completions.mask],
+            completions.token_ids[completions.mask],
+            temperature=temperature,
+            with_entropy=with_entropy,
         )
         empty = torch.zeros(completions.mask.shape, dtype=chosen.dtype, device=chosen.device)
         return (

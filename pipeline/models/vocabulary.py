@@ -31,25 +31,28 @@ class VocabularyHead(nn.Module):
         self.chunk_bytes = CHUNK_BYTES
 
     def forward(
-        self, hidden: Tensor, token_ids: Tensor | None = None, *, temperature: float = 1.0
+        self, hidden: Tensor, token_ids: Tensor | None = None, *, temperature: float = 1.0, with_entropy: bool = True
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Of states `hidden` [..., H], the float32 logits [..., V] of the distribution sampled from.
 
         With `token_ids` [K] and `hidden` [K, H]: their float32 logprobs [K] and the distribution's entropies [K], in
-        nats. Then at most `chunk_bytes` of logits exist at one time, also in the backward pass, which repeats them.
+        nats; zeros without `with_entropy`. Then at most `chunk_bytes` of logits exist at one time, also in the backward
+        pass, which computes them again.
         """
         scale = 1.0 / temperature if temperature > 0 else 1.0
         if token_ids is None:
             return _logits(hidden, self.weight, self.bias, self.forbidden, scale)
         rows = max(1, self.chunk_bytes // (4 * self.weight.shape[0]))
-        return _ChosenLogprobs.apply(hidden, self.weight, self.bias, token_ids, self.forbidden, scale, rows)
+        return _ChosenLogprobs.apply(
+            hidden, self.weight, self.bias, token_ids, self.forbidden, scale, rows, with_entropy
+        )
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, forbidden: Tensor, scale: float) -> Tensor:
     logits = nn.functional.linear(hidden, weight, bias).float()
     if scale != 1.0:
         logits = logits * scale
-    return logits.index_fill(-1, forbidden, FORBIDDEN_LOGIT)
+    return logits.index_fill_(-1, forbidden, FORBIDDEN_LOGIT)
 
 
 class _ChosenLogprobs(torch.autograd.Function):
@@ -68,16 +71,21 @@ class _ChosenLogprobs(torch.autograd.Function):
         forbidden: Tensor,
         scale: float,
         rows: int,
+        with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(token_ids), dtype=torch.float32, device=hidden.device)
-        entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        entropies, normalisers = torch.zeros_like(logprobs), torch.empty_like(logprobs)
         kept: Tensor | None = None
+        needs_gradient = any(ctx.needs_input_grad[:3])
         for part in _chunks(len(token_ids), rows):
             logits = _logits(hidden[part], weight, bias, forbidden, scale)
             normalisers[part] = logits.logsumexp(-1)
             logprobs[part] = logits.gather(-1, token_ids[part, None])[:, 0] - normalisers[part]
+            if not with_entropy and not needs_gradient:
+                continue
             probabilities = (logits - normalisers[part, None]).exp_()
-            entropies[part] = normalisers[part] - logits.mul_(probabilities).sum(-1)
+            if with_entropy:
+                entropies[part] = normalisers[part] - logits.mul_(probabilities).sum(-1)
             # A single chunk is within the bound, so that it need not be computed again.
             kept = probabilities if len(token_ids) <= rows else None
         ctx.save_for_backward(hidden, weight, bias, token_ids, forbidden, normalisers, entropies, kept)
@@ -111,7 +119,7 @@ class _ChosenLogprobs(torch.autograd.Function):
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),
             None if of_bias is None or bias is None else of_bias.to(bias.dtype),
-            *(None for _ in range(4)),
+            *(None for _ in range(5)),
         )
 
 
