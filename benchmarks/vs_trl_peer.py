@@ -107,10 +107,10 @@ def length_reward(completions: list[Any], answer: list[str], **_: Any) -> list[f
     return rewards
 
 
-def load_prompts(path: Path) -> Any:
+def load_prompts(path: Path, cache: Path) -> Any:
     """The prompts as TRL takes them: messages without the tag that marks the picture's place, which is the front."""
     datasets = importlib.import_module("datasets")
-    rows = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(cache))
 
     def without_tags(row: dict[str, Any]) -> dict[str, Any]:
         messages = [{**message, "content": message["content"].removeprefix("<image>")} for message in row["prompt"]]
@@ -160,7 +160,7 @@ def make_trainer(options: argparse.Namespace, phases: Phases) -> Any:
         model=model,
         reward_funcs=length_reward,
         args=settings,
-        train_dataset=load_prompts(options.data),
+        train_dataset=load_prompts(options.data, options.out / "cache"),
         processing_class=processor,
     )
     install(phases, trainer, processor)

@@ -115,7 +115,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def markdown(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """Speeds with their spread, then CPU-seconds a step by phase."""
+    """Speeds with their spread, then CPU-seconds a step by phase. No ratio by the clock where the core was shared."""
     lines = [
         "| KL weight | side | samples/s | samples/CPU-s | share of the core | tokens a completion |",
         "|---|---|---:|---:|---:|---:|",
@@ -127,6 +127,8 @@ def markdown(summary: Mapping[str, Mapping[str, Any]]) -> str:
             cells += [f"{side['share_of_core']:.0%}", f"{side['completion_length']:.2f}"]
             lines.append(f"| {beta} | {name} | {' | '.join(cells)} |")
         ratios = [_cell(entry["ratio"][measure], "x") for measure in ("samples_per_s", "samples_per_cpu_s")]
+        if caveats({beta: entry}):
+            ratios[0] = "none: the core was shared"
         lines.append(f"| {beta} | **ratio** | {' | '.join(ratios)} |  |  |")
     lines += ["", "CPU-seconds a step:", ""]
     lines += ["| KL weight | side | " + " | ".join(PHASES) + " | sum |", "|---|---|" + "---:|" * (len(PHASES) + 1)]

@@ -206,6 +206,8 @@ def test_a_core_that_was_shared_is_told() -> None:
     busy = [_run("Polyphony", 1.0, 0.95), _run("TRL", 8.0, 4.0)]
     (line,) = vs_trl_report.caveats(vs_trl_report.compare(busy))
     assert "a side got 50% of it" in line and "Go by samples/CPU-s" in line
+    ratio = next(line for line in vs_trl_report.markdown(vs_trl_report.compare(busy)).splitlines() if "ratio" in line)
+    assert ratio == "| 0 | **ratio** | none: the core was shared | **4.21x** (4.21 to 4.21) |  |  |"
 
 
 def test_only_what_an_earlier_call_left_is_removed(tmp_path: Path) -> None:
