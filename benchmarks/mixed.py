@@ -46,7 +46,7 @@ from pipeline.tracking import read_metrics
 
 CURVES = ("policy/loss", "critic/loss", "policy/grad_norm", "critic/grad_norm", "reward/mean", "kl/reference")
 """What is compared, step by step."""
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Largest deviation that rounding explains, as a share of the largest value of one rank's curve."""
 MIN_COMPARED = 0.5
 """Share of the steps that must be comparable: completions that part sooner are no matter of rounding."""

@@ -6,7 +6,7 @@
 
     python -m benchmarks.vs_trl --setup runs/trl-venv      # once: TRL wants another transformers than Polyphony
     python -m benchmarks.vs_trl --venv runs/trl-venv
-    python -m benchmarks.vs_trl --venv runs/trl-venv --side 64 --repeats 5 -- rlhf.policy.micro_batch_size=16
+    python -m benchmarks.vs_trl --venv runs/trl-venv --side 64 --repeats 5 -- rlhf.policy.micro_batch_tokens=4096
 
 What is fair: TRL is one process with one thread. Polyphony's roles are processes of their own, and on two cores they
 would have twice the machine. So each side, with all processes that it starts, is pinned to the same one core, and CPU
@@ -95,7 +95,7 @@ class Work:
         return (
             f"{self.prompts} prompts x {self.group_size} completions x at most {self.tokens} tokens a step, prompts of "
             f"{setup['prompt_tokens']:.1f} tokens on average with a picture of {self.side}x{self.side}, one update a "
-            f"step in micro-batches of {self.micro_batch} completions, tiny Qwen2.5-VL with {setup['trainable']:,} "
+            f"step, tiny Qwen2.5-VL with {setup['trainable']:,} "
             f"parameters that train and {setup['frozen']:,} that do not, float32, {setup['attention']} attention; "
             f"steps to warm up: {self.warm_up}, measured: {self.steps}; {repeats} repeats in turns: "
             "median (least to most)"
@@ -197,7 +197,6 @@ def scaled(prompt: Prompt, side: int) -> Prompt:
 
 def our_overrides(place: Place, work: Work, directory: Path, beta: float) -> list[str]:
     """The recipe of Polyphony's side."""
-    groups = max(1, work.micro_batch // work.group_size)
     return [
         f"run.directory={directory}",
         f"run.seed={SEED}",
@@ -214,8 +213,7 @@ def our_overrides(place: Place, work: Work, directory: Path, beta: float) -> lis
         "rlhf.algorithm.whiten_advantages=false",
         "rlhf.algorithm.num_minibatches=1",
         f"rlhf.algorithm.kl={{weight: {beta}, place: loss, estimator: k3}}",
-        f"rlhf.policy={{learning_rate: {work.learning_rate}, micro_batch_size: {groups}}}",
-        f"rlhf.reference.micro_batch_size={groups}",
+        f"rlhf.policy.learning_rate={work.learning_rate}",
     ]
 
 
@@ -319,7 +317,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=64, help="prompts a step")
     parser.add_argument("--group-size", type=int, default=8, help="completions a prompt")
     parser.add_argument("--tokens", type=int, default=16, help="most tokens a completion")
-    parser.add_argument("--micro-batch", type=int, default=64, help="completions in a forward and backward pass")
+    parser.add_argument("--micro-batch", type=int, default=64, help="completions in a pass of TRL's")
     parser.add_argument("--side", type=int, default=32, help="side of a picture in pixels, 16 to 64")
     parser.add_argument("--warm-up", type=int, default=1, help="first steps that are left out")
     parser.add_argument("--steps", type=int, default=3, help="steps measured")

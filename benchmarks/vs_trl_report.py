@@ -163,6 +163,7 @@ def differences(*, ours: Mapping[str, Any], peer: Mapping[str, Any], group_size:
         f"Pictures: ours run through the processor and the frozen tower once; TRL's once for each of {group_size} "
         "completions, in generation, in scoring and in the update again.",
         f"Prompts: ours run once for a group in each of those passes; TRL's {group_size} times.",
+        "Passes: ours are filled up to `micro_batch_tokens` (8,192); TRL's hold 64 completions unless told otherwise.",
         "Ahead of time: our next prompts are processed while this step generates; on one core that gains nothing.",
         "Weights: ours travel from the policy to the rollout copy after each update; TRL generates with the policy.",
         "Behaviour logprobs: ours are those of sampling; TRL takes the policy's own, equal after a single update.",
