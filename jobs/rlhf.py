@@ -33,7 +33,7 @@ from actors.reference import ReferenceWorker
 from actors.roles import Crew, Roles, collect, crew_of, loop_needs, loop_paths
 from actors.rollout import RolloutWorker
 from actors.sampler import Sampler
-from actors.scoring import Scoring, score
+from actors.scoring import Scoring, ShardedWorker, score
 from jobs.command import main
 from pipeline.algorithms.shaping import RunningScale, clip_reward
 from pipeline.config import Algorithm, Recipe
@@ -48,7 +48,8 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
     target = recipe.checkpoint("rlhf")
     with crew_of(recipe, crew) as workers:
         roles = workers.roles(loop_paths(recipe))
-        print("\n".join(ray.get(roles.policy.on_all(PolicyWorker.parameter_table)[:1])), flush=True)
+        for learner in filter(None, (roles.policy, roles.critic)):
+            print(f"{learner.role}:", ray.get(learner.on_all(ShardedWorker.parameter_table)[0]), sep="\n", flush=True)
         state = checkpoints.LoopState.start(algorithm.kl)
         if resume:
             state = checkpoints.resume(roles, recipe)

@@ -197,3 +197,19 @@ def test_completions_of_stale_weights_stop_the_loop() -> None:
     check_fresh([Rollout("a", (fresh, stale))], oldest=2, newest=3)
     with pytest.raises(RuntimeError, match=r"versions \[2, 3\], not 3 to 3"):
         check_fresh([Rollout("a", (fresh, stale))], oldest=3, newest=3)
+
+
+def test_generation_that_runs_ahead_is_stale_up_to_the_next_checkpoint(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        "rlhf.staleness=1",
+        "rlhf.algorithm={advantage: rloo, kl: {weight: 0}, off_policy: {correction: token}}",
+        "rlhf.rewards={exact_match: 1.0, length: 1.0}",
+        "rlhf.policy.learning_rate=2e-3",
+    )
+    rlhf.run(recipe)
+    rows = curve(recipe)
+    # A checkpoint stands after two steps, and nothing is sampled beyond it.
+    assert [row["staleness"] for row in rows] == [0, 1, 0]
+    fresh, stale, again = (row["mismatch/mean"] for row in rows)
+    assert max(fresh, again) < 1e-5 < 1e-4 < stale
+    assert all("policy/importance_weight" in row for row in rows)

@@ -254,7 +254,7 @@ def test_what_is_merged_by_hand_is_what_is_merged() -> None:
     policy = nn.Module()
     layer = nn.Module()
     layer.lora_A = nn.Module()
-    layer.scaling = {"default": 3.0}  # pyright: ignore[reportAttributeAccessIssue]
+    layer.scaling = {"default": 3.0}  # pyright: ignore[reportArgumentType]
     policy.proj = layer
     state = {
         "proj.base_layer.weight": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32),
