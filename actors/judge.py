@@ -72,13 +72,15 @@ class Judged:
         return self.select(is_varied.nonzero()[:, 0].tolist(), reason="groups_without_variance")
 
 
-def judged_batch(roles: Roles, recipe: Recipe, sampler: Sampler, infos: Mapping[str, PromptInfo], step: int) -> Judged:
-    """The batch of a step.
+def judged_batch(
+    roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, infos: Mapping[str, PromptInfo], step: int
+) -> Judged:
+    """The batch of a step, from what was sampled for it.
 
     With dynamic sampling, groups whose rewards are all the same are replaced by those of further batches, while rounds
     last; what is left out is counted. Where nothing varies at all, the batch stays as it is: its advantages are zero.
     """
-    batch = judge(roles, recipe, sampler.take(step), infos)
+    batch = judge(roles, recipe, sampled, infos)
     rounds = recipe.rlhf.algorithm.dynamic_sampling.max_rounds
     if not rounds:
         return batch

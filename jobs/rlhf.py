@@ -70,8 +70,14 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
         with tracker:
             for step in range(state.step, settings.num_steps):
                 started = time.monotonic()
-                batch = judged_batch(roles, recipe, sampler, door.infos, step)
-                scored, score_s = score_batch(roles, recipe, batch)
+                sampled = sampler.take(step)
+                # All roles score at once, unless rewards say first which groups there are to score.
+                is_dynamic = algorithm.dynamic_sampling.max_rounds > 0
+                scorings = {} if is_dynamic else begin_scoring(roles, recipe, sampled.prompts, sampled.rollouts)
+                batch = judged_batch(roles, recipe, sampled, sampler, door.infos, step)
+                if is_dynamic:
+                    scorings = begin_scoring(roles, recipe, batch.prompts, batch.rollouts)
+                scored, score_s = scores(scorings)
                 scale = state.reward_scale.updated(rewards=batch.rewards)
                 experience, statistics = make_experience(
                     batch.rollouts,
@@ -116,12 +122,11 @@ def shape(rewards: Tensor, scale: RunningScale, algorithm: Algorithm) -> Tensor:
     return shaped if algorithm.clip_reward is None else clip_reward(rewards=shaped, bound=algorithm.clip_reward)
 
 
-def score_batch(roles: Roles, recipe: Recipe, batch: Judged) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """Reference logprobs, values and, where behaviour logprobs are not the policy's own, proximal logprobs.
-
-    One array a group, from all roles at once.
-    """
-    groups, temperature = groups_of(batch.prompts, batch.rollouts), recipe.rlhf.sampling.temperature
+def begin_scoring(
+    roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef], rollouts: Sequence[Rollout]
+) -> dict[str, Scoring]:
+    """Asks for reference logprobs, values and, where behaviour logprobs may not be the policy's, proximal logprobs."""
+    groups, temperature = groups_of(prompts, rollouts), recipe.rlhf.sampling.temperature
     scorings: dict[str, Scoring] = {}
     if roles.reference:
         scorings["reference"] = score(roles.reference, ReferenceWorker.logprobs, groups, temperature=temperature)
@@ -129,6 +134,11 @@ def score_batch(roles: Roles, recipe: Recipe, batch: Judged) -> tuple[dict[str, 
         scorings["critic"] = score(roles.critic, CriticWorker.values, groups)
     if recipe.rlhf.is_off_policy:
         scorings["proximal"] = score(roles.policy, PolicyWorker.logprobs, groups, temperature=temperature)
+    return scorings
+
+
+def scores(scorings: Mapping[str, Scoring]) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """What the roles found, one array a group, and the seconds it took."""
     results, seconds = collect({role: scoring.calls for role, scoring in scorings.items()})
     arrays = {role: scoring.in_order(results[role]) for role, scoring in scorings.items()}
     return arrays, {f"{role}_score": spent for role, spent in seconds.items()}

@@ -149,7 +149,7 @@ def test_the_penalty_on_length_is_shown_and_part_of_the_reward() -> None:
 
 def _batch(rounds: int, batches: Batches) -> Judged:
     recipe = _recipe(f"rlhf.algorithm.dynamic_sampling.max_rounds={rounds}")
-    return judged_batch(ROLES, recipe, cast(Sampler, batches), _infos(*"abcdefgh"), step=0)
+    return judged_batch(ROLES, recipe, batches.take(0), cast(Sampler, batches), _infos(*"abcdefgh"), step=0)
 
 
 VARIED, EQUAL, WRONG = ("yes", "no"), ("yes", "yes"), ("no", "no")
