@@ -99,6 +99,6 @@ def test_the_table_tells_deviation_and_step_and_where_samples_part(tmp_path: Pat
     path.write_text("# Results\n")
     mixed.append_result(path, command="python -m benchmarks.mixed", table=mixed.markdown(rows), num_steps=2, most=3)
     text = path.read_text()
-    assert text.startswith("# Results\n\n## ") and ": mixed\n" in text and "tolerance 0.0001" in text
+    assert text.startswith("# Results\n\n## ") and ": mixed\n" in text and "tolerance 0.001" in text
     assert "| frozen | 1 | 0 | 12 | 0.50 |  |" in text
     assert "| frozen | 2 | 3 | 12 | 0.50 | 1, then samples part | 3.1e-02 (0) | 0.0e+00 (0) |" in text

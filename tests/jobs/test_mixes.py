@@ -58,7 +58,9 @@ class Workers:
 def workers(
     local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
 ) -> Iterator[Workers]:
-    recipe = small_recipe(tmp_path_factory.mktemp("workers"), tiny_checkpoint, demo_data)
+    # Ranks that wait for each other end with an error, long before the test itself runs out of time.
+    patience = "cluster.collective_timeout_s=120"
+    recipe = small_recipe(tmp_path_factory.mktemp("workers"), tiny_checkpoint, demo_data, patience)
     one = start(recipe, dict.fromkeys(("encoder", "rollout", *LEARNERS), 1))
     two = start(recipe, dict.fromkeys(LEARNERS, 2))
     yield Workers(one, two)
@@ -181,7 +183,8 @@ def largest_difference(rows: Sequence[Any], completions: Sequence[Sequence[Compl
 def test_rollout_and_exported_checkpoint_follow_a_policy_with_adapters(
     workers: Workers, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    adapters = "rlhf.policy.parts={language_model: {mode: lora}, vision_tower: {mode: lora}}"
+    # The head stays, so that adapters are all that is learnt and PEFT's format can hold it.
+    adapters = "rlhf.policy.parts={language_model: {mode: lora}, vision_tower: {mode: lora}, head: {mode: freeze}}"
     recipe = make_recipe(*RULES_ONLY, adapters, "rlhf.policy.learning_rate=1.0e-3")
     path = recipe.checkpoint("sft")
     roles = workers.roles(recipe, {"encoder": path, "rollout": path, "policy": path})
