@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.config import ConfigError, Dtype
 from pipeline.models.architectures import Architecture, architecture_of
 from pipeline.models.forward import Policy, RewardModel, ScalarHead, ValueModel
-from pipeline.models.parts import ADAPTER_DIRECTORY, MODEL_PREFIX, has_adapters, merged, save_adapter
+from pipeline.models.parts import ADAPTER_DIRECTORY, MODEL_PREFIX, learns_adapters_alone, merged, save_adapter
 
 HEAD_FILE = "head.safetensors"
 FINGERPRINT_FILE = "towers.sha256"
@@ -122,7 +122,9 @@ def check_same_towers(paths: Mapping[str, Path]) -> None:
 
 
 def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, NDArray[Any]], source: Path) -> None:
-    """Writes a role's module as a Hugging Face directory, all at once. Adapters are merged, and lie beside it as well.
+    """Writes a role's module as a Hugging Face directory, all at once, with adapters merged.
+
+    Where nothing but adapters learned, they lie beside it as well.
 
     Args:
         state: parameters and buffers by their names in `module`, gathered from all shards.
@@ -146,7 +148,7 @@ def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, N
     (with_temporary / FINGERPRINT_FILE).write_text(_fingerprint(weights, decoder.architecture))
     if head:
         save_file(head, with_temporary / HEAD_FILE)
-    if has_adapters(module):
+    if learns_adapters_alone(module):
         save_adapter(with_temporary / ADAPTER_DIRECTORY, module=module, state=state, source=source)
     # Renamed, not removed, so that a whole checkpoint exists at every moment.
     retired = directory.with_name(f".{directory.name}.old")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -167,10 +167,7 @@ def save_adapter(directory: Path, *, module: nn.Module, state: Mapping[str, NDAr
     (directory / "adapter_config.json").write_text(json.dumps(described, default=str, indent=2))
 
 
-def has_adapters(module: nn.Module) -> bool:
-    """Whether `set_parts` gave the module adapters."""
-    return any(True for _ in _adapters(module))
-
-
-def _adapters(module: nn.Module) -> Iterator[str]:
-    return (name for name, _ in module.named_parameters() if _is_adapter(name))
+def learns_adapters_alone(module: nn.Module) -> bool:
+    """Whether adapters hold all that the module learned, so that the base and they give the whole of it."""
+    learning = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    return bool(learning) and all(map(_is_adapter, learning))

@@ -18,7 +18,7 @@ from pipeline.models.checkpoint import load_model, load_policy, load_reward_mode
 from pipeline.models.forward import Policy
 from pipeline.models.parts import (
     ADAPTER_DIRECTORY,
-    has_adapters,
+    learns_adapters_alone,
     live_kinds,
     merged,
     parameter_groups,
@@ -127,9 +127,9 @@ def test_fresh_adapters_learn_alone_and_change_nothing(checkpoint: Path, batch: 
         pytest.skip("this model has no such part")
     policy = load_policy(checkpoint, **LOAD)
     before = _logprobs(policy, batch)
-    assert not has_adapters(policy)
+    assert not learns_adapters_alone(policy)
     set_parts(policy, _parts(**{part: LORA}), field="parts")
-    assert has_adapters(policy)
+    assert learns_adapters_alone(policy)
     learning = _learning(policy)
     assert learning and all(".lora_" in name and _part(name) is part for name in learning)
     assert torch.equal(_logprobs(policy, batch), before)
@@ -282,7 +282,7 @@ def test_the_export_is_a_plain_model_that_gives_the_adapted_models_logprobs(
 ) -> None:
     save_checkpoint(tmp_path / "saved", module=adapted, state=_state(adapted), source=checkpoint)
     loaded = load_policy(tmp_path / "saved", **LOAD)
-    assert not has_adapters(loaded)
+    assert not learns_adapters_alone(loaded)
     expected = _logprobs(adapted, batch)
     assert (_logprobs(loaded, batch) - expected).abs().max() < 2e-5
     assert (_logprobs(load_policy(checkpoint, **LOAD), batch) - expected).abs().max() > 1e-2
@@ -298,6 +298,14 @@ def test_peft_loads_the_adapter_onto_the_checkpoint_that_it_was_trained_on(
     PeftModel.from_pretrained(model, str(tmp_path / "saved" / ADAPTER_DIRECTORY))
     # The adapters now sit in `model` itself.
     assert (_logprobs(Policy(model, architecture), batch) - _logprobs(adapted, batch)).abs().max() < 2e-5
+
+
+def test_there_is_no_adapter_apart_where_more_than_adapters_learned(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    policy = load_policy(tiny_checkpoint, **LOAD)
+    set_parts(policy, _parts(language_model=LORA, head=Part()), field="parts")
+    assert not learns_adapters_alone(policy)
+    save_checkpoint(tmp_path / "saved", module=policy, state=_state(policy), source=tiny_checkpoint)
+    assert not (tmp_path / "saved" / ADAPTER_DIRECTORY).exists()
 
 
 @pytest.mark.parametrize(
