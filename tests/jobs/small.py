@@ -36,8 +36,8 @@ def small_recipe(directory: Path, checkpoint: Path, data: Path, *overrides: str)
 
 
 def curve(recipe: Recipe, stage: str = "rlhf") -> list[dict[str, Any]]:
-    """What a stage logged, a step a row, without what depends on the clock."""
+    """What a stage logged, a step a row, without what depends on the clock or on how long its processes have lived."""
     return [
-        {name: value for name, value in row.items() if not name.startswith(("time", "tokens_per_s"))}
+        {name: value for name, value in row.items() if not name.startswith(("time", "tokens_per_s", "feature_cache"))}
         for row in read_metrics(recipe.run.directory / "metrics")[stage]
     ]
