@@ -58,11 +58,11 @@ def test_an_interrupted_and_resumed_run_gives_the_same_numbers(one_worker: Recip
     assert curve(resumed) == curve(one_worker)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_two_ranks_give_the_curve_of_one(one_worker: Recipe, make_recipe: MakeRecipe, stage: int) -> None:
+def test_two_ranks_give_the_curve_of_one(one_worker: Recipe, make_recipe: MakeRecipe) -> None:
+    # At ZeRO 1; stages 2 and 3 are the matter of test_mixes.py and test_checkpoints.py.
     recipe = make_recipe(
         *(f"rlhf.{role}.num_workers=2" for role in ("policy", "critic")),
-        *(f"rlhf.{role}.zero_stage={stage}" for role in ("policy", "critic")),
+        *(f"rlhf.{role}.zero_stage=1" for role in ("policy", "critic")),
     )
     rlhf.run(recipe)
     for one, two in zip(curve(one_worker), curve(recipe), strict=True):
