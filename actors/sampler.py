@@ -33,7 +33,6 @@ class Sampled:
 
 @dataclass(frozen=True)
 class _Pending:
-    step: int
     prompts: list[PromptRef]
     calls: Calls
     greedy: Calls
@@ -64,17 +63,17 @@ class Sampler:
         settings = self._recipe.rlhf
         interval = settings.checkpoints.save_every
         end = min(settings.num_steps, (step // interval + 1) * interval, step + settings.staleness + 1)
-        for ahead in range(step + len(self._pending), end):
-            self._pending.append(self._start(ahead))
+        while step + len(self._pending) < end:
+            self._pending.append(self._start())
         if end < settings.num_steps:
             self._door.announce(self._order.batch(self.cursor, settings.prompts_per_step))
         return self._collect(self._pending.popleft(), step)
 
     def more(self, step: int) -> Sampled:
         """Another batch for the same step."""
-        return self._collect(self._start(step), step)
+        return self._collect(self._start(), step)
 
-    def _start(self, step: int) -> _Pending:
+    def _start(self) -> _Pending:
         settings = self._recipe.rlhf
         prompts = self._door.admit(self._order.batch(self.cursor, settings.prompts_per_step))
         # The batch's number, not the step's: a step that draws twice never samples a prompt twice alike.
@@ -83,7 +82,7 @@ class Sampler:
         if settings.algorithm.advantage.needs_greedy:
             greedy = generate(self._roles, prompts, settings.sampling.greedy, group_size=1, seed=self.cursor)
         self.cursor += 1
-        return _Pending(step, prompts, calls, greedy)
+        return _Pending(prompts, calls, greedy)
 
     def _collect(self, pending: _Pending, step: int) -> Sampled:
         results, seconds = collect({"rollout": pending.calls, "greedy": pending.greedy})

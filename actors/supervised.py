@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
-from torch import Tensor, nn
+from torch import Tensor
 
 from actors.encoder import PromptRef, fetch_encoded
 from actors.engine import Engine, World, join
@@ -273,9 +273,10 @@ def _report(config: dict[str, Any], item: tuple[int, dict[str, Any]] | None) -> 
     config["reported"] = config["queue"].actor.put_nowait.remote(item)
 
 
-def _engine(module: nn.Module, config: dict[str, Any]) -> Engine:
+def _engine(module: Any, config: dict[str, Any]) -> Engine:
     world: World = config["world"]
     settings: Supervised | RewardModel = config["settings"]
+    module.decoder.share_prefix = config["recipe"].model.share_prefix
     set_parts(module, settings.parts, field=f"{config['stage']}.parts")
     groups = parameter_groups(module, settings.parts, learning_rate=settings.learning_rate)
     engine = Engine(module, world=world, settings=settings, dtype=config["recipe"].model.dtype, groups=groups)

@@ -96,16 +96,11 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 state = checkpoints.LoopState(step + 1, kl, scale, sampler.cursor)
                 seconds = {**batch.seconds, **score_s, **update_s, "step": time.monotonic() - started}
                 metrics = {
-                    "reward/mean": float(batch.rewards.mean()),
-                    **{f"reward/{name}": float(part.mean()) for name, part in batch.parts.items()},
+                    **batch_metrics(roles, door, batch, step),
                     **statistics,
                     "kl/weight": state.kl.weight,
                     **updated,
                     **speed(batch.rollouts, seconds),
-                    **feature_cache(roles),
-                    "staleness": staleness(batch.rollouts, step),
-                    "queue/prompts_per_rollout_worker": len(batch.prompts) / len(roles.rollout),
-                    **{f"counts/{reason}": float(n) for reason, n in counts(door, batch).items()},
                 }
                 tracker.log(step, metrics)
                 if step % settings.samples_every == 0:
@@ -181,6 +176,18 @@ def sync_weights(roles: Roles, version: int) -> None:
     weights = roles.policy.on_all(PolicyWorker.weights, version)
     # The reference itself is passed: Ray hands its value to the workers, and none of it to the driver.
     roles.rollout.on_all(RolloutWorker.update_weights, weights[0])  # pyright: ignore[reportArgumentType]
+
+
+def batch_metrics(roles: Roles, door: Door, batch: Judged, step: int) -> dict[str, float]:
+    """Rewards, staleness, the feature cache, and what was left out, refused or cut short, by reason."""
+    return {
+        "reward/mean": float(batch.rewards.mean()),
+        **{f"reward/{name}": float(part.mean()) for name, part in batch.parts.items()},
+        **feature_cache(roles),
+        "staleness": staleness(batch.rollouts, step),
+        "queue/prompts_per_rollout_worker": len(batch.prompts) / len(roles.rollout),
+        **{f"counts/{reason}": float(n) for reason, n in counts(door, batch).items()},
+    }
 
 
 def speed(rollouts: Sequence[Rollout], seconds: Mapping[str, float]) -> dict[str, float]:

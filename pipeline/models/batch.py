@@ -38,10 +38,6 @@ class PromptBatch:
             tuple(item.to(device) if isinstance(item, Tensor) else item for item in self.media),
         )
 
-    def select(self, rows: Tensor) -> PromptBatch:
-        """The prompts at indices `rows` [N], text and positions only."""
-        return PromptBatch(self.input_ids[rows], self.mask[rows], self.position_ids[:, rows], ())
-
 
 @dataclass(frozen=True)
 class CompletionBatch:

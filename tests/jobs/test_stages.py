@@ -30,16 +30,16 @@ TINY_RUN = (
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("architecture", "tasks", "policy_cpus"),
+    ("architecture", "tasks", "policy_cpus", "share_prefix"),
     [
         # All workers fit beside each other, and start ahead of their stages.
-        ("qwen2_5_omni_thinker", ["digit", "speech", "sum", "video", "scene", "text"], 0.2),
-        # They do not fit, and start with their stages.
-        ("qwen2_5_vl", ["digit", "video", "scene", "text"], 7.0),
+        ("qwen2_5_omni_thinker", ["digit", "speech", "sum", "video", "scene", "text"], 0.2, True),
+        # They do not fit, and start with their stages; nor does a prompt's state stay for its completions.
+        ("qwen2_5_vl", ["digit", "video", "scene", "text"], 7.0, False),
     ],
 )
 def test_the_stages_run_unchanged_on_every_architecture(
-    tmp_path: Path, architecture: str, tasks: list[str], policy_cpus: float
+    tmp_path: Path, architecture: str, tasks: list[str], policy_cpus: float, share_prefix: bool
 ) -> None:
     recipe = load_recipe(
         None,
@@ -47,6 +47,7 @@ def test_the_stages_run_unchanged_on_every_architecture(
             *TINY_RUN,
             f"run.directory={tmp_path}",
             f"model.tiny_architecture={architecture}",
+            f"model.share_prefix={share_prefix}",
             f"prepare.tasks={tasks}",
             f"rlhf.policy.cpus_per_worker={policy_cpus}",
         ],
