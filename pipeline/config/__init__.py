@@ -19,17 +19,16 @@ from pipeline.config.algorithm import (
     PolicyLossName,
 )
 from pipeline.config.checkpoints import BestMode, Checkpoints
+from pipeline.config.data import Access, Data, MediaLimits
 from pipeline.config.loading import describe, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
+from pipeline.config.prepare import Prepare
 from pipeline.config.recipe import (
     Cluster,
-    Data,
     Device,
     Dtype,
-    MediaLimits,
     Model,
     Placement,
-    Prepare,
     Recipe,
     Run,
     Sink,
@@ -43,6 +42,7 @@ from pipeline.config.workers import Encoder, Learner, Rollout, Sharded, Trained,
 __all__ = [
     "FROZEN",
     "TOWERS",
+    "Access",
     "AdvantageEstimator",
     "Aggregation",
     "Algorithm",

@@ -80,7 +80,8 @@ def _explain(item: Mapping[str, Any]) -> str:
 def _section_at(location: Sequence[str]) -> type[Section]:
     section: type[Section] = Recipe
     for part in location:
-        section = section_of(section.model_fields[part].annotation) or section
+        if part in section.model_fields:  # Others are places in a list, and names of the kinds of its entries.
+            section = section_of(section.model_fields[part].annotation) or section
     return section
 
 
@@ -89,8 +90,9 @@ def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
         if inner is not None:
-            yield f"\n[{prefix}{name}]  {field.description or ''}"
-            yield from describe(inner, f"{prefix}{name}.")
+            is_list = inner is not field.annotation
+            yield f"\n[{prefix}{name}{'[]' * is_list}]  {field.description or ''}"
+            yield from describe(inner, "" if is_list else f"{prefix}{name}.")
         else:
             yield f"  {prefix}{name}: {_type_name(field.annotation)} = {_as_yaml(field.default)}"
             yield f"      {field.description or ''}"

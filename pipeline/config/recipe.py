@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from pipeline.config.data import Data
+from pipeline.config.prepare import Prepare
 from pipeline.config.rlhf import Rlhf
 from pipeline.config.section import Section
 from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
@@ -57,49 +59,6 @@ class Cluster(Section):
     """How long a stage waits for the resources of its roles, in seconds; give an autoscaler time to bring nodes."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """How long a collective may take before its world is given up, in seconds."""
-
-
-class MediaLimits(Section):
-    """Bounds that every decoder keeps; what is outside goes to the quarantine with a reason."""
-
-    max_bytes: int = Field(default=64 * 2**20, gt=0)
-    """Largest encoded medium, in bytes."""
-    max_pixels: int = Field(default=4096 * 4096, gt=0)
-    """Largest image, or frame of a video, in pixels."""
-    max_aspect_ratio: float = Field(default=100.0, ge=1)
-    """Longest side divided by shortest side of an image or a frame."""
-    min_seconds: float = Field(default=0.05, gt=0)
-    """Shortest sound, in seconds: shorter ones give no token."""
-    max_seconds: float = Field(default=30.0, gt=0)
-    """Longest sound or video, in seconds."""
-    max_channels: int = Field(default=8, gt=0)
-    """Most channels in a sound."""
-    max_frames: int = Field(default=64, gt=1)
-    """Most frames that are kept of a video."""
-
-
-class Data(Section):
-    path: Path | None = None
-    """Directory with the prompt table (`train.parquet`, `validation.parquet`, `test.parquet`); default `<run>/data`."""
-    limits: MediaLimits = MediaLimits()
-    """Bounds of media decoding."""
-    max_prompt_tokens: int = Field(default=512, gt=0)
-    """Longer prompts, placeholders included, go to the quarantine."""
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Largest share of rows in quarantine before a job stops."""
-
-
-class Prepare(Section):
-    """The built-in data: digits, speech, scenes and videos made offline."""
-
-    train_rows: int = Field(default=480, gt=0)
-    """Rows of each task in the train split."""
-    validation_rows: int = Field(default=16, gt=0)
-    """Rows of each task in the validation split."""
-    test_rows: int = Field(default=64, gt=0)
-    """Rows of each task in the test split."""
-    tasks: tuple[str, ...] = ("digit", "speech", "sum", "video", "scene", "text")
-    """Which of the built-in tasks to make."""
 
 
 class Model(Section):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_origin
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -16,7 +18,9 @@ class Section(BaseModel):
 
 
 def section_of(annotation: object) -> type[Section] | None:
-    """The section class that a field's annotation names, or None where the field is a plain value."""
+    """The section class that a field's annotation names, alone or as a list of it; None where the field is a value."""
+    if get_origin(annotation) is tuple:
+        annotation = get_args(annotation)[0]
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return None

@@ -1,0 +1,64 @@
+"""The prompt table that training reads, and the bounds of its media."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.config.section import Section
+
+
+class MediaLimits(Section):
+    """Bounds that every decoder keeps; what is outside goes to the quarantine with a reason."""
+
+    max_bytes: int = Field(default=64 * 2**20, gt=0)
+    """Largest encoded medium, in bytes."""
+    max_pixels: int = Field(default=4096 * 4096, gt=0)
+    """Largest image, or frame of a video, in pixels."""
+    max_aspect_ratio: float = Field(default=100.0, ge=1)
+    """Longest side divided by shortest side of an image or a frame."""
+    min_seconds: float = Field(default=0.05, gt=0)
+    """Shortest sound, in seconds: shorter ones give no token."""
+    max_seconds: float = Field(default=30.0, gt=0)
+    """Longest sound or video, in seconds."""
+    max_channels: int = Field(default=8, gt=0)
+    """Most channels in a sound."""
+    max_frames: int = Field(default=64, gt=1)
+    """Most frames that are kept of a video."""
+    max_decode_s: float = Field(default=60.0, gt=0)
+    """Longest that the decoding of one medium may take, in seconds."""
+    max_decode_mib: int = Field(default=4096, gt=0)
+    """Largest address space of the process that decodes, in MiB."""
+    isolate_decoders: bool = True
+    """Whether media are decoded in a process of their own: a decoder that crashes then costs one row, not the job."""
+
+
+class Access(Section):
+    """Where media that a row names by path or address may come from. What is not allowed here is refused."""
+
+    roots: tuple[str, ...] = ()
+    """Directories (local, or `s3://bucket/prefix`, `gs://bucket/prefix`) below which paths may lie, beside the
+    directory of the source that names them. Links that lead out of them are refused."""
+    hosts: tuple[str, ...] = ()
+    """Hosts from which `http` and `https` addresses are fetched; `*.example.org` allows all below it. Empty: none."""
+    private_networks: tuple[str, ...] = ()
+    """Networks in CIDR notation that may be fetched from although they are private, such as that of a media server of
+    your own. Other private, loopback and link-local addresses are refused, after DNS and on every redirect."""
+    timeout_s: float = Field(default=20.0, gt=0)
+    """Longest that fetching one medium may take, in seconds."""
+    max_redirects: int = Field(default=3, ge=0)
+    """Most redirects that are followed, each checked like the first address."""
+
+
+class Data(Section):
+    path: Path | None = None
+    """Directory with the prompt table (`train.parquet`, `validation.parquet`, `test.parquet`); default `<run>/data`."""
+    limits: MediaLimits = MediaLimits()
+    """Bounds of media decoding."""
+    access: Access = Access()
+    """Where media that are named by path or address may come from."""
+    max_prompt_tokens: int = Field(default=512, gt=0)
+    """Longer prompts, placeholders included, go to the quarantine."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of rows in quarantine before a job stops."""
