@@ -90,7 +90,7 @@ def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
         if inner is not None:
-            is_list = inner is not field.annotation
+            is_list = typing.get_origin(field.annotation) is tuple
             yield f"\n[{prefix}{name}{'[]' * is_list}]  {field.description or ''}"
             yield from describe(inner, "" if is_list else f"{prefix}{name}.")
         else:
