@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import MediaLimits
+from pipeline.config import MediaLimits, Recipe
 from pipeline.data.media import blank, content_key, decode, resample
 from pipeline.data.schema import Reason, RowError, split_content
 from pipeline.models.architectures import Architecture, architecture_of
@@ -25,6 +25,22 @@ def load_processor(path: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def processor_alone(recipe: Recipe, path: Path) -> PromptProcessor:
+    """A prompt processor without the model's weights, for counting tokens."""
+    trust = recipe.model.trust_remote_code
+    model_class = architecture_of(path, trust_remote_code=trust).model_class()
+    config = model_class.config_class.from_pretrained(path, trust_remote_code=trust)
+    with torch.device("meta"):
+        model = model_class(config)
+    return PromptProcessor(
+        path=path,
+        model=model,
+        limits=recipe.data.limits,
+        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        trust_remote_code=trust,
+    )
 
 
 class PromptProcessor:
