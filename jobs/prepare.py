@@ -100,7 +100,9 @@ def ingest(recipe: Recipe) -> dict[str, int]:
         tables=tables,
     )
     card.write(directory, summary, rows)
-    return {f"{row_split}/{task}": n for task, by_split in summary["tasks"].items() for row_split, n in by_split.items()}
+    return {
+        f"{row_split}/{task}": n for task, by_split in summary["tasks"].items() for row_split, n in by_split.items()
+    }
 
 
 def write_tables(recipe: Recipe, decisions: Decisions, *, staging: Path, directory: Path) -> dict[str, dict[str, int]]:

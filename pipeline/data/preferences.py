@@ -7,7 +7,7 @@ how TRL tells the place of each; without media it is text, which the chat templa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -63,7 +63,9 @@ def _turn(role: str, content: str, kinds: Kinds) -> dict[str, Any]:
 
 def _schema(kinds: Kinds, columns: Mapping[str, tuple[pa.DataType, Any]]) -> pa.Schema:
     media = [MEDIA_COLUMNS[kind] for kind in MediaKind if kind in kinds]
-    shared = {name: (PROMPT_SCHEMA.field(name).type, PROMPT_FEATURES[name]) for name in ("id", "task", "dataset", *media)}
+    shared = {
+        name: (PROMPT_SCHEMA.field(name).type, PROMPT_FEATURES[name]) for name in ("id", "task", "dataset", *media)
+    }
     every = {"prompt": _turns(kinds), **columns, **shared}
     features = {name: feature for name, (_, feature) in every.items()}
     return pa.schema(

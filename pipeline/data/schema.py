@@ -114,7 +114,10 @@ PROMPT_FEATURES: dict[str, Any] = {
         "feature": {
             "name": _STRING,
             "medium": {"dtype": "int64", "_type": "Value"},
-            "values": {"feature": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}, "_type": "List"},
+            "values": {
+                "feature": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
+                "_type": "List",
+            },
         },
         "_type": "List",
     },

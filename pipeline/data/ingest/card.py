@@ -19,11 +19,20 @@ FILE = "prepare.json"
 Row = Mapping[str, Any]
 
 
-def summarise(rows: Sequence[Row], *, num_read: int, refused: Mapping[str, int], left_out: Mapping[str, int], recipe: Recipe, tables: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+def summarise(
+    rows: Sequence[Row],
+    *,
+    num_read: int,
+    refused: Mapping[str, int],
+    left_out: Mapping[str, int],
+    recipe: Recipe,
+    tables: Mapping[str, Mapping[str, int]],
+) -> dict[str, Any]:
     """Counts of a table.
 
     rows: what the driver knows of the rows that stayed. tables: rows by table and split.
     """
+
     def count(by: str) -> dict[str, dict[str, int]]:
         found: dict[str, Counter[str]] = defaultdict(Counter)
         for row in rows:
@@ -44,7 +53,9 @@ def summarise(rows: Sequence[Row], *, num_read: int, refused: Mapping[str, int],
         "num_tokens": quantiles([row["num_tokens"] for row in rows]),
         "num_answer_tokens": quantiles([row["num_answer_tokens"] for row in rows]),
         "seconds": round(sum(row["seconds"] for row in rows), 1),
-        "settings": recipe.prepare.model_dump(mode="json", exclude={"train_rows", "validation_rows", "test_rows", "tasks"}),
+        "settings": recipe.prepare.model_dump(
+            mode="json", exclude={"train_rows", "validation_rows", "test_rows", "tasks"}
+        ),
         "limits": recipe.data.limits.model_dump(mode="json"),
         "seed": recipe.run.seed,
     }
@@ -56,7 +67,10 @@ def quantiles(values: Sequence[int | None]) -> dict[str, float] | None:
     if not known:
         return None
     places = {"min": 0, "p50": 50, "p95": 95, "max": 100}
-    return {"mean": round(float(np.mean(known)), 1), **{name: float(np.percentile(known, q)) for name, q in places.items()}}
+    return {
+        "mean": round(float(np.mean(known)), 1),
+        **{name: float(np.percentile(known, q)) for name, q in places.items()},
+    }
 
 
 def write(directory: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> None:
@@ -78,7 +92,8 @@ def card(summary: Mapping[str, Any]) -> str:
         {
             "config_name": "default" if table == PROMPTS else table,
             "data_files": [
-                {"split": split, "path": f"{'' if table == PROMPTS else table + '/'}{split}*.parquet"} for split in counts
+                {"split": split, "path": f"{'' if table == PROMPTS else table + '/'}{split}*.parquet"}
+                for split in counts
             ],
         }
         for table, counts in summary["tables"].items()
@@ -92,8 +107,8 @@ def card(summary: Mapping[str, Any]) -> str:
     ]
     kept = sum(summary["rows"].values())
     parts = [
-        f"---\n{head}---\n\n# Prompts\n\nMade by Polyphony's `jobs.prepare`: {summary['rows_read']} rows read, {kept} kept. "
-        f"{summary['seconds']:g} seconds of sound and video.",
+        f"---\n{head}---\n\n# Prompts\n\nMade by Polyphony's `jobs.prepare`: {summary['rows_read']} rows read, {kept} "
+        f"kept, with {summary['seconds']:g} seconds of sound and video.",
         "![Distributions](distributions.png)",
         *(_section(f"Rows by {title}", [title, *NAMES], _by_split(summary[key])) for title, key in _COUNTED),
         _section("Rows by table", ["table", *NAMES], _by_split(summary["tables"])),
@@ -101,7 +116,9 @@ def card(summary: Mapping[str, Any]) -> str:
         _section("Rows that are not here (`quarantine.parquet`)", ["reason", "rows"], [list(row) for row in refused]),
         _section("Preprocessing, in this order", ["step", "parameters"], steps),
         "## Settings\n\n```yaml\n"
-        + yaml.safe_dump({key: summary[key] for key in ("seed", "settings", "limits")}, sort_keys=False, allow_unicode=True)
+        + yaml.safe_dump(
+            {key: summary[key] for key in ("seed", "settings", "limits")}, sort_keys=False, allow_unicode=True
+        )
         + "```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

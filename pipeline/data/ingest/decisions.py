@@ -1,19 +1,21 @@
 """What is decided about a row among all others: ids that repeat, duplicates, contents that two splits share.
 
-Rows come in the order of their sources, and the first of several equals stays: the same rows stay whoever prepared them.
+Rows come in the order of their sources, and the first of several equals stays, whichever worker prepared them.
 Memory is a few hundred bytes a row (a kilobyte with near duplicates), and nothing of a medium.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import ConfigError, Leaks, Prepare
-from pipeline.data.duplicates import NearDuplicates
+from pipeline.data.duplicates import Duplicates, Fingerprint
 from pipeline.data.ingest.splits import NAMES
-from pipeline.data.schema import Reason
+from pipeline.data.schema import Reason, RowError
 from pipeline.data.table import Quarantine
 from pipeline.records import Quarantined
 
@@ -30,7 +32,7 @@ class Decisions:
     def __init__(self, settings: Prepare) -> None:
         self._settings = settings
         self._ids: set[str] = set()
-        self._duplicates: list[Callable[[Row], tuple[Reason, str] | None]] = []
+        self._duplicates = Duplicates(settings.steps)
         self._kept: dict[tuple[int, str], list[Row | None]] = defaultdict(list)
         self.bad = Quarantine()
         """Rows that something is wrong with; `data.max_bad_fraction` bounds them."""
@@ -51,10 +53,13 @@ class Decisions:
             place.append(None)
             return
         self._ids.add(row["id"])
-        refusal = next(filter(None, (check(row) for check in self._duplicates)), None)
-        if refusal is not None:
-            self.left_out.add(Quarantined(row["id"], refusal[0].value, refusal[1]))
-        place.append(None if refusal else row)
+        try:
+            self._duplicates.admit(row["id"], _fingerprint(row))
+        except RowError as error:
+            self.left_out.add(error.quarantined(row["id"]))
+            place.append(None)
+        else:
+            place.append({name: value for name, value in row.items() if name not in _OF_FINGERPRINT})
 
     def resolve_leaks(self) -> None:
         """Leaves out what shares a content with a row of a later split, where the recipe says so.
@@ -67,15 +72,14 @@ class Decisions:
         owners: dict[str, str] = {}
         leaks: list[Quarantined] = []
         for split in reversed(NAMES):
-            for (_, name), rows in self._kept.items():
-                for index, row in enumerate(rows) if name == split else ():
-                    shared = row and next((key for key in contents(row) if owners.get(key, split) != split), None)
-                    if row and shared:
-                        leaks.append(Quarantined(row["id"], Reason.LEAK.value, f"{split} shares a content with {owners[shared]}"))
+            lists = [rows for (_, name), rows in self._kept.items() if name == split]
+            for rows in lists:
+                for index, row in enumerate(rows):
+                    owner = row and next((owners[key] for key in contents(row) if key in owners), None)
+                    if row and owner:
+                        leaks.append(Quarantined(row["id"], Reason.LEAK.value, f"{split} and {owner} share a content"))
                         rows[index] = None
-            for (_, name), rows in self._kept.items():
-                if name == split:
-                    owners |= {key: split for row in rows if row for key in contents(row)}
+            owners |= {key: split for rows in lists for row in rows if row for key in contents(row)}
         if leaks and self._settings.split.leaks is Leaks.STOP:
             raise ConfigError(
                 f"{len(leaks)} rows share a medium or a text with a row of another split, first {leaks[0].row_id} "
@@ -90,7 +94,11 @@ class Decisions:
 
     def masks(self, split: str) -> dict[int, list[bool]]:
         """Of each shard with rows in a split: which of the rows that it put aside stay."""
-        return {shard: [row is not None for row in rows] for (shard, name), rows in sorted(self._kept.items()) if name == split}
+        return {
+            shard: [row is not None for row in rows]
+            for (shard, name), rows in sorted(self._kept.items())
+            if name == split
+        }
 
     def report(self) -> str:
         """How many rows were read, refused and left out, by reason."""
@@ -105,6 +113,19 @@ class Decisions:
         for row in (*self.bad, *self.left_out):
             every.add(row)
         return every
+
+
+_OF_FINGERPRINT = ("row_key", "signature", "picture_group", "picture_hashes")
+
+
+def _fingerprint(row: Row) -> Fingerprint:
+    signature = row["signature"]
+    return Fingerprint(
+        key=row["row_key"],
+        signature=None if signature is None else np.frombuffer(signature, np.uint64),
+        picture_group=row["picture_group"],
+        picture_hashes=tuple(row["picture_hashes"]),
+    )
 
 
 def contents(row: Row) -> list[str]:

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from pipeline.config import ConfigError
 from pipeline.data.ingest.draft import Draft, MediumSource
-from pipeline.data.ingest.turns import Slot, content_of, fill, medium_of, text_of, turns_of, wrong_type
 from pipeline.data.ingest.readers import COLUMN_OF_SUFFIX
+from pipeline.data.ingest.turns import Slot, content_of, fill, medium_of, text_of, turns_of, wrong_type
 from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
 from pipeline.records import MediaKind, Message
 
@@ -42,7 +42,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """Our names of columns, and under which names each is looked for."""
 
-_KIND_OF_COLUMN = {column: kind for kind, column in MEDIAMEDIA_COLUMNS.items()}
+_KIND_OF_COLUMN = {column: kind for kind, column in MEDIA_COLUMNS.items()}
 
 
 def check_map(names: Mapping[str, str], columns: Iterable[str], origin: str) -> None:

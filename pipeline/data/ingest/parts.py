@@ -1,6 +1,6 @@
 """The files of a split, out of the rows that stay: prompts, comparisons and judgements.
 
-    staged/<split>/<shard>.parquet --masks--> [sort] --> rows_per_file rows --> <split>-00000-of-00003.parquet, ...
+staged/<split>/<shard>.parquet --masks--> [sort] --> rows_per_file rows --> <split>-00000-of-00003.parquet, ...
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ray.data
 from pipeline.data.ingest.worker import staged_file
 from pipeline.data.preferences import Kinds, judgement_row, judgement_schema, pair_row, pair_schema
 from pipeline.data.schema import PROMPT_SCHEMA
-from pipeline.data.table import ROWS_PER_GROUP
+from pipeline.data.table import ROWS_PER_GROUP, write_prompts
 
 PROMPTS, PREFERENCES, JUDGEMENTS = "prompts", "preferences", "judgements"
 
@@ -60,7 +60,9 @@ def write_split(
 
     masks: of each shard, in order, which of the rows that it put aside stay.
     """
-    shards = [{"path": str(staged_file(staging, shard, split)), "mask": mask} for shard, mask in masks.items() if any(mask)]
+    shards = [
+        {"path": str(staged_file(staging, shard, split)), "mask": mask} for shard, mask in masks.items() if any(mask)
+    ]
     if not shards:
         return {}
     rows = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
@@ -93,7 +95,7 @@ def part_name(split: str, index: int, total: int) -> str:
     return f"{split}.parquet" if total == 1 else f"{split}-{index:05d}-of-{total:05d}.parquet"
 
 
-def _staying(batch: Mapping[str, Any]) -> Iterator[pa.Table]:
+def _staying(batch: Any) -> Iterator[pa.Table]:
     """The rows of staged files that stay, a row group at a time."""
     for path, mask in zip(batch["path"], batch["mask"], strict=True):
         first = 0
@@ -105,7 +107,7 @@ def _staying(batch: Mapping[str, Any]) -> Iterator[pa.Table]:
 
 
 class PartWriter:
-    """Writes the rows of a batch as files with names of their own, and says which: their order gives the final names."""
+    """Writes the rows of a batch as files with names of their own, and says which: the order gives the final names."""
 
     def __init__(self, directory: Path, contents: Contents) -> None:
         self._directory = directory
@@ -125,6 +127,6 @@ class PartWriter:
         for table, schema in self._contents.schemas().items():
             if rows[table]:
                 path = self._directory / f"{uuid.uuid4().hex}.parquet"
-                write_rows(path, rows[table], schema)
+                write_prompts(path, rows[table], schema=schema)
                 written.append({"table": table, "path": str(path), "rows": len(rows[table])})
         return pa.Table.from_pylist(written, schema=_WRITTEN)

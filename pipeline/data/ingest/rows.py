@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import MediaAs, Recipe, SplitBy, TextPart, VideoKeepSound
+from pipeline.config import MediaAs, Recipe, SplitBy
+from pipeline.config.steps import Step, TextPart, VideoKeepSound
 from pipeline.data.access import Reader
+from pipeline.data.duplicates import conversation_text, fingerprint, text_key
 from pipeline.data.ingest.draft import Draft, MediumSource
 from pipeline.data.ingest.formats import draft_of
 from pipeline.data.ingest.media_store import MediaStore
 from pipeline.data.ingest.readers import Raw, Unreadable
 from pipeline.data.ingest.shards import split_in
-from pipeline.data.ingest.similar import Similarity
 from pipeline.data.ingest.splits import split_of
 from pipeline.data.isolated import Decoder
 from pipeline.data.media import content_key, encode_png, encode_video, encode_wav
@@ -67,7 +68,6 @@ class RowPreparer:
         self._settings = recipe.prepare
         self._decoder = Decoder(recipe.data.limits)
         self._store = MediaStore(directory / "media") if self._settings.media is MediaAs.REFERENCES else None
-        self._similarity = Similarity(self._settings.steps)
         self._keeps_sound = any(isinstance(step, VideoKeepSound) for step in self._settings.steps)
         self._processor = processor
 
@@ -149,10 +149,8 @@ class RowPreparer:
             "has_margin": draft.margin is not None,
             "label": draft.label,
             "media_keys": [each.key for each in media],
-            "files": [posixpath.basename(file["path"]) for column in MEDIA_COLUMNS.values() for file in row[column]]
-            if self._store
-            else None,
-            **self._similarity(prompt, draft.rejected, [each.decoded for each in media], [each.key for each in media]),
+            "files": self._store and [posixpath.basename(each["path"]) for each in _files(row)],
+            **_fingerprint(self._settings.steps, prompt, media),
         }
         return Prepared(split, row, index)
 
@@ -167,7 +165,9 @@ class RowPreparer:
             raise RowError(Reason.EMPTY_ANSWER, "rejected is empty")
         return replace(
             draft,
-            messages=tuple(Message(turn.role, stepped(turn.content, TextPart.MESSAGE) or "") for turn in draft.messages),
+            messages=tuple(
+                Message(turn.role, stepped(turn.content, TextPart.MESSAGE) or "") for turn in draft.messages
+            ),
             answer=answer or "",
             demonstration=stepped(draft.demonstration, TextPart.ANSWER),
             rejected=rejected,
@@ -237,9 +237,14 @@ class RowPreparer:
             return row
         for kind, column in MEDIA_COLUMNS.items():
             row[column] = [
-                {"bytes": None, "path": self._store.put(Medium(kind, file["bytes"], file["path"]))} for file in row[column]
+                {"bytes": None, "path": self._store.put(Medium(kind, file["bytes"], file["path"]))}
+                for file in row[column]
             ]
         return row
+
+
+def _files(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [file for column in MEDIA_COLUMNS.values() for file in row[column]]
 
 
 def dataset_name(recipe: Recipe, source: int) -> str:
@@ -264,6 +269,25 @@ def _encoded(decoded: DecodedMedium, like: Medium) -> Medium:
         case Video(frames=frames, frames_per_second=rate):
             data, suffix = encode_video(frames, rate), "mp4"
     return Medium(like.kind, data, None if stem is None else f"{stem}.{suffix}")
+
+
+def _fingerprint(steps: Sequence[Step], prompt: Prompt, media: Sequence[_Medium]) -> dict[str, Any]:
+    """What tells a row from others, for the index; the media as they were before their steps."""
+    keys = [each.key for each in media]
+    found = fingerprint(
+        steps,
+        messages=prompt.messages,
+        media=[each.decoded for each in media],
+        media_keys=keys,
+        answer=prompt.answer,
+    )
+    return {
+        "prompt_key": text_key(conversation_text(prompt.messages)),
+        "row_key": found.key,
+        "signature": None if found.signature is None else found.signature.tobytes(),
+        "picture_group": found.picture_group,
+        "picture_hashes": list(found.picture_hashes),
+    }
 
 
 def _seconds(decoded: DecodedMedium) -> float:

@@ -13,7 +13,6 @@ import ray.data
 from pipeline.config import Recipe
 from pipeline.data.ingest.formats import check_map
 from pipeline.data.ingest.readers import RawRow, read
-from pipeline.data.ingest.rows import directory_of
 from pipeline.data.ingest.shards import Shard
 from pipeline.data.ingest.worker import ShardWorker
 
@@ -49,14 +48,17 @@ def index_of(
     """Prepares the shards in parallel and yields rows of `worker.INDEX_SCHEMA` in the order of the shards."""
     keep_order()
     num_workers = max(1, min(len(shards), int(ray.cluster_resources().get("CPU", 1))))
-    index = ray.data.from_items([{"number": number} for number in range(len(shards))], override_num_blocks=len(shards)).map_batches(
+    index: Any = ray.data.from_items(
+        [{"number": number} for number in range(len(shards))], override_num_blocks=len(shards)
+    ).map_batches(
         ShardWorker,
         batch_size=1,
         fn_constructor_args=(recipe, tuple(shards), directory, staging, processor),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers),
         num_cpus=1,
     )
-    for batch in index.iter_batches(batch_size=None, batch_format="pyarrow"):
+    batches: Iterator[Any] = index.iter_batches(batch_size=None, batch_format="pyarrow")
+    for batch in batches:
         yield from batch.to_pylist()
 
 

@@ -12,7 +12,14 @@ NAMES = ("train", "validation", "test")
 
 
 def split_of(
-    splitting: Splitting, *, id: str, place: str, stated: str | None, group: str | None, first_medium: str | None, seed: int
+    splitting: Splitting,
+    *,
+    id: str,
+    place: str,
+    stated: str | None,
+    group: str | None,
+    first_medium: str | None,
+    seed: int,
 ) -> str:
     """The split of a row.
 

@@ -1,4 +1,4 @@
-"""What a worker does with a shard: read, prepare, put the good rows aside; tell the driver about each, without media."""
+"""What a worker does with a shard: read, prepare, put the good rows aside; tell the driver of each, without media."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ INDEX_SCHEMA = pa.schema(
         ("prompt_key", pa.string()),
         ("row_key", pa.string()),
         ("media_keys", pa.list_(pa.string())),
-        ("near_text_key", pa.string()),
         ("signature", pa.binary()),
-        ("near_image_key", pa.string()),
-        ("image_hashes", pa.list_(pa.uint64())),
+        ("picture_group", pa.string()),
+        ("picture_hashes", pa.list_(pa.uint64())),
         ("files", pa.list_(pa.string())),
     ]
 )
