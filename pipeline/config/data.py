@@ -28,8 +28,8 @@ class MediaLimits(Section):
     """Most frames that are kept of a video."""
     max_decode_s: float = Field(default=60.0, gt=0)
     """Longest that the decoding of one medium may take, in seconds."""
-    max_decode_mib: int = Field(default=4096, gt=0)
-    """Largest address space of the process that decodes, in MiB."""
+    max_decode_mib: int = Field(default=4096, ge=512)
+    """Largest address space of the process that decodes, in MiB; its libraries take about 250 of them."""
     isolate_decoders: bool = True
     """Whether media are decoded in a process of their own: a decoder that crashes then costs one row, not the job."""
 

@@ -36,6 +36,9 @@ VIDEO_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg"
 MAX_FRAME_RATE = 120.0
 """With `max_seconds` it bounds how many frames are decoded, however small a file makes them."""
 
+MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000
+"""In Hz. With `max_seconds` it bounds how many samples are decoded; what lies outside is no sound of this world."""
+
 _AUDIO_BLOCK = 65_536
 _FULL_SCALE_16 = 257  # 65535 / 255
 
@@ -46,9 +49,7 @@ def decode(medium: Medium, limits: MediaLimits) -> DecodedMedium:
     Raises:
         RowError: too many bytes, pixels, seconds, channels or frames, a bad aspect ratio, or a corrupt file.
     """
-    if len(medium.data) > limits.max_bytes:
-        detail = f"{medium.kind.value} of {len(medium.data)} bytes; data.limits.max_bytes is {limits.max_bytes}"
-        raise RowError(Reason.TOO_MANY_BYTES, detail)
+    check_bytes(medium, limits)
     match medium.kind:
         case MediaKind.IMAGE:
             return decode_image(medium.data, limits)
@@ -56,6 +57,18 @@ def decode(medium: Medium, limits: MediaLimits) -> DecodedMedium:
             return decode_audio(medium.data, limits)
         case MediaKind.VIDEO:
             return decode_video(medium.data, limits)
+
+
+def check_bytes(medium: Medium, limits: MediaLimits) -> None:
+    """Raises RowError where the encoded medium is too large."""
+    if len(medium.data) > limits.max_bytes:
+        detail = f"{medium.kind.value} of {len(medium.data)} bytes; data.limits.max_bytes is {limits.max_bytes}"
+        raise RowError(Reason.TOO_MANY_BYTES, detail)
+
+
+def out_of_memory(limits: MediaLimits) -> RowError:
+    """The refusal of a file that needs more memory than there is."""
+    return RowError(Reason.DECODER_CRASHED, f"out of memory; data.limits.max_decode_mib is {limits.max_decode_mib}")
 
 
 def decode_image(data: bytes, limits: MediaLimits) -> Image:
@@ -73,6 +86,8 @@ def decode_image(data: bytes, limits: MediaLimits) -> Image:
             raise RowError(Reason.CORRUPT_IMAGE, f"none of {', '.join(IMAGE_FORMATS)}") from None
         except RowError:
             raise
+        except MemoryError:
+            raise out_of_memory(limits) from None
         except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
             raise RowError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from None
 
@@ -105,26 +120,38 @@ def decode_audio(data: bytes, limits: MediaLimits) -> Audio:
             samples = np.concatenate([block.mean(axis=1, dtype=np.float32) for block in blocks])
             expected = file.frames
             sampling_rate = file.samplerate
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except MemoryError:
+        raise out_of_memory(limits) from None
+    except RowError:
+        raise
+    except Exception as error:  # libsndfile's own, and what its bindings raise
         raise RowError(Reason.CORRUPT_AUDIO, f"{type(error).__name__}: {error}") from None
     if len(samples) != expected:
         raise RowError(Reason.CORRUPT_AUDIO, f"the header promises {expected} samples, the file holds {len(samples)}")
+    return _sound(samples, sampling_rate)
+
+
+def _sound(samples: NDArray[np.float32], sampling_rate: int) -> Audio:
     if not np.isfinite(samples).all():
         raise RowError(Reason.CORRUPT_AUDIO, "samples that are not finite")
     return Audio(samples=np.clip(samples, -1.0, 1.0), sampling_rate=sampling_rate)
 
 
 def _check_sound(num_samples: int, sampling_rate: int, num_channels: int, limits: MediaLimits) -> None:
-    if num_channels > limits.max_channels:
-        detail = f"{num_channels} channels; data.limits.max_channels is {limits.max_channels}"
-        raise RowError(Reason.TOO_MANY_CHANNELS, detail)
-    if sampling_rate <= 0:
-        raise RowError(Reason.CORRUPT_AUDIO, f"a sampling rate of {sampling_rate} Hz")
+    _check_upper(num_samples, sampling_rate, num_channels, limits)
     seconds = num_samples / sampling_rate
     if seconds < limits.min_seconds:
         detail = f"{seconds:.3f} s; data.limits.min_seconds is {limits.min_seconds:g}"
         raise RowError(Reason.SOUND_TOO_SHORT, detail)
-    _check_seconds(seconds, limits)
+
+
+def _check_upper(num_samples: int, sampling_rate: int, num_channels: int, limits: MediaLimits) -> None:
+    if num_channels > limits.max_channels:
+        detail = f"{num_channels} channels; data.limits.max_channels is {limits.max_channels}"
+        raise RowError(Reason.TOO_MANY_CHANNELS, detail)
+    if not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE:
+        raise RowError(Reason.CORRUPT_AUDIO, f"a sampling rate of {sampling_rate} Hz")
+    _check_seconds(num_samples / sampling_rate, limits)
 
 
 def _check_seconds(seconds: float, limits: MediaLimits) -> None:
@@ -152,7 +179,9 @@ def decode_video(data: bytes, limits: MediaLimits) -> Video:
         frames = _decode_frames(data, wanted, limits)
     except RowError:
         raise
-    except (av.error.FFmpegError, ValueError, MemoryError, OverflowError, ZeroDivisionError) as error:
+    except MemoryError:
+        raise out_of_memory(limits) from None
+    except Exception as error:  # FFmpeg's own, and what its bindings raise for numbers out of range
         raise RowError(Reason.CORRUPT_VIDEO, f"{type(error).__name__}: {error}") from None
     return Video(frames=frames, frames_per_second=rate * num_kept / num_frames)
 
@@ -214,6 +243,42 @@ def _decode_frames(data: bytes, wanted: list[int], limits: MediaLimits) -> NDArr
     if len(kept) < len(wanted):
         raise RowError(Reason.CORRUPT_VIDEO, f"frame {wanted[len(kept)]} cannot be decoded")
     return np.ascontiguousarray(np.stack(kept))
+
+
+def sound_track(medium: Medium, limits: MediaLimits) -> Audio | None:
+    """The first sound track of a video, at its own rate, its channels averaged; None where it has none.
+
+    Raises:
+        RowError: as for a sound of its own.
+    """
+    check_bytes(medium, limits)
+    try:
+        with _open_video(medium.data) as container:
+            if not container.streams.audio:
+                return None
+            return _decode_track(container, container.streams.audio[0], limits)
+    except RowError:
+        raise
+    except MemoryError:
+        raise out_of_memory(limits) from None
+    except Exception as error:  # FFmpeg's own, and what its bindings raise for numbers out of range
+        raise RowError(Reason.CORRUPT_AUDIO, f"sound track: {type(error).__name__}: {error}") from None
+
+
+def _decode_track(container: Any, stream: Any, limits: MediaLimits) -> Audio:
+    stream.codec_context.thread_count = 1
+    to_float = av.AudioResampler(format="fltp")
+    blocks: list[NDArray[np.float32]] = []
+    num_samples, rate = 0, int(stream.rate or 0)
+    for frame in container.decode(stream):
+        if frame.sample_rate != rate:
+            raise RowError(Reason.CORRUPT_AUDIO, f"sound track: the rate changes from {rate} to {frame.sample_rate} Hz")
+        num_samples += frame.samples
+        _check_upper(num_samples, rate, frame.layout.nb_channels, limits)
+        for converted in to_float.resample(frame):
+            blocks.append(cast(NDArray[np.float32], converted.to_ndarray()).mean(axis=0, dtype=np.float32))
+    _check_sound(num_samples, rate, 1, limits)
+    return _sound(np.concatenate(blocks), rate)
 
 
 def content_key(decoded: DecodedMedium) -> str:
