@@ -94,13 +94,16 @@ def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]
             yield f"\n[{prefix}{name}{'[]' * is_list}]  {field.description or ''}"
             yield from describe(inner, "" if is_list else f"{prefix}{name}.")
         else:
-            yield f"  {prefix}{name}: {_type_name(field.annotation)} = {_as_yaml(field.default)}"
+            default = "?" if field.is_required() else _as_yaml(field.get_default(call_default_factory=True))
+            yield f"  {prefix}{name}: {_type_name(field.annotation)} = {default}"
             yield f"      {field.description or ''}"
 
 
 def _type_name(annotation: object) -> str:
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return " | ".join(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:  # A choice of sections, which its field's docstring explains.
+        return "section"
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return " | ".join(_type_name(part) for part in typing.get_args(annotation))
     if annotation is types.NoneType:

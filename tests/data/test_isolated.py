@@ -71,7 +71,10 @@ def test_a_medium_is_bit_equal_in_a_process_of_its_own_and_in_this_one(decoder: 
         decode(medium, MediaLimits()),
         Decoder(MediaLimits(isolate_decoders=False)).decode(medium),
     )
-    for (kind, array, rate), (other_kind, other_array, other_rate) in [(flat(apart), flat(here)), (flat(off), flat(here))]:
+    for (kind, array, rate), (other_kind, other_array, other_rate) in [
+        (flat(apart), flat(here)),
+        (flat(off), flat(here)),
+    ]:
         assert (kind, rate, array.dtype) == (other_kind, other_rate, other_array.dtype)
         np.testing.assert_array_equal(array, other_array)
     assert flat(apart)[1].flags.writeable
@@ -181,12 +184,16 @@ os.kill(os.getpid(), 9)
     assert out.stderr == ""
 
 
-def test_the_child_knows_no_secrets_and_imports_nothing_heavy(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_child_knows_no_secrets_and_imports_nothing_heavy(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     decoder.close()
     decoder.decode(PICTURE)
     assert b"hidden" not in Path(f"/proc/{decoder.pid}/environ").read_bytes()
-    script = "import sys, pipeline.data.decoder_child; print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    script = (
+        "import sys, pipeline.data.decoder_child; print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 

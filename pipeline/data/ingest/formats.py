@@ -118,7 +118,7 @@ def draft_of(
         turns, chosen, rejected = _without_common(turns, chosen, rejected)
     last = turns.pop()[0].content if turns and turns[-1][0].role == "assistant" else None
     label = columns.get("label")
-    answer = _answer(chosen, "chosen") if chosen else columns.text("answer")
+    answer = _answer(chosen, "chosen") if chosen else _spoken(columns, "answer")
     is_judgement = _is_flag(label, is_mapped="label" in names) and (answer or last) is not None
     if answer is None and last is not None:
         answer, last = last, None
@@ -133,7 +133,7 @@ def draft_of(
         messages=messages,
         media=filled,
         answer=_without_tags(answer or "", "the answer"),
-        demonstration=columns.text("demonstration") or last,
+        demonstration=_spoken(columns, "demonstration") or last,
         rejected=_without_tags(_answer(rejected, "rejected"), "rejected") if rejected else None,
         margin=_number(columns.get("margin"), "margin"),
         label=_flag(label) if is_judgement else None,
@@ -199,6 +199,12 @@ def _without_common(
     if not common or ours == [message for message, _ in common[: len(ours)]] or chosen is prompt:
         return common or prompt, chosen[shared:], rejected[shared:]
     return [*prompt, *common], chosen[shared:], rejected[shared:]
+
+
+def _spoken(columns: Columns, name: str) -> str | None:
+    """An answer given as text, or as an assistant's turn."""
+    value = columns.get(name)
+    return _answer(turns_of(value, name), name) if isinstance(value, list | dict) else columns.text(name)
 
 
 def _answer(turns: Sequence[Turn], field: str) -> str:

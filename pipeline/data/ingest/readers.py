@@ -6,6 +6,7 @@ What cannot be read comes as `Unreadable` in its place: a line, or the rest of a
 from __future__ import annotations
 
 import csv
+import io
 import json
 import posixpath
 import tarfile
@@ -121,7 +122,7 @@ def _json_lines(shard: Shard, root: str) -> Iterator[Raw]:
     """Lines that begin in [start, end). The first line of a later shard is the one after the first line end."""
     system, inner = filesystem(shard.path)
     name = relative(shard.path, root)
-    with system.open_input_file(inner) as file:
+    with io.BufferedReader(system.open_input_file(inner)) as file:
         position = shard.start
         if position > 0:  # The shard before has the line that this position is in.
             file.seek(position - 1)
@@ -173,9 +174,9 @@ def _json(shard: Shard, root: str) -> Iterator[Raw]:
 def _csv(shard: Shard, root: str) -> Iterator[Raw]:
     system, inner = filesystem(shard.path)
     name = relative(shard.path, root)
-    with system.open_input_stream(inner) as stream:
+    with io.BufferedReader(system.open_input_stream(inner)) as stream:
         # Bytes that are no UTF-8 cost their row, not the file.
-        text = (line.decode("utf-8", errors="surrogateescape") for line in _lines(stream))
+        text = (line.decode("utf-8", errors="surrogateescape") for line in stream)
         reader = csv.reader(text, dialect="excel-tab" if shard.path.lower().endswith(".tsv") else "excel")
         header = [column.removeprefix("\ufeff") for column in next(reader, [])]
         for index, cells in enumerate(reader):
@@ -188,15 +189,6 @@ def _csv(shard: Shard, root: str) -> Iterator[Raw]:
                 yield Unreadable(place, "not UTF-8", shard.path)
             else:
                 yield RawRow(place, dict(zip(header, cells, strict=True)), shard.path)
-
-
-def _lines(stream: Any) -> Iterator[bytes]:
-    rest = b""
-    while block := stream.read(2**20):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from (line + b"\n" for line in lines)
-    if rest:
-        yield rest
 
 
 def _webdataset(shard: Shard, root: str) -> Iterator[Raw]:

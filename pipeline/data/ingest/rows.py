@@ -67,6 +67,7 @@ class RowPreparer:
         self._recipe = recipe
         self._settings = recipe.prepare
         self._decoder = Decoder(recipe.data.limits)
+        self._readers: dict[tuple[str, str], Reader] = {}
         self._store = MediaStore(directory / "media") if self._settings.media is MediaAs.REFERENCES else None
         self._keeps_sound = any(isinstance(step, VideoKeepSound) for step in self._settings.steps)
         self._processor = processor

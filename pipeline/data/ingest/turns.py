@@ -80,8 +80,8 @@ def turns_of(value: object, field: str) -> list[tuple[Message, list[Slot]]]:
     Takes text (a user's turn), one turn, a list of turns, or either as JSON; a turn is `{role, content}` or
     `{from, value}`, its content text or a list of parts.
     """
-    if isinstance(value, str):
-        value = _json_or(value)
+    if isinstance(value, str | bytes):
+        value = _json_or(text_of(value, field))
     match value:
         case str():
             return [_turn("user", value, field)]
