@@ -140,7 +140,9 @@ class _Child:
             self._header(time.monotonic() + START_S)
         except (_Gone, _Misread, TimeoutError) as error:
             self.kill()
-            raise RuntimeError(f"the decoder process does not start: {self._end() or error!r}; see its output") from None
+            raise RuntimeError(
+                f"the decoder process does not start: {self._end() or error!r}; see its output"
+            ) from None
 
     def alive(self) -> bool:
         return self.process.poll() is None

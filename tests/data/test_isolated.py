@@ -71,7 +71,10 @@ def test_a_medium_is_bit_equal_in_a_process_of_its_own_and_in_this_one(decoder: 
         decode(medium, MediaLimits()),
         Decoder(MediaLimits(isolate_decoders=False)).decode(medium),
     )
-    for (kind, array, rate), (other_kind, other_array, other_rate) in [(flat(apart), flat(here)), (flat(off), flat(here))]:
+    for (kind, array, rate), (other_kind, other_array, other_rate) in [
+        (flat(apart), flat(here)),
+        (flat(off), flat(here)),
+    ]:
         assert (kind, rate, array.dtype) == (other_kind, other_rate, other_array.dtype)
         np.testing.assert_array_equal(array, other_array)
     assert flat(apart)[1].flags.writeable
@@ -153,11 +156,11 @@ def test_a_decoder_that_hangs_is_ended_in_time() -> None:
 def test_a_file_that_needs_more_memory_than_allowed_costs_one_medium() -> None:
     buffer = io.BytesIO()
     pillow.new("RGBA", (7_000, 7_000)).save(buffer, format="PNG", compress_level=1)  # 196 MB, and again over white
-    limits = MediaLimits(max_decode_mib=512, max_pixels=50_000_000)
+    limits = MediaLimits(max_decode_mib=768, max_pixels=50_000_000)
     with Decoder(limits) as decoder:
         error = refused(decoder, Medium(MediaKind.IMAGE, buffer.getvalue()))
         assert error.reason is Reason.DECODER_CRASHED
-        assert "max_decode_mib is 512" in error.detail
+        assert "max_decode_mib is 768" in error.detail
         decoder.decode(PICTURE)
 
 
@@ -181,12 +184,16 @@ os.kill(os.getpid(), 9)
     assert out.stderr == ""
 
 
-def test_the_child_knows_no_secrets_and_imports_nothing_heavy(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_child_knows_no_secrets_and_imports_nothing_heavy(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     decoder.close()
     decoder.decode(PICTURE)
     assert b"hidden" not in Path(f"/proc/{decoder.pid}/environ").read_bytes()
-    script = "import sys, pipeline.data.decoder_child; print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    script = (
+        "import sys, pipeline.data.decoder_child; print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 
