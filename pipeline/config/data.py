@@ -10,7 +10,6 @@ from pydantic import Field, field_validator
 
 from pipeline.config.section import Section
 
-
 _HOST = re.compile(r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 

@@ -1,8 +1,9 @@
 """Bytes of media that a row names by path or address, from where the config allows and from nowhere else.
 
-What is allowed: files below the directory of the source and below `data.access.roots`, after links are resolved; objects
-below the roots that are addresses (`s3://`, `gs://`, whatever fsspec knows); `http` and `https` from `data.access.hosts`;
-`data:` addresses. A row's own words never choose a file system, its options or its credentials: the root does.
+What is allowed: files below the directory of the source and below `data.access.roots`, after links are resolved;
+objects below the roots that are addresses (`s3://`, `gs://`, whatever fsspec knows); `http` and `https` from
+`data.access.hosts`; `data:` addresses. A row's own words never choose a file system, its options or its credentials:
+the root does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fetching over http and https from hosts that the config allows, and from no address that is not public.
 
-Names are resolved here, every address is checked, and the connection goes to the very address that was checked: a name
-that resolves differently a moment later (DNS rebinding) gains nothing. TLS still checks the name. Redirects are followed
-by hand, each checked like the first address. Proxies that the environment names are ignored.
+Names are resolved here, every address is checked, and the connection goes to the very address that was checked: a
+name that resolves differently a moment later (DNS rebinding) gains nothing. TLS still checks the name. Redirects are
+followed by hand, each checked like the first address. Proxies that the environment names are ignored.
 """
 
 from __future__ import annotations

@@ -24,6 +24,12 @@ from pipeline.data.schema import Reason, RowError
 from tests.data.web import BODY, serve
 
 LIMITS = MediaLimits(max_bytes=100_000)
+NOT_PUBLIC = """
+127.0.0.1 0.0.0.0 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 100.100.100.200 168.63.129.16
+192.0.2.1 198.18.0.1 224.0.0.1 240.0.0.1 255.255.255.255 ::1 :: fe80::1 fe80::1%eth0 fc00::1 fd00:ec2::254
+ff02::1 fec0::1 2001:db8::1 100::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::127.0.0.1 2002:7f00:1::1
+2002:a9fe:a9fe:: 64:ff9b::127.0.0.1 64:ff9b::a9fe:a9fe 64:ff9b:1::1 2001:0:4136:e378:8000:63bf:3fff:fdd2
+"""
 HERE = ("127.0.0.0/8",)
 
 
@@ -99,7 +105,7 @@ def test_a_link_that_changes_while_it_is_read_never_leads_out(base: Path) -> Non
     thread.start()
     seen: set[bytes | Reason] = set()
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and len(seen) < 2 or len(seen) < 1:
+    while (time.monotonic() < deadline and len(seen) < 2) or len(seen) < 1:
         try:
             seen.add(reader.read("swings"))
         except RowError as error:
@@ -256,10 +262,7 @@ def test_private_addresses_are_refused_unless_their_network_is_named(port: int) 
 
 @pytest.mark.parametrize(
     "address",
-    "127.0.0.1 0.0.0.0 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 100.100.100.200 168.63.129.16 192.0.2.1 "
-    "198.18.0.1 224.0.0.1 240.0.0.1 255.255.255.255 ::1 :: fe80::1 fe80::1%eth0 fc00::1 fd00:ec2::254 ff02::1 fec0::1 "
-    "2001:db8::1 100::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::127.0.0.1 2002:7f00:1::1 2002:a9fe:a9fe:: "
-    "64:ff9b::127.0.0.1 64:ff9b::a9fe:a9fe 64:ff9b:1::1 2001:0:4136:e378:8000:63bf:3fff:fdd2".split(),
+    NOT_PUBLIC.split(),
 )
 def test_no_address_that_is_not_public_is_let_through(address: str) -> None:
     with pytest.raises(RowError) as caught:

@@ -7,7 +7,7 @@ import http.server
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 BODY = bytes(range(256)) * 40
@@ -46,7 +46,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             case "/drip-header":
                 self.drip(b"HTTP/1.1 200 OK\r\nX-Slow: ")
             case "/gzip":
-                self.reply(200, BODY, **{"Content-Encoding": "gzip"})
+                self.reply(200, BODY, Content_Encoding="gzip")
             case "/garbage":
                 self.wfile.write(b"\x00\xff not http at all\r\n\r\n")
             case "/host":
@@ -57,7 +57,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def reply(self, status: int, body: bytes, *, length: int | None = -1, **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
-            self.send_header(name, value)
+            self.send_header(name.replace("_", "-"), value)
         if length is not None:
             self.send_header("Content-Length", str(len(body) if length < 0 else length))
         self.end_headers()
@@ -87,7 +87,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serve(certificate: Path | None = None) -> Iterator[int]:
+def serve(certificate: Path | None = None) -> Generator[int]:
     """A server on 127.0.0.1; gives its port."""
     server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
