@@ -37,6 +37,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 class Task(StrEnum):
+    """What is asked for."""
+
     DECODE = "decode"
     SOUND_TRACK = "sound_track"
 
@@ -96,7 +98,7 @@ def _answer(task: Task, medium: Medium, limits: MediaLimits, answers: BinaryIO) 
         return
     kind, array, rate = flat(made)
     answers.write(header_frame({"kind": kind.value, "shape": array.shape, "rate": rate}))
-    rest = memoryview(np.ascontiguousarray(array)).cast("B")
+    rest = np.ascontiguousarray(array).data.cast("B")
     while rest:
         rest = rest[answers.write(rest) :]
 

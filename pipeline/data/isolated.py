@@ -1,7 +1,7 @@
 """Decoding in a process of its own, so that a decoder that crashes, hangs or eats memory costs one row, not the job.
 
-The parent trusts nothing that comes back: kind, shape, rate and size are checked against the bounds before a byte of the
-array is read, and nothing is unpickled.
+The parent trusts nothing that comes back: kind, shape, rate and size are checked against the bounds before a byte of
+the array is read, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ class _Child:
             self._header(time.monotonic() + START_S)
         except (_Gone, _Misread, TimeoutError) as error:
             self.kill()
-            raise RuntimeError(f"the decoder process does not start: {self._end() or error!r}; see its output") from None
+            raise RuntimeError(
+                f"the decoder process does not start: {self._end() or error!r}; see its output"
+            ) from None
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -199,7 +201,7 @@ class _Child:
         # No array is larger than the address space that the child had for it.
         _expect(math.prod(shape) * np.dtype(dtype).itemsize <= self.limits.max_decode_mib * 2**20, f"shape {shape}")
         array = np.empty(shape, dtype)
-        self._fill(memoryview(array).cast("B"), deadline)
+        self._fill(array.data.cast("B"), deadline)
         return array
 
     def _header(self, deadline: float) -> dict[str, Any]:

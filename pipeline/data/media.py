@@ -15,7 +15,6 @@ from fractions import Fraction
 from typing import Any, cast
 
 import av
-import av.error
 import numpy as np
 import soundfile
 import soxr

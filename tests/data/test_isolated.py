@@ -156,11 +156,11 @@ def test_a_decoder_that_hangs_is_ended_in_time() -> None:
 def test_a_file_that_needs_more_memory_than_allowed_costs_one_medium() -> None:
     buffer = io.BytesIO()
     pillow.new("RGBA", (7_000, 7_000)).save(buffer, format="PNG", compress_level=1)  # 196 MB, and again over white
-    limits = MediaLimits(max_decode_mib=512, max_pixels=50_000_000)
+    limits = MediaLimits(max_decode_mib=768, max_pixels=50_000_000)
     with Decoder(limits) as decoder:
         error = refused(decoder, Medium(MediaKind.IMAGE, buffer.getvalue()))
         assert error.reason is Reason.DECODER_CRASHED
-        assert "max_decode_mib is 512" in error.detail
+        assert "max_decode_mib is 768" in error.detail
         decoder.decode(PICTURE)
 
 
