@@ -126,7 +126,7 @@ def image_hash(pixels: NDArray[np.uint8]) -> int:
     """A perceptual hash of uint8 [H, W, 3] in 63 bits: pictures that look alike differ in few of them.
 
     pHash (Zauner 2010): grey, 32x32, discrete cosine transform, the 8x8 lowest frequencies but the mean; a bit is set
-    where the coefficient is above their median. Size, encoding, small changes of colour and brightness hardly change it.
+    where the coefficient is above their median. Size, encoding and small changes of colour hardly change it.
     """
     grey = pillow.fromarray(pixels).convert("L").resize((_THUMBNAIL, _THUMBNAIL), pillow.Resampling.LANCZOS)
     frequency, place = np.mgrid[:_LOW, :_THUMBNAIL]
@@ -180,7 +180,7 @@ class NearImages:
         self._hashes.append(tuple(hashes))
 
     def add(self, id: str, hashes: Sequence[int], *, group: str = "") -> str | None:
-        """The id of the earliest row whose pictures look the same; where there is none, takes them in and gives None."""
+        """The id of the earliest row whose pictures look the same; where there is none, takes them in, gives None."""
         found = self.find(hashes, group=group)
         if found is None:
             self.insert(id, hashes, group=group)
