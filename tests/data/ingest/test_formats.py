@@ -14,11 +14,15 @@ from pipeline.data.schema import Reason, RowError
 from pipeline.records import MediaKind, Message
 
 IMAGE, AUDIO, VIDEO = MediaKind.IMAGE, MediaKind.AUDIO, MediaKind.VIDEO
+CHOSEN, REJECTED = {"role": "assistant", "content": "a cat"}, {"role": "assistant", "content": "a dog"}
+TURN = {"role": "user", "content": "<image>What is it?"}
+SAYS = {"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "a cat"}
 ASKED = (Message("user", "<image>What is it?"),)
 
 
 def draft(raw: Any, **options: Any) -> Draft:
-    return draft_of(raw, **{"names": {}, "id": "place", "dataset": "set", "task": "task", **options})
+    defaults: dict[str, Any] = {"names": {}, "id": "place", "dataset": "set", "task": "task"}
+    return draft_of(raw, **{**defaults, **options})
 
 
 def refused(raw: Any, **options: Any) -> RowError:
@@ -33,8 +37,8 @@ def refused(raw: Any, **options: Any) -> RowError:
         {"prompt": [{"role": "user", "content": "<image>What is it?"}], "images": ["a.png"], "answer": "a cat"},
         {"prompt": "<image>What is it?", "image": "a.png", "completion": [{"role": "assistant", "content": "a cat"}]},
         {"question": "What is it?", "image": {"bytes": None, "path": "a.png"}, "answer": "a cat"},
-        {"image": "a.png", "conversations": [{"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "a cat"}]},
-        {"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "a cat"}]},
+        {"image": "a.png", "conversations": [*SAYS]},
+        {"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What is it?"}, CHOSEN]},
         {"images": '["a.png"]', "query": "<image>What is it?", "response": "a cat"},
         {"instruction": "<image>What is it?", "image": "a.png", "output": "a cat"},
         {
@@ -48,7 +52,10 @@ def refused(raw: Any, **options: Any) -> RowError:
             "messages": [
                 {
                     "role": "user",
-                    "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "What is it?"}],
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "a.png"}},
+                        {"type": "text", "text": "What is it?"},
+                    ],
                 },
                 {"role": "assistant", "content": "a cat"},
             ]
@@ -64,10 +71,6 @@ def test_one_row_in_nine_formats_is_the_same_draft(raw: dict[str, Any]) -> None:
     assert (found.id, found.task, found.dataset) == ("place", "task", "set")
 
 
-CHOSEN, REJECTED = {"role": "assistant", "content": "a cat"}, {"role": "assistant", "content": "a dog"}
-TURN = {"role": "user", "content": "<image>What is it?"}
-
-
 @pytest.mark.parametrize(
     "raw",
     [
@@ -77,8 +80,7 @@ TURN = {"role": "user", "content": "<image>What is it?"}
         {"prompt": "<image>What is it?", "chosen": [TURN, CHOSEN], "rejected": [TURN, REJECTED]},
         {"messages": [TURN, CHOSEN], "rejected_response": "a dog"},
         {"messages": [TURN, CHOSEN], "rejected_messages": [TURN, REJECTED]},
-        {"conversations": [{"from": "human", "value": "<image>What is it?"}], "chosen": {"from": "gpt", "value": "a cat"},
-         "rejected": {"from": "gpt", "value": "a dog"}},
+        {"conversations": [SAYS[0]], "chosen": SAYS[1], "rejected": {"from": "gpt", "value": "a dog"}},
     ],
     ids=["trl explicit", "trl implicit", "text", "both", "ms-swift response", "ms-swift messages", "llama-factory"],
 )  # fmt: skip
