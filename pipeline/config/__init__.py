@@ -19,7 +19,7 @@ from pipeline.config.algorithm import (
     PolicyLossName,
 )
 from pipeline.config.checkpoints import BestMode, Checkpoints
-from pipeline.config.data import Access, Data, MediaLimits
+from pipeline.config.data import Access, Data, Dataset, MediaLimits, RowOrder
 from pipeline.config.loading import describe, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
 from pipeline.config.prepare import Form, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
@@ -51,6 +51,7 @@ __all__ = [
     "Cluster",
     "ConfigError",
     "Data",
+    "Dataset",
     "Device",
     "Dtype",
     "DynamicSampling",
@@ -85,6 +86,7 @@ __all__ = [
     "RewardName",
     "Rlhf",
     "Rollout",
+    "RowOrder",
     "Run",
     "Sampling",
     "Section",

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.config.section import Section
 
 _HOST = re.compile(r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+Location = Annotated[str, BeforeValidator(_text)]
+"""A directory: a path on disk, or an address such as `s3://bucket/data`."""
 
 
 class MediaLimits(Section):
@@ -82,9 +92,42 @@ class Access(Section):
         return networks
 
 
+class RowOrder(StrEnum):
+    SHUFFLED = "shuffled"
+    FILE = "file"
+
+
+class Dataset(Section):
+    path: Location
+    """Directory, on disk or at an address (`s3://bucket/data`), with a prompt table like that of `data.path`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the rows that are drawn from it, in proportion to the other weights (in steps of a thousandth)."""
+    name: str | None = Field(default=None, pattern=r"^[^/]+$")
+    """What metrics call it, and what its rows' ids begin with; null takes the last part of the path."""
+
+    @property
+    def label(self) -> str:
+        """The name, given or taken from the path."""
+        return self.name or self.path.rstrip("/").rpartition("/")[2]
+
+
 class Data(Section):
-    path: Path | None = None
-    """Directory with the prompt table (`train.parquet`, `validation.parquet`, `test.parquet`); default `<run>/data`."""
+    path: Location | None = None
+    """Directory, on disk or at an address (`s3://bucket/data`), with the prompt table: `train.parquet`,
+    `validation.parquet` and `test.parquet`, each of which may lie in parts (`train-00000-of-00003.parquet`). Default:
+    `<run>/data`."""
+    mixture: tuple[Dataset, ...] = ()
+    """Several prompt tables instead of that of `path`: training draws their rows in proportion to their weights, each
+    table in an order and in epochs of its own. The id of a row then begins with its dataset's name and a slash."""
+    order: RowOrder = RowOrder.SHUFFLED
+    """`shuffled`: every epoch reads the row groups of the table in an order of its own; `file`: in the order of the
+    file, so that a table from easy to hard is a curriculum. Rows are shuffled within `shuffle_rows` either way."""
+    shuffle_rows: int = Field(default=4096, ge=1)
+    """Rows that are shuffled among each other: about so many are read at a time. 1 with `order=file`: no shuffling."""
+    shuffle_mib: int = Field(default=256, ge=1)
+    """Most MiB of the table that are read at a time, where rows are large: fewer rows are then shuffled together."""
+    num_readers: int = Field(default=2, ge=1)
+    """Readers that work at the same time. The order of rows does not depend on it."""
     limits: MediaLimits = MediaLimits()
     """Bounds of media decoding."""
     access: Access = Access()
@@ -93,3 +136,11 @@ class Data(Section):
     """Longer prompts, placeholders included, go to the quarantine."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Largest share of rows in quarantine before a job stops."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Data:
+        names = [each.label for each in self.mixture]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"mixture: two datasets have the name {name!r}; give each a `name` of its own")
+        return self

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.config.data import Data
+from pipeline.config.data import Data, Dataset
 from pipeline.config.prepare import Prepare
 from pipeline.config.rlhf import Rlhf
 from pipeline.config.section import Section
@@ -101,8 +101,13 @@ class Recipe(Section):
 
     @property
     def data_path(self) -> Path:
-        """Directory of the prompt table."""
-        return self.data.path or self.run.directory / "data"
+        """Directory on disk of the prompt table that is made where `data.path` names none."""
+        return Path(self.data.path or self.run.directory / "data")
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """The prompt tables of the run: those of the mixture, or the one of `data.path`."""
+        return self.data.mixture or (Dataset(path=self.data.path or str(self.data_path), name="data"),)
 
     def checkpoint(self, stage: str) -> Path:
         """Directory of the checkpoint that `stage` (base, sft, reward_model, rlhf) writes."""

@@ -1,14 +1,16 @@
-"""Tables on disk: prompts (read by id, a few row groups at a time), preferences, and the quarantine.
+"""Tables on disk: prompts (some rows at a time), preferences, and the quarantine.
 
-The driver needs ids, tasks and answers only (`PromptTable.infos`); whoever processes prompts reads the media
-(`PromptTable.read`). `PromptOrder` says which prompts a step draws, from nothing but seed and step.
+Training reads the prompt table as a stream (`stream.py`). Here it is read by id or by the number of the row, where a
+few rows are asked for, or all ids, tasks and answers of a small split. `PromptOrder` orders what fits into memory.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import cache, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.data.layout import Group, Layout, MediaStore, Part
 from pipeline.data.schema import (
     PREFERENCE_SCHEMA,
     PROMPT_SCHEMA,
@@ -55,79 +58,158 @@ def write_prompts(path: Path, rows: Iterable[Mapping[str, Any]], *, schema: pa.S
     return num_rows
 
 
-class PromptTable:
-    """One split of the prompt table. Reads are lazy: opening it touches the footer and the ids alone."""
+def prompt_of(row: Mapping[str, Any], *, store: MediaStore, name: str, prefix: str = "") -> Prompt | Quarantined:
+    """The prompt of a row, or why it cannot be used.
 
-    def __init__(self, path: Path) -> None:
-        """Opens the table.
+    name: what the quarantine calls a row without an id; prefix: what stands before ids, in a mixture of datasets.
+    """
+    try:
+        prompt = from_row(store.filled(row))
+    except RowError as error:
+        return error.quarantined(prefix + (row.get("id") or name))
+    return replace(prompt, id=prefix + prompt.id)
+
+
+def info_of(prompt: Prompt) -> PromptInfo:
+    """What the driver needs of a prompt."""
+    return PromptInfo(
+        id=prompt.id,
+        task=prompt.task,
+        answer=prompt.answer,
+        demonstration=prompt.demonstration or prompt.answer,
+        modalities=_each_once(medium.kind for medium in prompt.media),
+    )
+
+
+def _each_once(kinds: Iterable[MediaKind]) -> tuple[MediaKind, ...]:
+    present = set(kinds)
+    return tuple(kind for kind in MediaKind if kind in present)
+
+
+class PromptTable:
+    """One split of a prompt table, for reading some of its rows. Opening it reads footers alone.
+
+    Training reads `stream.RowStream` instead. Rows have numbers, from 0 in the order of the files; the first look-up by
+    id reads all ids, and keeps 16 bytes of each.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Opens the table in `path`, such as `data/train.parquet`, or its parts (`data/train-00000-of-00003.parquet`).
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: two rows have the same id.
+            FileNotFoundError: there is no such table.
+            ValueError: some of its parts are missing.
         """
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: no prompt table here; make the built-in data with `python -m jobs.prepare`, "
-                "or point data.path at a directory with train.parquet, validation.parquet and test.parquet"
-            )
-        self.path = path
-        self._file = pq.ParquetFile(path, memory_map=True)
-        self._group = lru_cache(maxsize=_CACHED_GROUPS)(self._read_group)
-        self._places: dict[str, tuple[int, int]] = {}
-        for group in range(self._file.num_row_groups):
-            ids = self._file.read_row_group(group, columns=["id"], use_threads=False)["id"].to_pylist()
-            for row, id in enumerate(ids):
-                if id in self._places:
-                    raise ValueError(f"{path}: two rows have the id {id!r}; ids must be unique in a split")
-                self._places[id] = (group, row)
+        directory, _, name = str(path).rpartition("/")
+        self.path = str(path)
+        self._layout = Layout.read(directory or ".", name.removesuffix(".parquet"))
+        self._store = MediaStore(directory or ".")
+        self._rows_of = lru_cache(maxsize=_CACHED_GROUPS)(self._read_group)
+        self._ids_of = lru_cache(maxsize=_CACHED_GROUPS)(partial(self._read_group, columns=["id"]))
+        self._part = cache(lambda part: Part(self._layout.directory, self._layout.names[part]).file)
+        self._index: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._layout.total_rows
 
     def infos(self) -> list[PromptInfo]:
-        """What the driver needs of each row, in file order. No media column is read."""
-        present = self._file.schema_arrow.names
-        columns = [name for name in ("id", "task", "answer", "demonstration", "prompt") if name in present]
-        table = self._file.read(columns=columns, use_threads=False)
-        return [_info(row) for row in table.to_pylist()]
+        """What the driver needs of each row, in file order. No media column is read.
+
+        Raises:
+            ValueError: two rows have the same id.
+        """
+        infos: list[PromptInfo] = []
+        for part in range(len(self._layout.names)):
+            present = self._part(part).schema_arrow.names
+            columns = [name for name in ("id", "task", "answer", "demonstration", "prompt") if name in present]
+            infos += [_info(row) for row in self._part(part).read(columns=columns, use_threads=False).to_pylist()]
+        for id, count in Counter(info.id for info in infos).most_common(1):
+            if count > 1:
+                raise self._ambiguous(id)
+        return infos
+
+    def rows(self, ids: Sequence[str]) -> list[int]:
+        """The numbers of the rows with these ids.
+
+        Raises:
+            KeyError: an id is not in this table.
+            ValueError: several rows have it.
+        """
+        hashes, numbers = self._hashes()
+        found: list[int] = []
+        unknown: list[str] = []
+        for id in ids:
+            start, end = (int(np.searchsorted(hashes, _hash(id), side=side)) for side in ("left", "right"))
+            matches = [int(row) for row in numbers[start:end] if self._id(int(row)) == id]
+            if len(matches) > 1:
+                raise self._ambiguous(id)
+            found += matches
+            unknown += [] if matches else [id]
+        if unknown:
+            raise KeyError(f"{self.path}: {len(unknown)} of {len(ids)} ids are not in this table, first {unknown[0]!r}")
+        return found
 
     def read(self, ids: Sequence[str]) -> list[Prompt | Quarantined]:
         """The prompts of `ids`, in that order; a row that cannot be used comes as `Quarantined`.
 
         Raises:
             KeyError: an id is not in this table.
+            ValueError: several rows have it.
         """
-        unknown = [id for id in ids if id not in self._places]
-        if unknown:
-            raise KeyError(f"{self.path}: {len(unknown)} of {len(ids)} ids are not in this table, first {unknown[0]!r}")
-        found: dict[str, Prompt | Quarantined] = {}
-        for id in sorted(set(ids), key=self._places.__getitem__):  # by place, so that each group is read once
-            group, row = self._places[id]
-            try:
-                found[id] = from_row(self._group(group).slice(row, 1).to_pylist()[0])
-            except RowError as error:
-                found[id] = error.quarantined(id)
-        return [found[id] for id in ids]
+        return self.read_rows(self.rows(ids))
+
+    def read_rows(self, rows: Sequence[int], *, prefix: str = "") -> list[Prompt | Quarantined]:
+        """The prompts in rows of these numbers; a row that cannot be used comes as `Quarantined`."""
+        found: dict[int, Prompt | Quarantined] = {}
+        for row in sorted(set(rows)):  # by place, so that each group is read once
+            group = self._layout.group_of(row)
+            cells = self._rows_of(group).slice(row - group.first, 1).to_pylist()[0]
+            found[row] = prompt_of(cells, store=self._store, name=f"row {row}", prefix=prefix)
+        return [found[row] for row in rows]
 
     def sources(self) -> dict[str, list[str]]:
         """The sources of each row by its id, for leakage checks."""
-        table = self._file.read(columns=["id", "sources"], use_threads=False)
-        return {row["id"]: row["sources"] or [] for row in table.to_pylist()}
+        parts = [
+            self._part(part).read(columns=["id", "sources"], use_threads=False)
+            for part in range(len(self._layout.names))
+        ]
+        return {row["id"]: row["sources"] or [] for table in parts for row in table.to_pylist()}
 
-    def _read_group(self, group: int) -> Any:
-        return self._file.read_row_group(group, use_threads=False)
+    def _hashes(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Hashes of all ids, sorted, and the number of each one's row."""
+        if self._index is None:
+            hashes = np.empty(len(self), np.uint64)
+            for index in range(len(self._layout.num_rows)):
+                group = self._layout.group(index)
+                ids = self._ids_of(group)["id"].to_pylist()
+                hashes[group.first : group.first + group.num_rows] = [_hash(id or "") for id in ids]
+            order = np.argsort(hashes, kind="stable")
+            self._index = hashes[order], order
+        return self._index
+
+    def _id(self, row: int) -> str:
+        group = self._layout.group_of(row)
+        return self._ids_of(group)["id"][row - group.first].as_py()
+
+    def _read_group(self, group: Group, columns: list[str] | None = None) -> Any:
+        return self._part(group.part).read_row_group(group.place, columns=columns, use_threads=False)
+
+    def _ambiguous(self, id: str) -> ValueError:
+        return ValueError(f"{self.path}: two rows have the id {id!r}; ids must be unique in a split")
+
+
+def _hash(id: str) -> np.uint64:
+    return np.frombuffer(hashlib.blake2b(id.encode(), digest_size=8).digest(), np.uint64)[0]
 
 
 def _info(row: Mapping[str, Any]) -> PromptInfo:
-    present = set(media_places(messages_of(row)))
-    modalities = tuple(kind for kind in MediaKind if kind in present)
     answer = row["answer"] or ""
     return PromptInfo(
-        id=row["id"],
+        id=row["id"] or "",
         task=row["task"] or "",
         answer=answer,
         demonstration=row.get("demonstration") or answer,
-        modalities=modalities,
+        modalities=_each_once(media_places(messages_of(row))),
     )
 
 

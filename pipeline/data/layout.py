@@ -1,0 +1,202 @@
+"""Where the rows of a split lie: its files, their row groups, and the media beside them.
+
+A split is one file, `train.parquet`, or several parts, `train-00000-of-00003.parquet` and so on, in one directory on
+disk or at an address. Media that a row names by their content lie there too: `media/<ab>/<sha256>.<extension>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from pipeline.data.filesystems import filesystem, is_uri
+from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
+from pipeline.records import MediaKind
+
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
+_STORED = re.compile(r"(?:^|/)media/([0-9a-f]{2})/(([0-9a-f]{64})\.[A-Za-z0-9]{1,8})$")
+_CORRUPT = {
+    MediaKind.IMAGE: Reason.CORRUPT_IMAGE,
+    MediaKind.AUDIO: Reason.CORRUPT_AUDIO,
+    MediaKind.VIDEO: Reason.CORRUPT_VIDEO,
+}
+_FOOTERS_AT_ONCE = 8
+
+
+class Group(NamedTuple):
+    """A row group: its part, its place there, the number of its first row in the split, rows used, rows it has."""
+
+    part: int
+    place: int
+    first: int
+    num_rows: int
+    size: int
+
+
+def parts_of(directory: str, split: str) -> tuple[str, ...]:
+    """The names of a split's files, in order.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: parts are missing, or there is a whole file beside them.
+    """
+    system, inner = filesystem(directory)
+    names: list[str] = []
+    if system.get_file_info(inner).type == fs.FileType.Directory:
+        found = system.get_file_info(fs.FileSelector(inner))
+        names = [posixpath.basename(each.path) for each in found if each.type == fs.FileType.File]
+    whole = f"{split}.parquet"
+    parts = sorted(name for name in names if name.startswith(split) and _PART.fullmatch(name[len(split) :]))
+    if whole in names and parts:
+        raise ValueError(f"{directory}: {whole} and {parts[0]} are both here; remove one of the two")
+    if whole in names:
+        return (whole,)
+    if not parts:
+        raise FileNotFoundError(
+            f"{directory}/{whole}: no prompt table here, nor parts of one; make one with `python -m jobs.prepare`, or "
+            "point data.path at a directory with train.parquet, validation.parquet and test.parquet"
+        )
+    total = int(parts[0][-len("00000.parquet") : -len(".parquet")])
+    expected = tuple(f"{split}-{number:05d}-of-{total:05d}.parquet" for number in range(total))
+    if tuple(parts) != expected:
+        odd = sorted(set(expected).symmetric_difference(parts))
+        raise ValueError(f"{directory}: the parts of {split} are not whole, see {', '.join(odd[:3])}; copy them again")
+    return expected
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The row groups of a split, in order. Its memory grows with their number, not with that of rows.
+
+    part, place, num_rows, size, num_bytes: int64 [G], as in `Group`; bytes are those of the columns, uncompressed.
+    """
+
+    directory: str
+    names: tuple[str, ...]
+    part: NDArray[np.int64]
+    place: NDArray[np.int64]
+    num_rows: NDArray[np.int64]
+    size: NDArray[np.int64]
+    num_bytes: NDArray[np.int64]
+
+    @classmethod
+    def read(cls, directory: str, split: str) -> Layout:
+        """Reads the footers of all parts.
+
+        Raises:
+            FileNotFoundError: there is no such split.
+            ValueError: its parts are not whole.
+        """
+        directory = directory if is_uri(directory) else os.path.abspath(directory)
+        names = parts_of(directory, split)
+
+        def groups(name: str) -> list[tuple[int, int]]:
+            with Part(directory, name) as file:
+                footer = file.metadata
+            return [
+                (footer.row_group(place).num_rows, footer.row_group(place).total_byte_size)
+                for place in range(footer.num_row_groups)
+            ]
+
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
+            found = list(threads.map(groups, names))
+        columns = [
+            (part, place, rows, rows, num_bytes)
+            for part, groups_of_part in enumerate(found)
+            for place, (rows, num_bytes) in enumerate(groups_of_part)
+            if rows
+        ]
+        return cls(directory, names, *np.array(columns, np.int64).reshape(-1, 5).T)
+
+    @cached_property
+    def first(self) -> NDArray[np.int64]:
+        """int64 [G]: the number of each group's first row in the split."""
+        return np.cumsum(self.num_rows) - self.num_rows
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of the split."""
+        return int(self.num_rows.sum())
+
+    def head(self, num_rows: int | None) -> Layout:
+        """The first `num_rows` rows alone; None takes all."""
+        if num_rows is None or num_rows >= self.total_rows:
+            return self
+        used = np.clip(num_rows - self.first, 0, self.num_rows)
+        kept = used > 0
+        columns = (self.part, self.place, used, self.size, self.num_bytes)
+        return Layout(self.directory, self.names, *(column[kept] for column in columns))
+
+    def group(self, index: int) -> Group:
+        """The row group number `index`."""
+        columns = (self.part, self.place, self.first, self.num_rows, self.size)
+        return Group(*(int(column[index]) for column in columns))
+
+    def group_of(self, row: int) -> Group:
+        """The row group that holds a row."""
+        return self.group(int(np.searchsorted(self.first, row, side="right")) - 1)
+
+
+class Part:
+    """An open file of a split; use it in a `with`, or close it."""
+
+    def __init__(self, directory: str, name: str):
+        system, inner = filesystem(directory)
+        self._source = system.open_input_file(posixpath.join(inner, name))
+        # Where files lie far away, all ranges of a read are asked for at once.
+        self.file = pq.ParquetFile(self._source, pre_buffer=is_uri(directory))
+
+    def __enter__(self) -> pq.ParquetFile:
+        return self.file
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close(force=True)
+        self._source.close()
+
+
+class MediaStore:
+    """The media beside a table, by content: nothing is opened but files that are named after their own hash."""
+
+    def __init__(self, directory: str):
+        self._system, self._root = filesystem(directory)
+
+    def filled(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with the bytes of media that it names by their place here; other media stay as they are.
+
+        Raises:
+            RowError: there is no such file, or it holds something else.
+        """
+        filled = dict(row)
+        for kind, column in MEDIA_COLUMNS.items():
+            files = cast("list[dict[str, Any] | None]", row.get(column) or [])
+            filled[column] = [self._file(kind, file) if file and not file.get("bytes") else file for file in files]
+        return filled
+
+    def _file(self, kind: MediaKind, file: dict[str, Any]) -> dict[str, Any]:
+        match = _STORED.search(cast("str | None", file.get("path")) or "")
+        if not match or match[1] != match[3][:2]:
+            return file
+        try:
+            with self._system.open_input_stream(posixpath.join(self._root, "media", match[1], match[2])) as stream:
+                data = stream.read()
+        except (FileNotFoundError, IsADirectoryError):
+            raise RowError(Reason.MISSING_BYTES, f"{match[0]}: there is no such file beside the table") from None
+        if hashlib.sha256(data).hexdigest() != match[3]:
+            raise RowError(_CORRUPT[kind], f"{match[0]}: the file beside the table holds something else")
+        return {**file, "bytes": data}
