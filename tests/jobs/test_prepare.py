@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -83,9 +84,9 @@ def test_training_reads_what_was_prepared(prepared: Recipe) -> None:
 
 
 def test_datasets_opens_the_directory_as_it_is(prepared: Recipe) -> None:
-    opened = datasets.load_dataset(str(prepared.data_path), cache_dir=str(prepared.run.directory / "cache"))
+    opened: Any = datasets.load_dataset(str(prepared.data_path), cache_dir=str(prepared.run.directory / "cache"))
     assert set(opened) == {"train", "validation", "test"}
-    row = next(row for row in opened["train"] if row["dataset"] == "llava")  # pyright: ignore
+    row = next(row for row in opened["train"] if row["dataset"] == "llava")
     assert np.asarray(row["images"][0]).shape == (16, 16, 3)
     assert opened["train"].features["images"] == datasets.List(datasets.Image())
 
@@ -102,18 +103,18 @@ def test_the_card_counts_what_is_there_and_names_every_parameter(prepared: Recip
 
 
 def test_trainers_of_trl_take_the_comparisons_and_the_judgements(prepared: Recipe, tiny_vl_checkpoint: Path) -> None:
-    import trl
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    trl: Any = importlib.import_module("trl")
     out = prepared.run.directory / "trl"
     settings: dict[str, Any] = {"output_dir": str(out), "max_steps": 1, "per_device_train_batch_size": 2}
     settings |= {"report_to": "none", "use_cpu": True, "bf16": False, "save_strategy": "no", "disable_tqdm": True}
     processor: Any = AutoProcessor.from_pretrained(tiny_vl_checkpoint)
 
-    def rows(table: str) -> datasets.Dataset:
-        return datasets.load_dataset(str(prepared.data_path), table, cache_dir=str(out / "cache"))["train"]  # pyright: ignore
-
-    pairs = rows("preferences")
+    pairs, thumbs = (
+        cast(Any, datasets.load_dataset(str(prepared.data_path), table, cache_dir=str(out / "cache")))["train"]
+        for table in ("preferences", "judgements")
+    )
     assert [part["type"] for part in pairs[0]["prompt"][0]["content"]] == ["image", "text"]
     assert pairs[0]["margin"] in (0.0, 1.0, 2.0)
     trainers = (
@@ -126,7 +127,7 @@ def test_trainers_of_trl_take_the_comparisons_and_the_judgements(prepared: Recip
         trl.KTOTrainer(
             model=AutoModelForImageTextToText.from_pretrained(tiny_vl_checkpoint),
             args=trl.KTOConfig(**settings),
-            train_dataset=rows("judgements"),
+            train_dataset=thumbs,
             processing_class=processor.tokenizer,
         ),
     )
@@ -166,8 +167,8 @@ def test_a_medium_of_many_rows_is_stored_once_and_found_wherever_the_table_goes(
     ]
     refused = {row.row_id: row.reason for row in Quarantine.read(recipe.data_path / "quarantine.parquet")}
     assert refused == {"bad-1": "not_found", "row-3 (row 7)": "duplicate_id"}
-    opened = datasets.load_dataset(str(recipe.data_path), cache_dir=str(tmp_path / "cache"))["train"]  # pyright: ignore
-    assert np.asarray(opened[0]["images"][0]).shape == (16, 16, 3)
+    opened: Any = datasets.load_dataset(str(recipe.data_path), cache_dir=str(tmp_path / "cache"))
+    assert np.asarray(opened["train"][0]["images"][0]).shape == (16, 16, 3)
     moved = tmp_path / "moved"
     recipe.data_path.rename(moved)
     prompts = PromptTable(moved / "train.parquet").read([f"row-{index}" for index in range(10)])
