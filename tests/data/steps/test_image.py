@@ -61,7 +61,7 @@ def test_bounds_hold_for_every_shape_and_proportions_to_the_nearest_pixel(
     assert 1 <= rows <= height and 1 <= columns <= width
     assert max(rows, columns) <= max_side and rows * columns <= max_pixels
     if min(rows, columns) > 1:
-        assert abs(rows * width - columns * height) <= 1.5 * max(height, width)
+        assert abs(rows * width - columns * height) <= max(height, width)
 
 
 def test_shrinking_is_antialiased() -> None:
