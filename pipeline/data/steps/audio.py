@@ -272,7 +272,7 @@ def reverb(
     power, num_samples = _power(audio.samples), len(audio.samples)
     if power == 0:
         return audio
-    size = num_samples + len(response) - 1
+    size = 2 ** math.ceil(math.log2(num_samples + len(response)))  # other sizes can be 20 times slower
     heard = np.fft.irfft(np.fft.rfft(audio.samples, size) * np.fft.rfft(response, size), size)[:num_samples]
     heard *= math.sqrt(power / np.mean(np.square(heard)))
     return Audio(samples=_within_full_scale(heard), sampling_rate=audio.sampling_rate)

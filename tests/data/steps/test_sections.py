@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.step_bases import Augmentation
@@ -90,3 +93,14 @@ def test_the_help_documents_every_step_and_every_field_and_no_line_is_empty() ->
 def test_every_augmentation_has_a_probability_and_nothing_else_has() -> None:
     for section in STEPS.values():
         assert ("probability" in section.model_fields) == issubclass(section, Augmentation)
+
+
+def test_the_recipe_in_the_documentation_is_one_and_all_steps_and_fields_are_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "preprocessing.md").read_text()
+    recipe = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert recipe is not None
+    assert len(LIST.validate_python(yaml.safe_load(recipe[1])["prepare"]["steps"])) > 15
+    for name, section in STEPS.items():
+        (line,) = (line for line in page.splitlines() if re.match(rf"\| `[^|]*(?<=`){re.escape(name)}`", line))
+        missing = [field for field in section.model_fields if f"`{field}`" not in line]
+        assert set(missing) <= {"step", "videos", "probability", "of"}, name
