@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image as pillow
@@ -85,6 +85,7 @@ def test_signatures_of_two_groups_have_nothing_in_common_and_within_one_all() ->
     np.testing.assert_array_equal(marks(STORY, "a"), marks(STORY.upper(), "a"))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_every_text_has_a_signature_the_empty_one_too(text: str) -> None:
     assert marks(text).shape == (128,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.augmentations import EraseFill
@@ -53,6 +53,7 @@ def test_a_small_picture_grows_to_min_side_but_never_over_the_other_bounds() -> 
     assert shape(resized(PICTURE, min_side=120, max_side=135)) == (90, 135)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 20_000))
 def test_bounds_hold_for_every_shape_and_proportions_to_the_nearest_pixel(
     height: int, width: int, max_side: int, max_pixels: int
@@ -172,6 +173,7 @@ def test_erasing_by_the_mean_takes_the_colour_of_the_picture() -> None:
     np.testing.assert_array_equal(erased(RED, EraseFill.MEAN, 0, 0.2, 0.2).pixels, RED.pixels)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))
 def test_every_augmentation_keeps_every_shape(height: int, width: int, seed: int) -> None:
     image = of_size(height, width)
