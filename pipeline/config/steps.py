@@ -148,7 +148,7 @@ class AudioDenoise(StepSection):
     """How far noise is turned down, in dB."""
     quietest: float = Field(default=0.1, gt=0, le=1)
     """Share of the frames, the quietest, that are taken for noise alone."""
-    num_deviations: float = Field(default=2.0, ge=0)
+    num_deviations: float = Field(default=1.5, ge=0)
     """The gate opens at this many standard deviations above the mean noise level in dB."""
 
 

@@ -28,7 +28,7 @@ _GATE_S = 0.4
 """BS.1770 measures blocks of this length; shorter sounds are repeated until they fill one."""
 _FRAME_S = 0.01
 _SPECTRUM_S = 0.032
-_SMOOTH_HZ, _SMOOTH_S = 300.0, 0.05
+_SMOOTH_S = 0.05
 
 
 def _power(samples: _Samples) -> float:
@@ -130,12 +130,19 @@ def _resynthesise(spectrum: Tensor, audio: Audio) -> Audio:
 def denoise(audio: Audio, *, reduction_db: float, quietest: float, num_deviations: float) -> Audio:
     """The sound with its steady noise turned down by `reduction_db`: a spectral gate.
 
-    The noise level of each frequency is the mean over the quietest frames (this share of those that are not digital
-    silence) of the level in dB; a point of the spectrum passes if it lies `num_deviations` standard deviations above.
-    The gate is smoothed over 300 Hz and 50 ms: without that, lone points that pass sound like bells.
+    The level of each frequency, in dB, is taken over 50 ms: else the ups and downs of noise itself open the gate. Its
+    noise level is the mean over the quietest frames (this share of those that are not digital silence); the gate is
+    open where the level lies `num_deviations` standard deviations above. It opens and closes over 50 ms, too: lone
+    points that pass sound like bells.
     """
     import torch
     import torch.nn.functional
+
+    def averaged(values: Tensor) -> Tensor:
+        hop = _spectrum_size(audio.sampling_rate) // 4
+        reach = round(_SMOOTH_S * audio.sampling_rate / hop / 2)
+        average = torch.nn.functional.avg_pool1d
+        return average(values, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
 
     spectrum = _spectrum(audio)
     power = spectrum.abs().square()
@@ -143,20 +150,13 @@ def denoise(audio: Audio, *, reduction_db: float, quietest: float, num_deviation
     heard = torch.nonzero(frame_power > 1e-12).flatten()
     if not len(heard):
         return audio
-    level = 10 * torch.log10(power + 1e-20)
     order = heard[torch.argsort(frame_power[heard], stable=True)]
+    level = 10 * torch.log10(averaged(power) + 1e-20)
     noise = level[:, order[: max(1, round(quietest * len(order)))]]
     threshold = noise.mean(dim=1) + num_deviations * noise.std(dim=1, correction=0)
-    is_open = (level > threshold[:, None]).float()
-    size = _spectrum_size(audio.sampling_rate)
-    reach_hz = round(_SMOOTH_HZ * size / audio.sampling_rate / 2)
-    reach_s = round(_SMOOTH_S * audio.sampling_rate / (size // 4) / 2)
-    kernel, padding = (2 * reach_hz + 1, 2 * reach_s + 1), (reach_hz, reach_s)
-    smooth = torch.nn.functional.avg_pool2d(is_open[None], kernel, stride=1, padding=padding, count_include_pad=False)[
-        0
-    ]
+    gate = averaged((level > threshold[:, None]).float())
     floor = 10 ** (-reduction_db / 20)
-    return _resynthesise(spectrum * (floor + (1 - floor) * smooth), audio)
+    return _resynthesise(spectrum * (floor + (1 - floor) * gate), audio)
 
 
 def coloured_noise(num_samples: int, *, colour: NoiseColour, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -272,7 +272,7 @@ def reverb(
     power, num_samples = _power(audio.samples), len(audio.samples)
     if power == 0:
         return audio
-    size = num_samples + len(response) - 1
+    size = 2 ** math.ceil(math.log2(num_samples + len(response)))  # other sizes can be 20 times slower
     heard = np.fft.irfft(np.fft.rfft(audio.samples, size) * np.fft.rfft(response, size), size)[:num_samples]
     heard *= math.sqrt(power / np.mean(np.square(heard)))
     return Audio(samples=_within_full_scale(heard), sampling_rate=audio.sampling_rate)

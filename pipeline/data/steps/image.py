@@ -35,9 +35,11 @@ def resize(image: Image, *, max_side: int | None, max_pixels: int | None, min_si
         scale = min(scale, max_side / longest)
     if max_pixels is not None:
         scale = min(scale, math.sqrt(max_pixels / (height * width)))
-    shortest, longest = max(1, round(shortest * scale)), max(1, round(longest * scale))
-    if max_pixels is not None:
-        longest = min(longest, max(1, max_pixels // shortest))  # rounding may have gone over
+    sides = max(1, round(shortest * scale)), max(1, round(longest * scale))
+    if max_pixels is not None and sides[0] * sides[1] > max_pixels:  # by rounding up; or one side cannot shrink more
+        shortest = max(1, math.floor(shortest * scale))
+        sides = shortest, min(max(1, math.floor(longest * scale)), max_pixels // shortest)
+    shortest, longest = sides
     size = (longest, shortest) if width > height else (shortest, longest)
     if size == (width, height):
         return image
