@@ -16,6 +16,7 @@ import ray
 
 from actors.placement import NotEnoughResources
 from pipeline.config import ConfigError, Recipe, describe, load_recipe
+from pipeline.config.steps import describe_steps
 from pipeline.data.table import TooManyBadRows
 from pipeline.models.architectures import UnsupportedArchitecture
 
@@ -47,7 +48,7 @@ def parse(description: str, *, resumable: bool = False, flags: Sequence[Flag] = 
     """The recipe that the command line asks for, and whether to resume; `--resume` is known where that is possible."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="Options of the recipe:\n" + "\n".join(describe()),
+        epilog="\n".join(["Options of the recipe:", *describe(), "", "Steps of prepare.steps:", *describe_steps()]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="a recipe in YAML; without it, the defaults below")
