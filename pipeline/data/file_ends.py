@@ -23,6 +23,8 @@ class TooManyParts(ValueError):
 
 
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_ENDLESS = 0x7FFFFF00
+"""From here on a size stands for one that the recorder did not know."""
 _JPEG_BARE = {0x01, *range(0xD0, 0xD8)}
 _BOX_TYPE = re.compile(rb"[ -~\xa9][ -~]{3}")
 _KNOWN_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"meta"}
@@ -104,6 +106,8 @@ def riff_end(data: bytes) -> int | None:
     end = 8 + size + size % 2
     if size in (0, 0xFFFFFFFF) or end >= len(data):
         end = len(data)
+    if _samples_are_cut(data, order):
+        return None
     if data[8:12] == b"WEBP":
         _check_frames(_count_chunks(data, end, b"ANMF"))
         return end
@@ -115,6 +119,51 @@ def riff_end(data: bytes) -> int | None:
             return end
         end += 8 + length + length % 2
     raise TooManyParts
+
+
+def _samples_are_cut(data: bytes, order: str) -> bool:
+    """Whether a WAV or an AIFF announces more samples than there are. Its decoder would not mind."""
+    place = 12
+    for _ in range(MAX_PARTS):
+        if place + 8 > len(data):
+            return False
+        name, length = struct.unpack_from(order + "4sI", data, place)
+        if name in (b"data", b"SSND"):
+            return place + 8 + length > len(data) and length < _ENDLESS
+        place += 8 + length + length % 2
+    raise TooManyParts
+
+
+def rf64_end(data: bytes) -> int | None:
+    """Where the chunk ds64 says, or the header of a W64."""
+    place, before = (20, 8) if data[:4] == b"RF64" else (16, 0)
+    if len(data) < place + 8:
+        return None
+    size = struct.unpack_from("<Q", data, place)[0]
+    end = len(data) if size in (0, 2**64 - 1) else before + size
+    return end if end <= len(data) else None
+
+
+def caf_end(data: bytes) -> int | None:
+    """After the last chunk; samples of a length of -1 end the file."""
+    place = 8
+    for _ in range(MAX_PARTS):
+        if place + 12 > len(data) or not _CHUNK_ID.match(data, place):
+            return place if place <= len(data) else None
+        size = struct.unpack_from(">q", data, place + 4)[0]
+        if size < 0:
+            return len(data) if size == -1 else None
+        place += 12 + size
+    raise TooManyParts
+
+
+def au_end(data: bytes) -> int | None:
+    """After the samples."""
+    if len(data) < 24:
+        return None
+    offset, size = struct.unpack_from(">II", data, 4)
+    end = len(data) if size >= _ENDLESS else offset + size
+    return end if end <= len(data) else None
 
 
 def _count_chunks(data: bytes, end: int, wanted: bytes) -> int:

@@ -24,13 +24,16 @@ from typing import cast
 from pipeline.data.file_ends import (
     MAX_PARTS,
     TooManyParts,
+    au_end,
     bmp_end,
     boxes_end,
+    caf_end,
     ebml_end,
     gif_end,
     jpeg_end,
     ogg_end,
     png_end,
+    rf64_end,
     riff_end,
 )
 from pipeline.data.schema import Reason, RowError
@@ -71,15 +74,15 @@ FORMATS = (
     Format("BMP", MediaKind.IMAGE, _mark(rb"BM"), bmp_end),
     Format("TIFF", MediaKind.IMAGE, _mark(rb"II[*+]\0|MM\0[*+]")),
     Format("WAV", MediaKind.AUDIO, _mark(rb"RIFF.{4}WAVE"), riff_end),
-    Format("WAV (64 bits)", MediaKind.AUDIO, _mark(rb"RF64.{4}WAVE|riff\x2e\x91\xcf\x11")),
+    Format("WAV (64 bits)", MediaKind.AUDIO, _mark(rb"RF64.{4}WAVE|riff\x2e\x91\xcf\x11"), rf64_end),
     Format("WAV (big endian)", MediaKind.AUDIO, _mark(rb"RIFX.{4}WAVE"), riff_end),
     Format("FLAC", MediaKind.AUDIO, _mark(rb"fLaC"), is_coded=True),
     Format("Ogg", MediaKind.AUDIO, _mark(rb"OggS"), ogg_end),
     Format("MP3", MediaKind.AUDIO, _mark(rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xfd]"), is_coded=True),
     Format("AIFF", MediaKind.AUDIO, _mark(rb"FORM.{4}AIF[FC]"), riff_end),
-    Format("AU", MediaKind.AUDIO, _mark(rb"\.snd")),
+    Format("AU", MediaKind.AUDIO, _mark(rb"\.snd"), au_end),
     Format("NIST Sphere", MediaKind.AUDIO, _mark(rb"NIST_1A\n")),
-    Format("CAF", MediaKind.AUDIO, _mark(rb"caff\0\x01")),
+    Format("CAF", MediaKind.AUDIO, _mark(rb"caff\0\x01"), caf_end),
     Format("MP4", MediaKind.VIDEO, _mark(rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|styp|moof)"), boxes_end),
     Format("Matroska", MediaKind.VIDEO, _mark(rb"\x1a\x45\xdf\xa3"), ebml_end),
     Format("AVI", MediaKind.VIDEO, _mark(rb"RIFF.{4}AVI "), riff_end),
@@ -121,6 +124,8 @@ def check_file(medium: Medium) -> None:
             end = found.end(data)
         except TooManyParts:
             raise RowError(CORRUPT[kind], f"a {found.name} of over {MAX_PARTS} parts") from None
+        if end is None and kind is MediaKind.AUDIO:  # whose decoders take what there is
+            raise RowError(CORRUPT[kind], f"a {found.name} that is cut off or damaged")
         if end is not None and not _is_harmless(data, end, found):
             raise RowError(Reason.POLYGLOT, f"{len(data) - end} bytes behind the end of a {found.name}")
     elif found.is_coded and _ends_in_text(_without_tags(data)):

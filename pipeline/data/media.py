@@ -11,11 +11,11 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, cast
 
 import av
+import av.error
 import numpy as np
 import soundfile
 import soxr
@@ -40,6 +40,7 @@ MAX_FRAME_RATE = 120.0
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000
 """In Hz. With `max_seconds` it bounds how many samples are decoded; what lies outside is no sound of this world."""
 
+_UNKNOWN_LENGTH = 2**50
 _AUDIO_BLOCK = 65_536
 _FULL_SCALE_16 = 257  # 65535 / 255
 
@@ -68,9 +69,15 @@ def check_bytes(medium: Medium, limits: MediaLimits) -> None:
         raise RowError(Reason.TOO_MANY_BYTES, detail)
 
 
-def out_of_memory(limits: MediaLimits) -> RowError:
-    """The refusal of a file that needs more memory than there is."""
-    return RowError(Reason.DECODER_CRASHED, f"out of memory; data.limits.max_decode_mib is {limits.max_decode_mib}")
+def _refusal(error: Exception, reason: Reason, limits: MediaLimits) -> RowError:
+    """What a decoder raised, as a refusal: its own errors, and those of its bindings for numbers out of range."""
+    if isinstance(error, av.error.FFmpegError):  # before MemoryError, which some are, for a size that is absurd
+        return RowError(reason, f"{type(error).__name__}: {error.strerror}")
+    if isinstance(error, MemoryError):
+        return RowError(Reason.DECODER_CRASHED, f"out of memory; data.limits.max_decode_mib is {limits.max_decode_mib}")
+    if isinstance(error, soundfile.LibsndfileError):
+        return RowError(reason, error.error_string)
+    return RowError(reason, f"{type(error).__name__}: {error}")
 
 
 def decode_image(data: bytes, limits: MediaLimits) -> Image:
@@ -89,10 +96,8 @@ def decode_image(data: bytes, limits: MediaLimits) -> Image:
             raise RowError(Reason.CORRUPT_IMAGE, f"none of {', '.join(IMAGE_FORMATS)}") from None
         except RowError:
             raise
-        except MemoryError:
-            raise out_of_memory(limits) from None
-        except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
-            raise RowError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from None
+        except Exception as error:
+            raise _refusal(error, Reason.CORRUPT_IMAGE, limits) from None
 
 
 def _rgb(image: pillow.Image) -> NDArray[np.uint8]:
@@ -118,19 +123,25 @@ def decode_audio(data: bytes, limits: MediaLimits) -> Audio:
     """A sound at its own rate, its channels averaged; read block by block, so that memory holds one channel."""
     try:
         with soundfile.SoundFile(_Bytes(data)) as file:
+            if file.frames > _UNKNOWN_LENGTH:
+                return _decode_unmeasured(data, limits)
             _check_sound(file.frames, file.samplerate, file.channels, limits)
-            samples = np.concatenate(list(_mono_blocks(file)))
+            samples = _mono(file)
             expected = file.frames
             sampling_rate = file.samplerate
-    except MemoryError:
-        raise out_of_memory(limits) from None
     except RowError:
         raise
-    except Exception as error:  # libsndfile's own, and what its bindings raise
-        raise RowError(Reason.CORRUPT_AUDIO, f"{type(error).__name__}: {error}") from None
+    except Exception as error:
+        raise _refusal(error, Reason.CORRUPT_AUDIO, limits) from None
     if len(samples) != expected:
         raise RowError(Reason.CORRUPT_AUDIO, f"the header promises {expected} samples, the file holds {len(samples)}")
     return _sound(samples, sampling_rate)
+
+
+def _decode_unmeasured(data: bytes, limits: MediaLimits) -> Audio:
+    """A FLAC whose recorder did not know how long it would be: libsndfile cannot tell where it ends, FFmpeg can."""
+    with av.open(io.BytesIO(data), mode="r", options={"format_whitelist": "flac", "protocol_whitelist": ""}) as file:
+        return _decode_track(file, file.streams.audio[0], limits)
 
 
 class _Bytes(io.BytesIO):
@@ -141,9 +152,11 @@ class _Bytes(io.BytesIO):
         return super().seek(max(0, start + offset))
 
 
-def _mono_blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+def _mono(file: soundfile.SoundFile) -> NDArray[np.float32]:
+    blocks: list[NDArray[np.float32]] = []
     while len(block := file.read(_AUDIO_BLOCK, dtype="float32", always_2d=True)):
-        yield block.mean(axis=1, dtype=np.float32)
+        blocks.append(block.mean(axis=1, dtype=np.float32))
+    return np.concatenate(blocks)
 
 
 def _sound(samples: NDArray[np.float32], sampling_rate: int) -> Audio:
@@ -194,10 +207,8 @@ def decode_video(data: bytes, limits: MediaLimits) -> Video:
         frames = _decode_frames(data, wanted, limits)
     except RowError:
         raise
-    except MemoryError:
-        raise out_of_memory(limits) from None
-    except Exception as error:  # FFmpeg's own, and what its bindings raise for numbers out of range
-        raise RowError(Reason.CORRUPT_VIDEO, f"{type(error).__name__}: {error}") from None
+    except Exception as error:
+        raise _refusal(error, Reason.CORRUPT_VIDEO, limits) from None
     return Video(frames=frames, frames_per_second=rate * num_kept / num_frames)
 
 
@@ -283,10 +294,8 @@ def sound_track(medium: Medium, limits: MediaLimits) -> Audio | None:
             return _decode_track(container, container.streams.audio[0], limits)
     except RowError:
         raise
-    except MemoryError:
-        raise out_of_memory(limits) from None
-    except Exception as error:  # FFmpeg's own, and what its bindings raise for numbers out of range
-        raise RowError(Reason.CORRUPT_AUDIO, f"sound track: {type(error).__name__}: {error}") from None
+    except Exception as error:
+        raise _refusal(error, Reason.CORRUPT_AUDIO, limits) from None
 
 
 def _decode_track(container: Any, stream: Any, limits: MediaLimits) -> Audio:
