@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from actors.encoder import Needs, PromptRef
-from actors.roles import Roles
+from actors.roles import Encoding, Roles
 from pipeline.config import Recipe
-from pipeline.data.table import PromptTable, Quarantine
+from pipeline.data.datasets import Datasets, RowKey, RowRef
+from pipeline.data.order import Mixture, Order
+from pipeline.data.schema import Reason
+from pipeline.data.stream import RowStream
+from pipeline.data.table import Quarantine
 from pipeline.records import MediaKind, Quarantined
+
+MIN_JUDGED_ROWS = 1000
+"""Rows (or the whole table) whose share of bad ones `data.max_bad_fraction` bounds at least: among the first few rows,
+one bad row is many."""
 
 
 class Door:
@@ -20,29 +29,119 @@ class Door:
         self.split = split
         self._needs = needs
         self._file = recipe.run.directory / "quarantine" / f"{stage}_{split}.parquet"
-        self._seen: set[str] = set()
-        table = PromptTable(recipe.data_path / f"{split}.parquet")
-        self.infos = {info.id: info for info in table.infos()}
-        """What the table says of each row, by id, in file order."""
+        self.datasets = Datasets(recipe.datasets, split)
+        """The tables, for reading some of their rows."""
         self.quarantine = Quarantine()
 
     def admit(self, ids: Sequence[str], *, blanked: frozenset[MediaKind] = frozenset()) -> list[PromptRef]:
         """Processed prompts in the order of `ids`, without the refused ones.
 
         Raises:
+            KeyError: the tables have no such row.
+            TooManyBadRows: more than `data.max_bad_fraction` of the rows seen so far were refused.
+        """
+        rows = [RowRef(key) for key in self.datasets.keys(ids)]
+        encoding = self._roles.encode(rows, self.split, self._needs, blanked=blanked)
+        return self.finish(encoding, num_seen=len(rows), num_rows=self.datasets.num_rows)
+
+    def begin(self, rows: Sequence[RowRef]) -> Encoding:
+        """Has rows processed, for `finish` to take them in."""
+        return self._roles.encode(rows, self.split, self._needs)
+
+    def finish(self, encoding: Encoding, *, num_seen: int, num_rows: int) -> list[PromptRef]:
+        """The prompts of rows that were begun, without the refused ones.
+
+        num_seen: different rows that were asked for so far; num_rows: how many there are.
+
+        Raises:
             TooManyBadRows: more than `data.max_bad_fraction` of the rows seen so far were refused.
         """
         admitted: list[PromptRef] = []
-        for prompt in self._roles.encode(ids, self.split, self._needs, blanked=blanked):
+        row_of: dict[str, RowKey] = {}
+        num_refused = len(self.quarantine)
+        for prompt in encoding.result():
             if isinstance(prompt, Quarantined):
                 self.quarantine.add(prompt)
+            elif row_of.setdefault(prompt.id, prompt.row) != prompt.row:
+                detail = f"rows {row_of[prompt.id].row} and {prompt.row.row} have this id"
+                self.quarantine.add(Quarantined(prompt.id, Reason.DUPLICATE_ID.value, detail))
             else:
                 admitted.append(prompt)
-        self._seen.update(ids)
-        self.quarantine.write(self._file)
-        self.quarantine.check(len(self._seen), self._recipe.data.max_bad_fraction)
+        if len(self.quarantine) > num_refused or not self._file.is_file():
+            self.quarantine.write(self._file)
+        self.quarantine.check(max(num_seen, min(num_rows, MIN_JUDGED_ROWS)), self._recipe.data.max_bad_fraction)
         return admitted
 
-    def announce(self, ids: Sequence[str]) -> None:
-        """Says which rows will be asked for next, so that they are processed by then."""
-        self._roles.announce(ids, self.split, self._needs)
+
+class Batches:
+    """Batches of `size` rows of a split in the order of the recipe, let in by the door. Close it when done.
+
+    Batch number k is the same whether this came there or began there.
+    """
+
+    def __init__(self, door: Door, recipe: Recipe, *, size: int, cursor: int = 0, num_rows: int | None = None):
+        """Starts reading.
+
+        cursor: the number of the first batch; num_rows: how many rows of each table are used, the first ones; None is
+        all.
+        """
+        data = recipe.data
+        layouts = [source.table.layout.head(num_rows) for source in door.datasets.sources]
+        self.num_rows = sum(layout.total_rows for layout in layouts)
+        """Rows of all tables."""
+        self.cursor = cursor
+        """Batches taken so far, by this and whoever came before: the data position."""
+        self._door = door
+        self._size = size
+        self._names = [source.dataset.label for source in door.datasets.sources]
+        self._mixture = Mixture([source.dataset.weight for source in door.datasets.sources])
+        self._orders = [
+            Order(
+                layout,
+                seed=recipe.run.seed,
+                batch_rows=size,
+                order=data.order,
+                shuffle_rows=data.shuffle_rows,
+                window_bytes=data.shuffle_mib * 2**20,
+            )
+            for layout in layouts
+        ]
+        self._first = cursor
+        self._pending: deque[Encoding] = deque()
+        self._stream = RowStream(self._orders, self._mixture, position=cursor * size, num_readers=data.num_readers)
+
+    def announce(self, count: int = 1) -> None:
+        """Has the rows of the next `count` batches processed, so that they are ready when they are taken."""
+        while len(self._pending) < count:
+            self._pending.append(self._door.begin(self._stream.draw(self._size)))
+
+    def take(self) -> list[PromptRef]:
+        """The next batch that has a good row: its good rows.
+
+        Raises:
+            TooManyBadRows: more than `data.max_bad_fraction` of the rows seen so far were refused, or all of a table.
+        """
+        while True:
+            self.announce()
+            self.cursor += 1
+            num_seen = min((self.cursor - self._first) * self._size, self.num_rows)
+            prompts = self._door.finish(self._pending.popleft(), num_seen=num_seen, num_rows=self.num_rows)
+            if prompts:
+                return prompts
+            if num_seen == self.num_rows:
+                self._door.quarantine.check(num_seen, 0.0)
+
+    def close(self) -> None:
+        """Stops reading."""
+        self._stream.close()
+
+    def metrics(self) -> dict[str, float]:
+        """Rows taken of each dataset so far, and how many epochs that is."""
+        drawn = self._mixture.positions(self.cursor * self._size)
+        return {
+            **{f"data/rows/{name}": float(count) for name, count in zip(self._names, drawn, strict=True)},
+            **{
+                f"data/epoch/{name}": count / order.num_rows
+                for name, count, order in zip(self._names, drawn, self._orders, strict=True)
+            },
+        }

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from actors.engine import World
 from actors.feature_cache import CacheCounts, FeatureCache
 from actors.group import Worker
-from pipeline.config import Encoder, Parts, Recipe
+from pipeline.config import Dataset, Encoder, Parts, Recipe
+from pipeline.data.datasets import Datasets, RowKey, RowRef
 from pipeline.data.schema import RowError
-from pipeline.data.table import PromptTable
+from pipeline.data.table import info_of
 from pipeline.models.architectures import Architecture, architecture_of
 from pipeline.models.checkpoint import load_model, tower_fingerprint
 from pipeline.models.forward import Policy
 from pipeline.models.parts import live_kinds
 from pipeline.models.processing import PromptProcessor
-from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, Prompt, Quarantined
+from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, Prompt, PromptInfo, Quarantined
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Needs:
     tensors: frozenset[MediaKind] = frozenset()
 
 
-PromptKey = tuple[str, str, frozenset[MediaKind], Needs]
-"""Split, id, kinds blanked, what is needed."""
+PromptKey = tuple[str, RowKey, frozenset[MediaKind], Needs]
+"""Split, row, kinds blanked, what is needed."""
 FeatureRef = ray.ObjectRef[NDArray[np.float32]]
 """Of a tower's features [num_tokens, hidden]."""
 SMALL_BYTES = 32 * 2**10
@@ -70,11 +71,17 @@ class StoredPrompt:
 
 @dataclass(frozen=True)
 class PromptRef:
-    """What the driver holds of a prompt: a reference to a `StoredPrompt`, and its length."""
+    """What the driver holds of a prompt: a reference to a `StoredPrompt`, its length, and what rewards ask for."""
 
-    id: str
+    info: PromptInfo
+    row: RowKey
     num_tokens: int
     stored: ray.ObjectRef[StoredPrompt]
+
+    @property
+    def id(self) -> str:
+        """The prompt's id."""
+        return self.info.id
 
 
 def fetch_encoded(prompts: Sequence[PromptRef], live: frozenset[MediaKind] = frozenset()) -> list[EncodedPrompt]:
@@ -116,7 +123,7 @@ class EncoderWorker(Worker):
 
     def __init__(self, recipe: Recipe, settings: Encoder):
         super().__init__(recipe, settings)
-        self._tables: dict[str, PromptTable] = {}
+        self._datasets: dict[tuple[tuple[Dataset, ...], str], Datasets] = {}
 
     def setup(self, world: World, path: Path) -> None:
         """Loads processor and towers; what other towers encoded is forgotten."""
@@ -146,17 +153,19 @@ class EncoderWorker(Worker):
         return self._cache.counts
 
     def encode(
-        self, ids: Sequence[str], split: str, needs: Needs, *, blanked: frozenset[MediaKind] = frozenset()
+        self, rows: Sequence[RowRef], split: str, needs: Needs, *, blanked: frozenset[MediaKind] = frozenset()
     ) -> list[PromptRef | Quarantined]:
-        """Processes and encodes prompts of a split, each once; refused ones come back with their reason."""
-        found = {name: self._cache.get((split, name, blanked, needs)) for name in dict.fromkeys(ids)}
-        for row in self._table(split).read([name for name, prompt in found.items() if prompt is None]):
-            if isinstance(row, Quarantined):
-                found[row.row_id] = row
-                self._cache.put((split, row.row_id, blanked, needs), row, num_bytes=0, media=())
+        """Processes and encodes rows of a split, each once; refused ones come back with their reason."""
+        found = {row.key: self._cache.get((split, row.key, blanked, needs)) for row in rows}
+        missing = list({row.key: row for row in rows if found[row.key] is None}.values())
+        for row, prompt in zip(missing, self._read(split, missing), strict=True):
+            key = (split, row.key, blanked, needs)
+            if isinstance(prompt, Quarantined):
+                found[row.key] = prompt
+                self._cache.put(key, prompt, num_bytes=0, media=())
             else:
-                found[row.id] = self._store(row, (split, row.id, blanked, needs))
-        return [cast(PromptRef | Quarantined, found[name]) for name in ids]
+                found[row.key] = self._store(prompt, key)
+        return [cast(PromptRef | Quarantined, found[row.key]) for row in rows]
 
     @torch.no_grad()
     def stock_logprobs(
@@ -166,28 +175,25 @@ class EncoderWorker(Worker):
 
         Nothing of ours takes part: the model runs its towers, finds its positions and keeps no cache.
         """
-        rows = {
-            row.id: row
-            for row in self._table(split).read([prompt.id for prompt, _ in groups])
-            if isinstance(row, Prompt)
-        }
+        rows = self._read(split, [RowRef(prompt.row) for prompt, _ in groups])
         policy = Policy(self._model, self._architecture)
         found: list[NDArray[np.float32]] = []
-        for prompt, (token_ids, *_) in groups:
-            inputs = self._processor.stock_inputs(rows[prompt.id], token_ids)
+        for row, (_, (token_ids, *_)) in zip(rows, groups, strict=True):
+            inputs = self._processor.stock_inputs(cast(Prompt, row), token_ids)
             hidden = self._model.model(**{name: tensor.to(self._model.device) for name, tensor in inputs.items()})
             states = hidden.last_hidden_state[0, -len(token_ids) - 1 : -1]
             logprobs = policy.logits(states, temperature=temperature).log_softmax(-1)
             found.append(logprobs.cpu().numpy()[np.arange(len(token_ids)), token_ids])
         return found
 
-    def _table(self, split: str) -> PromptTable:
-        if split not in self._tables:
-            self._tables[split] = PromptTable(self.recipe.data_path / f"{split}.parquet")
-        return self._tables[split]
+    def _read(self, split: str, rows: Sequence[RowRef]) -> list[Prompt | Quarantined]:
+        datasets = self.recipe.datasets
+        if (datasets, split) not in self._datasets:
+            self._datasets[datasets, split] = Datasets(datasets, split)
+        return self._datasets[datasets, split].read(rows)
 
     def _store(self, prompt: Prompt, key: PromptKey) -> PromptRef | Quarantined:
-        _, _, blanked, needs = key
+        _, row, blanked, needs = key
         try:
             processed = self._processor(prompt, blanked=blanked)
         except RowError as error:
@@ -203,7 +209,7 @@ class EncoderWorker(Worker):
             for medium_key, medium in zip(keys, processed.media, strict=True)
         )
         stored = StoredPrompt(processed.id, processed.input_ids, processed.position_ids, media)
-        ref = PromptRef(prompt.id, len(processed.input_ids), ray.put(stored))
+        ref = PromptRef(info_of(prompt), row, len(processed.input_ids), ray.put(stored))
         self._cache.put(key, ref, num_bytes=stored.input_ids.nbytes + stored.position_ids.nbytes, media=keys)
         return ref
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from actors.sampler import Sampled, Sampler
 from actors.scoring import Group, score
 from pipeline.algorithms.shaping import combine, overlong_penalty, varied_groups
 from pipeline.config import Recipe, RewardName
-from pipeline.records import PromptInfo, Rollout
+from pipeline.records import Rollout
 from pipeline.rewards import score_rules
 
 
@@ -72,30 +72,28 @@ class Judged:
         return self.select(is_varied.nonzero()[:, 0].tolist(), reason="groups_without_variance")
 
 
-def judged_batch(
-    roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, infos: Mapping[str, PromptInfo], step: int
-) -> Judged:
+def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, step: int) -> Judged:
     """The batch of a step, from what was sampled for it.
 
     With dynamic sampling, groups whose rewards are all the same are replaced by those of further batches, while rounds
     last; what is left out is counted. Where nothing varies at all, the batch stays as it is: its advantages are zero.
     """
-    batch = judge(roles, recipe, sampled, infos)
+    batch = judge(roles, recipe, sampled)
     rounds = recipe.rlhf.algorithm.dynamic_sampling.max_rounds
     if not rounds:
         return batch
     size, kept = len(batch.prompts), batch.varied()
     while rounds and len(kept.prompts) < size:
-        kept = kept.joined(judge(roles, recipe, sampler.more(step), infos).varied())
+        kept = kept.joined(judge(roles, recipe, sampler.more(step)).varied())
         rounds -= 1
     if not kept.prompts:
         return replace(batch, counts=kept.counts, seconds=kept.seconds)
     return kept.select(range(min(size, len(kept.prompts))), reason="groups_beyond_the_batch")
 
 
-def judge(roles: Roles, recipe: Recipe, sampled: Sampled, infos: Mapping[str, PromptInfo]) -> Judged:
+def judge(roles: Roles, recipe: Recipe, sampled: Sampled) -> Judged:
     """Rewards of a sampled batch."""
-    parts, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts, infos)
+    parts, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts)
     rewards = combine(parts=parts, weights=recipe.rlhf.rewards)
     algorithm = recipe.rlhf.algorithm
     shown: dict[str, Tensor] = {**parts}
@@ -109,7 +107,7 @@ def judge(roles: Roles, recipe: Recipe, sampled: Sampled, infos: Mapping[str, Pr
         rewards = rewards + shown["overlong"]
     greedy = None
     if sampled.greedy:
-        greedy_parts, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy, infos)
+        greedy_parts, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy)
         greedy = combine(parts=greedy_parts, weights=recipe.rlhf.rewards)
         counts += failures
         seconds = {role: time + spent[role] for role, time in seconds.items()}
@@ -121,14 +119,15 @@ def _parts(
     recipe: Recipe,
     prompts: Sequence[PromptRef],
     rollouts: Sequence[Rollout],
-    infos: Mapping[str, PromptInfo],
 ) -> tuple[dict[RewardName, Tensor], Counter[str], dict[str, float]]:
     """Each part [N], failures by reason, seconds by role; the rules work while the reward model does."""
     scoring = score(roles.reward, RewardWorker.scores, groups_of(prompts, rollouts)) if roles.reward else None
     rules = score_rules(
         names=[name for name in recipe.rlhf.rewards if name is not RewardName.LEARNED],
         completions=[completion for rollout in rollouts for completion in rollout.completions],
-        answers=[infos[rollout.prompt_id].answer for rollout in rollouts for _ in rollout.completions],
+        answers=[
+            prompt.info.answer for prompt, rollout in zip(prompts, rollouts, strict=True) for _ in rollout.completions
+        ],
     )
     parts, seconds = dict(rules.values), {}
     if scoring:

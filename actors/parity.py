@@ -23,6 +23,8 @@ from pipeline.records import MediaKind, PromptInfo, Rollout
 
 PARITY_SEED = -3
 """A step that training never takes."""
+SCANNED_ROWS = 2048
+"""First rows of each table among which the sample is chosen."""
 TOLERANCES = {Dtype.FLOAT32: 1e-4, Dtype.BFLOAT16: 0.1}
 """Mean absolute difference of a row's logprobs, in nats, that rounding explains."""
 
@@ -37,9 +39,8 @@ def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) 
     Raises:
         ParityError: they differ by more than rounding; the table names the rows, modalities and causes.
     """
-    infos = mixed_sample(list(door.infos.values()), recipe.rlhf.parity.num_rows)
+    infos = mixed_sample(door.datasets.infos(SCANNED_ROWS), recipe.rlhf.parity.num_rows)
     prompts = door.admit([info.id for info in infos])
-    modalities = {info.id: info.modalities for info in infos}
     rollouts = _completions(roles, recipe, prompts)
     groups: list[Group] = [
         (prompt, [rollout.completions[0].token_ids]) for prompt, rollout in zip(prompts, rollouts, strict=True)
@@ -60,7 +61,7 @@ def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) 
     }
     tolerance = recipe.rlhf.parity.tolerance or TOLERANCES[recipe.model.dtype]
     rows = [
-        ComparedRow(prompt.id, modalities[prompt.id], _at(seen, index), _at(logprobs, index))
+        ComparedRow(prompt.id, prompt.info.modalities, _at(seen, index), _at(logprobs, index))
         for index, prompt in enumerate(prompts)
     ]
     report = compare(rows, tolerance=tolerance)

@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from actors.supervised import Training
 from pipeline.config import FROZEN, Device, Parts, Recipe, RewardName, Workers
+from pipeline.data.datasets import RowKey, RowRef
 from pipeline.models.architectures import architecture_of
 from pipeline.models.checkpoint import check_same_towers
 from pipeline.models.parts import live_kinds
@@ -55,28 +57,32 @@ class Roles:
         ray.get([done for role, path in paths.items() for done in groups[role].setup(path)])
 
     def encode(
-        self, ids: Sequence[str], split: str, needs: Needs, *, blanked: frozenset[MediaKind] = frozenset()
-    ) -> list[PromptRef | Quarantined]:
-        """Processed and encoded prompts; each by the worker that its id hashes to: once, that is."""
-        shares, calls = self._ask_encoders(ids, split, needs, blanked)
+        self, rows: Sequence[RowRef], split: str, needs: Needs, *, blanked: frozenset[MediaKind] = frozenset()
+    ) -> Encoding:
+        """Has rows processed and encoded; each by the worker that its number gives: once, that is."""
+        shares: list[list[RowRef]] = [[] for _ in self.encoder.actors]
+        for row in {row.key: row for row in rows}.values():
+            shares[_stable_index(row.key, len(shares))].append(row)
+        calls = self.encoder.on_each(EncoderWorker.encode, shares, split, needs, blanked=blanked)
+        return Encoding([row.key for row in rows], [[row.key for row in share] for share in shares], calls)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Rows that encoder workers are at."""
+
+    rows: list[RowKey]
+    shares: list[list[RowKey]]
+    calls: list[ray.ObjectRef[list[PromptRef | Quarantined]]]
+
+    def result(self) -> list[PromptRef | Quarantined]:
+        """The prompts in the order of the rows; waits until they are there."""
         found = {
-            name: prompt
-            for share, prompts in zip(shares, ray.get(calls), strict=True)
-            for name, prompt in zip(share, prompts, strict=True)
+            key: prompt
+            for share, prompts in zip(self.shares, ray.get(self.calls), strict=True)
+            for key, prompt in zip(share, prompts, strict=True)
         }
-        return [found[name] for name in ids]
-
-    def announce(self, ids: Sequence[str], split: str, needs: Needs) -> None:
-        """Lets the encoders start on prompts that are soon asked for, while others work."""
-        self._ask_encoders(ids, split, needs, frozenset())
-
-    def _ask_encoders(
-        self, ids: Sequence[str], split: str, needs: Needs, blanked: frozenset[MediaKind]
-    ) -> tuple[list[list[str]], list[ray.ObjectRef[list[PromptRef | Quarantined]]]]:
-        shares: list[list[str]] = [[] for _ in self.encoder.actors]
-        for name in dict.fromkeys(ids):
-            shares[_stable_index(name, len(shares))].append(name)
-        return shares, self.encoder.on_each(EncoderWorker.encode, shares, split, needs, blanked=blanked)
+        return [found[key] for key in self.rows]
 
 
 class Crew:
@@ -213,5 +219,6 @@ def collect(calls: Mapping[str, Sequence[ray.ObjectRef[Any]]]) -> tuple[dict[str
     return {role: ray.get(list(refs)) for role, refs in calls.items()}, seconds
 
 
-def _stable_index(name: str, num_workers: int) -> int:
-    return zlib.crc32(name.encode()) % num_workers
+def _stable_index(row: RowKey, num_workers: int) -> int:
+    # Not the number itself: tables may have a rhythm of their own.
+    return zlib.crc32(f"{row.dataset}/{row.row}".encode()) % num_workers

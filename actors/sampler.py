@@ -9,13 +9,12 @@ from typing import Any
 
 import ray
 
-from actors.door import Door
+from actors.door import Batches
 from actors.encoder import PromptRef
 from actors.group import split
 from actors.roles import Roles, collect
 from actors.rollout import RolloutWorker
 from pipeline.config import Recipe, Sampling
-from pipeline.data.table import PromptOrder
 from pipeline.records import Rollout
 
 Calls = list[ray.ObjectRef[list[Rollout]]]
@@ -39,20 +38,22 @@ class _Pending:
 
 
 class Sampler:
-    """Batches of completed prompts for one step after the other, from batch number `cursor` of the order on.
+    """Batches of completed prompts for one step after the other.
 
     Generation for later steps starts before this step's update, with the weights of then; it never reaches beyond the
     next checkpoint, so that a run that resumes there samples what an uninterrupted one did.
     """
 
-    def __init__(self, roles: Roles, recipe: Recipe, door: Door, *, cursor: int):
+    def __init__(self, roles: Roles, recipe: Recipe, batches: Batches):
         self._roles = roles
         self._recipe = recipe
-        self._door = door
-        self._order = PromptOrder(list(door.infos), recipe.run.seed)
+        self._batches = batches
         self._pending: deque[_Pending] = deque()
-        self.cursor = cursor
+
+    @property
+    def cursor(self) -> int:
         """Batches drawn so far: the data position."""
+        return self._batches.cursor
 
     def take(self, step: int) -> Sampled:
         """The batch of `step`; starts generation for the steps that may run ahead.
@@ -66,7 +67,7 @@ class Sampler:
         while step + len(self._pending) < end:
             self._pending.append(self._start())
         if end < settings.num_steps:
-            self._door.announce(self._order.batch(self.cursor, settings.prompts_per_step))
+            self._batches.announce()
         return self._collect(self._pending.popleft(), step)
 
     def more(self, step: int) -> Sampled:
@@ -75,13 +76,13 @@ class Sampler:
 
     def _start(self) -> _Pending:
         settings = self._recipe.rlhf
-        prompts = self._door.admit(self._order.batch(self.cursor, settings.prompts_per_step))
+        prompts = self._batches.take()
         # The batch's number, not the step's: a step that draws twice never samples a prompt twice alike.
-        calls = generate(self._roles, prompts, settings.sampling, group_size=settings.group_size, seed=self.cursor)
+        seed = self.cursor - 1
+        calls = generate(self._roles, prompts, settings.sampling, group_size=settings.group_size, seed=seed)
         greedy: Calls = []
         if settings.algorithm.advantage.needs_greedy:
-            greedy = generate(self._roles, prompts, settings.sampling.greedy, group_size=1, seed=self.cursor)
-        self.cursor += 1
+            greedy = generate(self._roles, prompts, settings.sampling.greedy, group_size=1, seed=seed)
         return _Pending(prompts, calls, greedy)
 
     def _collect(self, pending: _Pending, step: int) -> Sampled:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from queue import Empty
 from typing import Any, TypeVar
@@ -59,6 +60,8 @@ class Comparison:
     rejected_ids: tuple[int, ...]
 
 
+STEPS_AHEAD = 3
+"""Batches of SFT that lie ready for its workers."""
 T = TypeVar("T", Demonstration, Comparison)
 Losses = Callable[[Sequence[T], float], dict[str, Tensor]]
 
@@ -100,26 +103,23 @@ class Training:
             ),
         )
         self._is_waiting = True
+        self._is_cancelled = False
         self.has_ended = False
         self._failures: list[BaseException] = []
         self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
         self._thread.start()
 
     def run(
-        self, *, source: Path, target: Path, data: Callable[[], dict[str, Any]]
+        self, *, source: Path, target: Path, data: Iterator[dict[str, Any]]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Trains from checkpoint `source` to `target`, and yields (step, metrics) meanwhile.
 
-        `data` gives the workers' `items` (and whatever else they read); it is called while they start and load.
+        `data` gives what the workers read, a message after the other: SFT a batch a step, a few steps ahead; the
+        reward model all its pairs. The first ones are asked for while the workers start and load.
         """
         self._send({"source": source.absolute(), "target": target.absolute()})
-        try:
-            prepared = data()
-        except BaseException:
-            self.cancel()
-            raise
-        self._send(prepared)
-        self._is_waiting = False
+        for _ in range(STEPS_AHEAD):
+            self._send_next(data)
         while self._thread.is_alive() or not self._queue.empty():
             try:
                 item: tuple[int, dict[str, Any]] | None = self._queue.get(timeout=0.5)
@@ -128,6 +128,8 @@ class Training:
             if item is None:
                 # The checkpoint lies there: Train takes seconds more to clear away, which nobody needs to wait for.
                 break
+            if item[0] >= 0:
+                self._send_next(data)
             yield item
         self.has_ended = True
         if self._failures:
@@ -136,14 +138,17 @@ class Training:
     def cancel(self) -> None:
         """Lets workers that wait for something end without it. Those at work end with the driver."""
         if self._is_waiting:
-            self._is_waiting, self.has_ended = False, True
+            self._is_waiting, self.has_ended, self._is_cancelled = False, True, True
             self._send(None)
 
     def close(self) -> None:
-        """Cancels a training that nobody asked for; one that has ended clears away first, and its errors are raised."""
+        """Cancels a training that nobody asked for; one that has ended clears away first, and its errors are raised.
+
+        One that was cancelled because of an error has none of its own to tell: its data ended under its hands.
+        """
         if self.has_ended:
             self._thread.join()
-            if self._failures:
+            if self._failures and not self._is_cancelled:
                 raise self._failures[0]
         self.cancel()
 
@@ -152,6 +157,17 @@ class Training:
             trainer.fit()
         except BaseException as error:
             self._failures.append(error)
+
+    def _send_next(self, data: Iterator[dict[str, Any]]) -> None:
+        try:
+            message = next(data, None)
+        except BaseException:
+            self.cancel()
+            raise
+        if message is None:
+            self._is_waiting = False
+        else:
+            self._send(message)
 
     def _send(self, message: dict[str, Any] | None) -> None:
         # As a reference in a list: the queue's process need not understand what it passes on.
@@ -177,18 +193,26 @@ def train_sft(config: dict[str, Any]) -> None:
 
     def losses(batch: Sequence[Demonstration], num_tokens: float) -> dict[str, Tensor]:
         prompts = collate_prompts(fetch_encoded([item.prompt for item in batch], live), pad_id=tokenizer.pad_token_id)
-        answers = collate_completions([[answer_ids(item)] for item in batch], pad_id=tokenizer.pad_token_id)
+        ids = [answer_ids(item) for item in batch]
+        answers = collate_completions([[each] for each in ids], pad_id=tokenizer.pad_token_id)
         logprobs, entropy = engine(prompts.to(engine.device), answers.to(engine.device))
-        return {"loss": -logprobs.sum() / num_tokens, "entropy": entropy.sum() / num_tokens}
-
-    if not _receive(config):
-        return
+        return {
+            "loss": -logprobs.sum() / num_tokens,
+            "entropy": entropy.sum() / num_tokens,
+            # These teach the end token alone.
+            "counts/answers_without_tokens": torch.tensor(float(sum(len(each) == 1 for each in ids))),
+        }
 
     def size(item: Demonstration) -> GroupSize:
         return GroupSize(item.prompt.num_tokens, 1, len(answer_ids(item)))
 
-    _train(config, engine, losses, size, lambda sizes: float(sum(each.longest for each in sizes)))
-    _export(config, engine)
+    def batches() -> Iterator[Sequence[Demonstration]]:
+        # No rank is a message ahead of another: sums over the ranks end every step.
+        while _receive(config):
+            yield config["items"]
+
+    if _train(config, engine, losses, size, lambda sizes: float(sum(each.longest for each in sizes)), batches()):
+        _export(config, engine)
 
 
 def train_reward_model(config: dict[str, Any]) -> None:
@@ -222,7 +246,12 @@ def train_reward_model(config: dict[str, Any]) -> None:
 
     if not _receive(config):
         return
-    _train(config, engine, losses, _pair_size, lambda sizes: float(len(sizes)))
+    settings: RewardModel = config["settings"]
+    items: Sequence[Comparison] = config["items"]
+    order = PromptOrder([str(index) for index in range(len(items))], recipe.run.seed)
+    drawn = (order.batch(step, settings.batch_size) for step in count())
+    batches = ([items[int(index)] for index in batch] for batch in drawn)
+    _train(config, engine, losses, _pair_size, lambda sizes: float(len(sizes)), batches)
     _standardise(config, engine, scores)
     _export(config, engine)
 
@@ -299,21 +328,23 @@ def _train(
     engine: Engine,
     losses: Losses[T],
     size: Callable[[T], GroupSize],
-    count: Callable[[Sequence[GroupSize]], float],
-) -> None:
-    """Optimizer steps over batches whose order depends on the seed alone, whatever the number of workers.
+    total_of: Callable[[Sequence[GroupSize]], float],
+    batches: Iterator[Sequence[T]],
+) -> bool:
+    """An optimizer step a batch; False where the batches end too soon, because the training is cancelled.
 
-    `size` gives what an item costs in a pass, `count` the global normaliser of a whole batch, which every rank knows.
+    Every rank has the same whole batches, and takes its passes of each. `size` gives what an item costs in a pass,
+    `total_of` the global normaliser of a whole batch.
     """
     settings: Supervised | RewardModel = config["settings"]
-    items: Sequence[T] = config["items"]
-    order = PromptOrder([str(index) for index in range(len(items))], config["recipe"].run.seed)
     totals: dict[str, float] = {}
     for step in range(settings.num_steps):
-        batch = [items[int(index)] for index in order.batch(step, settings.batch_size)]
+        batch = next(batches, None)
+        if batch is None:
+            return False
         sizes = list(map(size, batch))
         passes = plan_passes(sizes, num_ranks=engine.world.size, budget=settings.micro_batch_tokens)[engine.world.rank]
-        total, totals = count(sizes), {}
+        total, totals = total_of(sizes), {}
         for each in passes:
             part = [batch[index] for index in each.groups]
             weight = 1.0 if each.counts else 0.0
@@ -323,6 +354,7 @@ def _train(
             metrics = {**totals, "grad_norm": engine.grad_norm, "learning_rate": engine.learning_rate}
             _report(config, (step, metrics))
     ray.train.report({"loss": totals["loss"]})
+    return True
 
 
 def _pair_size(pair: Comparison) -> GroupSize:

@@ -54,8 +54,10 @@ from benchmarks.vs_trl_report import (
 from benchmarks.vs_trl_watch import intervals, watch
 from pipeline.config import load_recipe
 from pipeline.data import demo
+from pipeline.data.layout import Layout
+from pipeline.data.order import Order
 from pipeline.data.schema import to_row
-from pipeline.data.table import PromptOrder, PromptTable, write_prompts
+from pipeline.data.table import PromptTable, write_prompts
 from pipeline.models import tiny
 from pipeline.models.checkpoint import load_model
 from pipeline.models.processing import PromptProcessor
@@ -154,9 +156,10 @@ def prepare(place: Place, work: Work) -> dict[str, Any]:
     table = PromptTable(place.out / "demo" / "train.parquet")
     ids = [info.id for info in table.infos()]
     prompts = {row.id: scaled(row, work.side) for row in table.read(ids) if isinstance(row, Prompt)}
-    order = PromptOrder(ids, SEED)
-    steps = [order.batch(step, work.prompts) for step in range(work.num_steps)]
     write_prompts(place.data / "train.parquet", (to_row(prompts[name], ()) for name in ids))
+    order = Order(Layout.read(str(place.data), "train"), seed=SEED, batch_rows=work.prompts)
+    drawn = [order.rows(step * work.prompts, work.prompts) for step in range(work.num_steps)]
+    steps = [[ids[row] for row in step] for step in drawn]
     write_prompts(place.data / "peer.parquet", (to_row(prompts[name], ()) for step in steps for name in step))
     model, architecture = load_model(place.checkpoint, dtype=recipe.model.dtype, trust_remote_code=False)
     process = PromptProcessor(

@@ -29,8 +29,9 @@ from actors.rollout import RolloutWorker
 from actors.scoring import score
 from jobs.command import main, read_stages, record_stage
 from pipeline.config import FROZEN, Recipe
+from pipeline.data.datasets import Datasets, RowRef
 from pipeline.data.demo import MANNERS
-from pipeline.data.table import PromptTable, Quarantine, read_preferences
+from pipeline.data.table import Quarantine, read_preferences
 from pipeline.evaluation.report import browser_rows, write_report
 from pipeline.evaluation.results import Mode, ModelName, SampleResult, summarise, summary_json, write_samples
 from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
@@ -56,7 +57,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
         roles = workers.roles(paths)
         needs = needs_of(recipe, paths["encoder"], recipe.rlhf.policy.parts, FROZEN)
         door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate", needs=needs)
-        infos = door.infos
+        infos = {info.id: info for info in door.datasets.infos()}
         prompts = door.admit(list(infos))
         for model in ModelName:
             ray.get(roles.rollout.on_all(RolloutWorker.load, recipe.checkpoint(model)))
@@ -166,8 +167,9 @@ def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
 
 def read_prompts(recipe: Recipe, ids: Sequence[str]) -> list[Prompt]:
     """The rows themselves, for the sample browser: the one place where a driver reads media."""
-    table = PromptTable(recipe.data_path / f"{recipe.evaluate.split}.parquet")
-    return [row for row in table.read(ids) if isinstance(row, Prompt)]
+    datasets = Datasets(recipe.datasets, recipe.evaluate.split)
+    rows = datasets.read([RowRef(key) for key in datasets.keys(ids)])
+    return [row for row in rows if isinstance(row, Prompt)]
 
 
 def samples_file(recipe: Recipe) -> Path:
@@ -234,7 +236,7 @@ def notes(recipe: Recipe) -> list[str]:
         "The learned reward is standardised: 0 is the mean and 1 the standard deviation over held-out preferences.",
         "The KL is the policy's to the SFT model, estimated on the policy's own samples.",
     ]
-    if recipe.data.path is None:
+    if recipe.data.path is None and not recipe.data.mixture:
         manners = ", ".join(manner.format(answer="7") for manner in MANNERS)
         lines.append(
             f"The built-in demonstrations have {len(MANNERS)} manners ({manners}), the references only the first. "

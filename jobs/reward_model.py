@@ -9,12 +9,14 @@ Where `<run>/preferences.parquet` lies already (from people, say), it is used as
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import ray
 
 from actors import supervised
-from actors.door import Door
+from actors.door import Batches, Door
 from actors.encoder import needs_of
 from actors.group import split
 from actors.metrics import ray_sinks
@@ -22,7 +24,7 @@ from actors.roles import Crew, Roles, crew_of
 from actors.rollout import RolloutWorker
 from jobs.command import main
 from pipeline.config import ConfigError, Recipe
-from pipeline.data.table import PromptOrder, read_preferences, write_preferences
+from pipeline.data.table import read_preferences, write_preferences
 from pipeline.feedback.scripted import ScriptedRater
 from pipeline.records import Preference
 from pipeline.tracking import Tracker
@@ -46,14 +48,16 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
             recipe.run, "reward_model", num_steps=num_steps, extra_sinks=ray_sinks(recipe.run, "reward_model")
         ) as tracker:
             for step, metrics in workers.training("reward_model").run(
-                source=source, target=target, data=lambda: comparisons(recipe, roles, door, table)
+                source=source, target=target, data=comparisons(recipe, roles, door, table)
             ):
                 supervised.show(tracker, step, metrics)
     return target
 
 
-def comparisons(recipe: Recipe, roles: Roles, door: Door, table: Path) -> dict[str, list[supervised.Comparison]]:
-    """The preferences of the table, made first where there is none, as training and held-out pairs."""
+def comparisons(
+    recipe: Recipe, roles: Roles, door: Door, table: Path
+) -> Iterator[dict[str, list[supervised.Comparison]]]:
+    """The preferences of the table, made first where there is none, as training and held-out pairs: one message."""
     if not table.is_file():
         write_preferences(table, sample_preferences(recipe, roles, door))
     preferences = read_preferences(table)
@@ -70,15 +74,15 @@ def comparisons(recipe: Recipe, roles: Roles, door: Door, table: Path) -> dict[s
             f"reward_model.batch_size={recipe.reward_model.batch_size}; raise preferences.num_prompts"
         )
     print(f"{len(pairs)} preferences by {', '.join(sorted({item.rater for item in preferences}))}", flush=True)
-    return {"items": pairs[num_held_out:], "held_out": pairs[:num_held_out]}
+    yield {"items": pairs[num_held_out:], "held_out": pairs[:num_held_out]}
 
 
 def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:
     """Pairs of different completions of the SFT model, judged by the scripted rater. Pairs of equals say nothing."""
     settings = recipe.preferences
-    ids = list(door.infos)
-    ids = PromptOrder(ids, recipe.run.seed).batch(0, min(settings.num_prompts, len(ids)))
-    prompts = door.admit(ids)
+    num_prompts = min(settings.num_prompts, door.datasets.num_rows)
+    with closing(Batches(door, recipe, size=num_prompts)) as batches:
+        prompts = batches.take()
     calls = roles.rollout.on_each(
         RolloutWorker.generate,
         split(prompts, len(roles.rollout)),
@@ -88,7 +92,7 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
     )
     rater = ScriptedRater(error_rate=settings.error_rate, seed=recipe.run.seed)
     rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
-    judged = [rater.compare(rollout, door.infos[rollout.prompt_id].answer) for rollout in rollouts]
+    judged = [rater.compare(rollout, prompt.info.answer) for prompt, rollout in zip(prompts, rollouts, strict=True)]
     preferences = [preference for preference in judged if preference is not None]
     print(
         f"{len(judged) - len(preferences)} of {len(judged)} groups have no better completion: no preference", flush=True

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from actors import checkpoints, parity
 from actors.critic import CriticWorker
-from actors.door import Door
+from actors.door import Batches, Door
 from actors.encoder import EncoderWorker, PromptRef
 from actors.group import WorkerGroup
 from actors.judge import Judged, groups_of, judged_batch
@@ -38,7 +39,7 @@ from jobs.command import main
 from pipeline.algorithms.shaping import RunningScale, clip_reward
 from pipeline.config import Algorithm, Recipe
 from pipeline.experience import make_experience
-from pipeline.records import Experience, FinishReason, PromptInfo, Rollout
+from pipeline.records import Experience, FinishReason, Rollout
 from pipeline.tracking import Tracker
 
 
@@ -59,7 +60,8 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
         sync_weights(roles, state.step)
         if settings.parity.num_rows:
             parity.check(roles, recipe, door, stage="after the first weight sync", stock=not resume)
-        sampler = Sampler(roles, recipe, door, cursor=state.cursor)
+        batches = Batches(door, recipe, size=settings.prompts_per_step, cursor=state.cursor)
+        sampler = Sampler(roles, recipe, batches)
         tracker = Tracker(
             recipe.run,
             "rlhf",
@@ -67,14 +69,14 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
             resume_from_step=state.step,
             extra_sinks=ray_sinks(recipe.run, "rlhf"),
         )
-        with tracker:
+        with tracker, closing(batches):
             for step in range(state.step, settings.num_steps):
                 started = time.monotonic()
                 sampled = sampler.take(step)
                 # All roles score at once, unless rewards say first which groups there are to score.
                 is_dynamic = algorithm.dynamic_sampling.max_rounds > 0
                 scorings = {} if is_dynamic else begin_scoring(roles, recipe, sampled.prompts, sampled.rollouts)
-                batch = judged_batch(roles, recipe, sampled, sampler, door.infos, step)
+                batch = judged_batch(roles, recipe, sampled, sampler, step)
                 if is_dynamic:
                     scorings = begin_scoring(roles, recipe, batch.prompts, batch.rollouts)
                 scored, score_s = scores(scorings)
@@ -97,6 +99,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 seconds = {**batch.seconds, **score_s, **update_s, "step": time.monotonic() - started}
                 metrics = {
                     **batch_metrics(roles, door, batch, step),
+                    **batches.metrics(),
                     **statistics,
                     "kl/weight": state.kl.weight,
                     **updated,
@@ -104,7 +107,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 }
                 tracker.log(step, metrics)
                 if step % settings.samples_every == 0:
-                    tracker.samples(step, sample_rows(batch.rollouts, batch.parts, door.infos))
+                    tracker.samples(step, sample_rows(batch))
                 if state.step % settings.checkpoints.save_every == 0 or state.step == settings.num_steps:
                     checkpoints.save(roles, state, recipe, metrics)
         ray.get(roles.policy.on_all(PolicyWorker.export, target.absolute()))
@@ -225,22 +228,20 @@ def counts(door: Door, batch: Judged) -> dict[str, int]:
     }
 
 
-def sample_rows(
-    rollouts: Sequence[Rollout], parts: Mapping[str, Tensor], infos: Mapping[str, PromptInfo], limit: int = 8
-) -> list[dict[str, Any]]:
+def sample_rows(batch: Judged, limit: int = 8) -> list[dict[str, Any]]:
     """The first completion of some prompts, with its rewards and lineage, and what else its group says."""
-    size = len(rollouts[0].completions)
+    size = len(batch.rollouts[0].completions)
     return [
         {
             "prompt_id": rollout.prompt_id,
-            "answer": infos[rollout.prompt_id].answer,
+            "answer": prompt.info.answer,
             "completion": rollout.completions[0].text,
             "group": [completion.text for completion in rollout.completions],
             "finish_reason": rollout.completions[0].finish_reason,
             "weights_version": rollout.completions[0].weights_version,
-            "rewards": {name: float(part[index * size]) for name, part in parts.items()},
+            "rewards": {name: float(part[index * size]) for name, part in batch.parts.items()},
         }
-        for index, rollout in enumerate(rollouts[:limit])
+        for index, (prompt, rollout) in enumerate(zip(batch.prompts[:limit], batch.rollouts[:limit], strict=True))
     ]
 
 

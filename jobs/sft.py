@@ -1,6 +1,6 @@
 """SFT: learn the answers of the rows that have demonstrations.
 
-    train.parquet -> door (processed once) -> Ray Train x DeepSpeed: token-mean cross-entropy -> checkpoints/sft
+    train rows, as a stream -> door (each once) -> Ray Train x DeepSpeed: token-mean cross-entropy -> checkpoints/sft
 
 Vision and audio towers train here, on the media themselves; later stages share them frozen unless told otherwise.
 Left out on purpose: resuming. The stage is short beside the loop, and starts again from the base checkpoint.
@@ -8,11 +8,14 @@ Left out on purpose: resuming. The stage is short beside the loop, and starts ag
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from actors import supervised
-from actors.door import Door
+from actors.door import Batches, Door
 from actors.encoder import needs_of
 from actors.metrics import ray_sinks
 from actors.roles import Crew, crew_of
@@ -20,25 +23,33 @@ from jobs.command import main
 from pipeline.config import Recipe
 from pipeline.tracking import Tracker
 
+ENCODED_AHEAD = 2
+"""Batches that the encoders are at while the next one is sent."""
+
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
     source, target = recipe.checkpoint("base"), recipe.checkpoint("sft")
+    settings = recipe.sft
     with crew_of(recipe, crew) as workers:
         roles = workers.roles({"encoder": source})
-        door = Door(roles, recipe, "train", stage="sft", needs=needs_of(recipe, source, recipe.sft.parts))
+        door = Door(roles, recipe, "train", stage="sft", needs=needs_of(recipe, source, settings.parts))
+        batches = Batches(door, recipe, size=settings.batch_size, num_rows=settings.rows)
+        # Of each batch that lies ready: metrics tell of the step, and not of how far reading is ahead of it.
+        drawn: deque[dict[str, float]] = deque()
 
-        def data() -> dict[str, Any]:
-            ids = list(door.infos)[: recipe.sft.rows]
-            prompts = door.admit(ids)
-            answers = [door.infos[prompt.id].demonstration for prompt in prompts]
-            return {"items": list(map(supervised.Demonstration, prompts, answers))}
+        def data() -> Iterator[dict[str, Any]]:
+            for step in range(settings.num_steps):
+                batches.announce(min(1 + ENCODED_AHEAD, settings.num_steps - step))
+                prompts = batches.take()
+                refused = {f"counts/quarantined:{name}": float(n) for name, n in door.quarantine.counts().items()}
+                drawn.append({**batches.metrics(), **refused})
+                yield {"items": [supervised.Demonstration(prompt, prompt.info.demonstration) for prompt in prompts]}
 
-        with Tracker(
-            recipe.run, "sft", num_steps=recipe.sft.num_steps, extra_sinks=ray_sinks(recipe.run, "sft")
-        ) as tracker:
-            for step, metrics in workers.training("sft").run(source=source, target=target, data=data):
-                supervised.show(tracker, step, metrics)
+        tracker = Tracker(recipe.run, "sft", num_steps=settings.num_steps, extra_sinks=ray_sinks(recipe.run, "sft"))
+        with tracker, closing(batches):
+            for step, metrics in workers.training("sft").run(source=source, target=target, data=data()):
+                supervised.show(tracker, step, {**metrics, **(drawn.popleft() if step >= 0 else {})})
                 workers.start_next()
     return target
 

@@ -18,8 +18,10 @@ from benchmarks import vs_trl, vs_trl_peer, vs_trl_report, vs_trl_watch
 from benchmarks.vs_trl_report import Run
 from benchmarks.vs_trl_watch import Interval, Moment
 from pipeline.config import KlEstimator, KlPlace, RewardName, load_recipe
+from pipeline.data.layout import Layout
 from pipeline.data.media import encode_png
-from pipeline.data.table import PromptOrder, PromptTable
+from pipeline.data.order import Order
+from pipeline.data.table import PromptTable
 from pipeline.records import MediaKind, Medium, Message, Prompt
 from pipeline.rewards.length import length_reward
 
@@ -267,9 +269,9 @@ def test_the_peer_gets_our_prompts_in_the_order_in_which_we_draw_them(tmp_path: 
     place = vs_trl.Place(tmp_path / "out", tmp_path, None)
     setup = vs_trl.prepare(place, WORK)
     ours, peer = (PromptTable(place.data / f"{name}.parquet").infos() for name in ("train", "peer"))
-    order = PromptOrder([info.id for info in ours], vs_trl.SEED)
-    steps = [order.batch(step, WORK.prompts) for step in range(WORK.num_steps)]
-    assert [info.id for info in peer] == [name for step in steps for name in step]
+    order = Order(Layout.read(str(place.data), "train"), seed=vs_trl.SEED, batch_rows=WORK.prompts)
+    drawn = order.rows(0, WORK.num_steps * WORK.prompts)
+    assert [info.id for info in peer] == [ours[row].id for row in drawn]
     assert len(set(setup["digests"])) == WORK.num_steps == 4
     assert setup["trainable"] > setup["frozen"] > 0 and setup["towers"] == ["model.visual."]
     assert "sdpa attention" in WORK.describe(setup, repeats=3)

@@ -14,10 +14,9 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from pipeline.data.datasets import RowKey, RowRef
 from pipeline.data.layout import Layout, Part
 from pipeline.data.order import Mixture, Order, Window
 
@@ -39,22 +39,6 @@ _WINDOWS_AT_ONCE = 16
 _POLL_S = 0.2
 _CONTEXT = threading.Lock()
 """Held while Ray Data's context, which all threads share, is ours."""
-
-
-class RowKey(NamedTuple):
-    """A row: which dataset of the run, and its number there."""
-
-    dataset: int
-    row: int
-
-
-@dataclass(frozen=True)
-class RowRef:
-    """A row in the object store: its block, and its place there."""
-
-    key: RowKey
-    block: ray.ObjectRef[pa.Table]
-    place: int
 
 
 class RowStream:

@@ -102,27 +102,30 @@ class PromptTable:
         """
         directory, _, name = str(path).rpartition("/")
         self.path = str(path)
-        self._layout = Layout.read(directory or ".", name.removesuffix(".parquet"))
+        self.layout = Layout.read(directory or ".", name.removesuffix(".parquet"))
+        """Its row groups."""
         self._store = MediaStore(directory or ".")
         self._rows_of = lru_cache(maxsize=_CACHED_GROUPS)(self._read_group)
         self._ids_of = lru_cache(maxsize=_CACHED_GROUPS)(partial(self._read_group, columns=["id"]))
-        self._part = cache(lambda part: Part(self._layout.directory, self._layout.names[part]).file)
+        self._part = cache(lambda part: Part(self.layout.directory, self.layout.names[part]).file)
         self._index: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
-        return self._layout.total_rows
+        return self.layout.total_rows
 
-    def infos(self) -> list[PromptInfo]:
-        """What the driver needs of each row, in file order. No media column is read.
+    def infos(self, num_rows: int | None = None) -> list[PromptInfo]:
+        """What the tables say of each row (or the first `num_rows`), in file order. No media column is read.
 
         Raises:
             ValueError: two rows have the same id.
         """
         infos: list[PromptInfo] = []
-        for part in range(len(self._layout.names)):
-            present = self._part(part).schema_arrow.names
+        layout = self.layout.head(num_rows)
+        for index in range(len(layout.num_rows)):
+            group = layout.group(index)
+            present = self._part(group.part).schema_arrow.names
             columns = [name for name in ("id", "task", "answer", "demonstration", "prompt") if name in present]
-            infos += [_info(row) for row in self._part(part).read(columns=columns, use_threads=False).to_pylist()]
+            infos += map(_info, self._read_group(group, columns).slice(0, group.num_rows).to_pylist())
         for id, count in Counter(info.id for info in infos).most_common(1):
             if count > 1:
                 raise self._ambiguous(id)
@@ -162,7 +165,7 @@ class PromptTable:
         """The prompts in rows of these numbers; a row that cannot be used comes as `Quarantined`."""
         found: dict[int, Prompt | Quarantined] = {}
         for row in sorted(set(rows)):  # by place, so that each group is read once
-            group = self._layout.group_of(row)
+            group = self.layout.group_of(row)
             cells = self._rows_of(group).slice(row - group.first, 1).to_pylist()[0]
             found[row] = prompt_of(cells, store=self._store, name=f"row {row}", prefix=prefix)
         return [found[row] for row in rows]
@@ -171,7 +174,7 @@ class PromptTable:
         """The sources of each row by its id, for leakage checks."""
         parts = [
             self._part(part).read(columns=["id", "sources"], use_threads=False)
-            for part in range(len(self._layout.names))
+            for part in range(len(self.layout.names))
         ]
         return {row["id"]: row["sources"] or [] for table in parts for row in table.to_pylist()}
 
@@ -179,8 +182,8 @@ class PromptTable:
         """Hashes of all ids, sorted, and the number of each one's row."""
         if self._index is None:
             hashes = np.empty(len(self), np.uint64)
-            for index in range(len(self._layout.num_rows)):
-                group = self._layout.group(index)
+            for index in range(len(self.layout.num_rows)):
+                group = self.layout.group(index)
                 ids = self._ids_of(group)["id"].to_pylist()
                 hashes[group.first : group.first + group.num_rows] = [_hash(id or "") for id in ids]
             order = np.argsort(hashes, kind="stable")
@@ -188,7 +191,7 @@ class PromptTable:
         return self._index
 
     def _id(self, row: int) -> str:
-        group = self._layout.group_of(row)
+        group = self.layout.group_of(row)
         return self._ids_of(group)["id"][row - group.first].as_py()
 
     def _read_group(self, group: Group, columns: list[str] | None = None) -> Any:

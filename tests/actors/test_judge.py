@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from actors.encoder import PromptRef
 from actors.judge import Judged, groups_of, judge, judged_batch
 from actors.sampler import Sampled, Sampler
 from pipeline.config import Recipe, load_recipe
-from pipeline.records import Completion, FinishReason, PromptInfo, Rollout
+from pipeline.records import Completion, FinishReason, Rollout
+from tests.prompts import prompt_ref
 
 ROLES = cast(Any, type("RolesWithoutRewardModel", (), {"reward": None}))()
-
-
-def _prompt(name: str) -> PromptRef:
-    return PromptRef(name, num_tokens=3, stored=cast(Any, None))
 
 
 def _rollout(name: str, *texts: str) -> Rollout:
@@ -35,7 +31,7 @@ def _rollout(name: str, *texts: str) -> Rollout:
 
 def _sampled(groups: dict[str, tuple[str, ...]], greedy: tuple[str, ...] = ()) -> Sampled:
     return Sampled(
-        [_prompt(name) for name in groups],
+        [prompt_ref(name) for name in groups],
         [_rollout(name, *texts) for name, texts in groups.items()],
         [_rollout(name, text) for name, text in zip(groups, greedy, strict=False)],
         {"rollout": 1.0},
@@ -61,17 +57,12 @@ def _recipe(*overrides: str) -> Recipe:
     return load_recipe(None, ["rlhf.rewards={exact_match: 1.0}", "rlhf.algorithm.advantage=rloo", *overrides])
 
 
-def _infos(*names: str) -> dict[str, PromptInfo]:
-    """The answer to every prompt is `yes`."""
-    return {name: PromptInfo(name, "task", "yes", "yes", ()) for name in names}
-
-
 @pytest.fixture
 def judged() -> Judged:
     """Three groups of two; the second one has equal rewards."""
     rewards = torch.tensor([0.0, 1.0, 5.0, 5.0, 3.0, 2.0])
     return Judged(
-        [_prompt(name) for name in "abc"],
+        [prompt_ref(name) for name in "abc"],
         [_rollout(name, "x", "y") for name in "abc"],
         {"exact_match": rewards * 2},
         rewards,
@@ -122,7 +113,7 @@ def test_an_empty_batch_can_be_joined(judged: Judged) -> None:
 
 def test_parts_of_a_reward_are_summed_with_their_weights() -> None:
     recipe = _recipe("rlhf.rewards={exact_match: 2.0, contains: 0.5}")
-    found = judge(ROLES, recipe, _sampled({"a": ("yes", "oh yes"), "b": ("no", "yes")}), _infos("a", "b"))
+    found = judge(ROLES, recipe, _sampled({"a": ("yes", "oh yes"), "b": ("no", "yes")}))
     assert found.parts["exact_match"].tolist() == [1.0, 0.0, 0.0, 1.0]
     assert found.parts["contains"].tolist() == [1.0, 1.0, 0.0, 1.0]
     assert found.rewards.tolist() == [2.5, 0.5, 0.0, 2.5]
@@ -132,7 +123,7 @@ def test_parts_of_a_reward_are_summed_with_their_weights() -> None:
 
 def test_greedy_completions_have_rewards_of_their_own() -> None:
     sampled = _sampled({"a": ("no", "no"), "b": ("yes", "no")}, greedy=("yes", "no"))
-    found = judge(ROLES, _recipe("rlhf.algorithm.advantage=remax"), sampled, _infos("a", "b"))
+    found = judge(ROLES, _recipe("rlhf.algorithm.advantage=remax"), sampled)
     assert found.greedy is not None and found.greedy.tolist() == [1.0, 0.0]
     assert found.rewards.tolist() == [0.0, 0.0, 1.0, 0.0]
 
@@ -142,14 +133,14 @@ def test_the_penalty_on_length_is_shown_and_part_of_the_reward() -> None:
     recipe = _recipe(
         "rlhf.sampling.max_new_tokens=10", "rlhf.algorithm.overlong_buffer=4", "rlhf.algorithm.overlong_penalty=1.0"
     )
-    found = judge(ROLES, recipe, _sampled({"a": ("yes", "12345678", "1234567890")}), _infos("a"))
+    found = judge(ROLES, recipe, _sampled({"a": ("yes", "12345678", "1234567890")}))
     assert found.parts["overlong"].tolist() == [0.0, -0.5, -1.0]
     assert found.rewards.tolist() == [1.0, -0.5, -1.0]
 
 
 def _batch(rounds: int, batches: Batches) -> Judged:
     recipe = _recipe(f"rlhf.algorithm.dynamic_sampling.max_rounds={rounds}")
-    return judged_batch(ROLES, recipe, batches.take(0), cast(Sampler, batches), _infos(*"abcdefgh"), step=0)
+    return judged_batch(ROLES, recipe, batches.take(0), cast(Sampler, batches), step=0)
 
 
 VARIED, EQUAL, WRONG = ("yes", "no"), ("yes", "yes"), ("no", "no")

@@ -12,8 +12,8 @@ import ray
 from actors.encoder import PromptRef
 from actors.sampler import Sampler
 from pipeline.config import Recipe, Sampling, load_recipe
-from pipeline.data.table import PromptOrder
 from pipeline.records import Completion, FinishReason, Rollout
+from tests.prompts import prompt_ref
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -40,30 +40,35 @@ class TwoRolloutWorkers:
         return [ray.put([Rollout(prompt.id, (one,) * group_size) for prompt in share]) for share in shares]
 
 
-class OpenDoor:
-    """Lets every row in."""
+class OpenBatches:
+    """Batches of the seven rows in turn, all of them good."""
 
-    def __init__(self) -> None:
-        self.infos = dict.fromkeys(IDS)
-        self.announced: list[list[str]] = []
+    def __init__(self, cursor: int) -> None:
+        self.cursor = cursor
+        self.announced: list[int] = []
 
-    def admit(self, ids: Sequence[str]) -> list[PromptRef]:
-        return [PromptRef(name, num_tokens=1, stored=cast(Any, None)) for name in ids]
+    def take(self) -> list[PromptRef]:
+        self.cursor += 1
+        return [prompt_ref(name) for name in _drawn(self.cursor - 1)]
 
-    def announce(self, ids: list[str]) -> None:
-        self.announced.append(ids)
+    def announce(self) -> None:
+        self.announced.append(self.cursor)
+
+
+def _drawn(batch: int) -> list[str]:
+    return [IDS[place % len(IDS)] for place in range(3 * batch, 3 * batch + 3)]
 
 
 class Bench:
-    """A sampler with its workers and its door."""
+    """A sampler with its workers and its batches."""
 
     def __init__(self, *overrides: str, cursor: int = 0):
         self.recipe: Recipe = load_recipe(
             None, ["rlhf.prompts_per_step=3", "rlhf.group_size=2", "rlhf.num_steps=6", *overrides]
         )
-        self.rollout, self.door = TwoRolloutWorkers(), OpenDoor()
+        self.rollout, self.batches = TwoRolloutWorkers(), OpenBatches(cursor)
         roles = cast(Any, type("Roles", (), {"rollout": self.rollout}))
-        self.sampler = Sampler(roles, self.recipe, cast(Any, self.door), cursor=cursor)
+        self.sampler = Sampler(roles, self.recipe, cast(Any, self.batches))
 
     def run(self, steps: range) -> list[tuple[int, list[str]]]:
         """Cursor after each step, and the prompts it took; weights arrive after each step."""
@@ -76,16 +81,12 @@ class Bench:
         return taken
 
 
-def _drawn(recipe: Recipe, batch: int) -> list[str]:
-    return PromptOrder(IDS, recipe.run.seed).batch(batch, 3)
-
-
 def test_without_staleness_each_step_draws_its_own_batch_with_its_own_weights() -> None:
     bench = Bench()
-    assert bench.run(range(6)) == [(step + 1, _drawn(bench.recipe, step)) for step in range(6)]
+    assert bench.run(range(6)) == [(step + 1, _drawn(step)) for step in range(6)]
     assert [(each["seed"], each["version"]) for each in bench.rollout.asked] == [(step, step) for step in range(6)]
     # The next step's rows are announced, and none after the last step.
-    assert bench.door.announced == [_drawn(bench.recipe, step) for step in range(1, 6)]
+    assert bench.batches.announced == [1, 2, 3, 4, 5]
 
 
 def test_generation_runs_ahead_and_never_beyond_the_next_checkpoint() -> None:
@@ -120,7 +121,7 @@ def test_another_batch_of_a_step_comes_from_the_order_and_with_a_seed_of_its_own
     bench = Bench("rlhf.staleness=1")
     bench.sampler.take(0)
     more = bench.sampler.more(0)
-    assert [prompt.id for prompt in more.prompts] == _drawn(bench.recipe, 2)
+    assert [prompt.id for prompt in more.prompts] == _drawn(2)
     assert [each["seed"] for each in bench.rollout.asked] == [0, 1, 2]
     assert bench.sampler.cursor == 3
 

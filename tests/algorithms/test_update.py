@@ -18,6 +18,7 @@ from pipeline.algorithms.aggregation import Normalisers
 from pipeline.config import Aggregation, Algorithm, ImportanceCorrection, Kl, OffPolicy, PolicyLossName, Recipe
 from pipeline.experience import collate_experience
 from pipeline.records import Experience
+from tests.prompts import prompt_ref
 
 KL = Kl.model_validate({"place": "loss", "estimator": "k3", "weight": 0.1})
 Row = tuple[PromptRef, Experience]
@@ -76,7 +77,7 @@ def _rows(num_groups: int = 5, size: int = 2) -> list[Row]:
             advantages=np.where(mask, rng.normal(0, 1, mask.shape), 0).astype(np.float32),
             **columns,
         )
-        rows.append((PromptRef(str(index), 3, cast(Any, None)), experience))
+        rows.append((prompt_ref(str(index)), experience))
     return rows
 
 
@@ -167,7 +168,7 @@ def _losses(algorithm: Algorithm, **changes: Any) -> dict[str, Tensor]:
     recipe = Recipe()
     recipe = recipe.model_copy(update={"rlhf": recipe.rlhf.model_copy(update={"algorithm": algorithm})})
     worker = TablePolicy(recipe, {"a": torch.from_numpy(logs)})
-    groups = groups_of([(PromptRef("a", 1, cast(Any, None)), experience)])
+    groups = groups_of([(prompt_ref("a", num_tokens=1), experience)])
     batch = collate_experience([experience], device=torch.device("cpu"))
     return worker.losses(groups, batch, Normalisers(4.0, 2.0), 0.5)
 

@@ -12,9 +12,10 @@ import pytest
 import ray
 
 from pipeline.config import RowOrder
+from pipeline.data.datasets import RowRef
 from pipeline.data.layout import Layout
 from pipeline.data.order import Mixture, Order
-from pipeline.data.stream import RowRef, RowStream, read_window
+from pipeline.data.stream import RowStream, read_window
 from tests.data.tables import write_parts
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -42,7 +43,7 @@ def opened(
 
 def ids(rows: list[RowRef]) -> list[str]:
     """The ids in the blocks that the rows point to."""
-    blocks: dict[object, pa.Table] = {row.block: ray.get(row.block) for row in rows}
+    blocks: dict[object, pa.Table] = {row.block: ray.get(row.block) for row in rows if row.block is not None}
     return [blocks[row.block]["id"][row.place].as_py() for row in rows]
 
 

@@ -58,11 +58,11 @@ def test_the_file_keeps_schema_and_metadata_and_has_small_row_groups(path: Path)
 def test_infos_come_in_file_order_and_read_no_media(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = PromptTable(path)
     columns_read: list[str] = []
-    read = pq.ParquetFile.read
+    read = pq.ParquetFile.read_row_group
     monkeypatch.setattr(
         pq.ParquetFile,
-        "read",
-        lambda self, columns, **rest: columns_read.extend(columns) or read(self, columns, **rest),
+        "read_row_group",
+        lambda self, group, columns, **rest: columns_read.extend(columns) or read(self, group, columns, **rest),
     )
     infos = table.infos()
     assert len(table) == len(infos) == len(PROMPTS)
@@ -70,6 +70,7 @@ def test_infos_come_in_file_order_and_read_no_media(path: Path, monkeypatch: pyt
     assert infos[0] == PromptInfo("row-0", "task", "0", "0", ())
     assert infos[5].modalities == (MediaKind.AUDIO, MediaKind.VIDEO)
     assert not {"images", "audios", "videos"} & set(columns_read)
+    assert table.infos(40) == infos[:40]
 
 
 def test_prompts_are_read_in_the_order_asked_for_from_the_groups_they_lie_in(

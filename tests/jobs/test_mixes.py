@@ -23,6 +23,7 @@ from benchmarks.reusable import ReadyCrew, ReusableCritic, start
 from jobs import rlhf
 from pipeline.algorithms.aggregation import Normalisers
 from pipeline.config import Recipe
+from pipeline.data.datasets import Datasets, RowRef
 from pipeline.records import Completion, Experience
 from tests.jobs.small import MakeRecipe, curve, small_recipe
 
@@ -71,7 +72,9 @@ def workers(
 def admitted(roles: Roles, recipe: Recipe, tasks: Sequence[str]) -> list[PromptRef]:
     """A prompt of each of the built-in tasks, as the roles of `recipe` need it; the same task again gives another."""
     ids = [f"train-{task}-{tasks[:place].count(task):05d}" for place, task in enumerate(tasks)]
-    return [prompt for prompt in roles.encode(ids, "train", loop_needs(recipe)) if isinstance(prompt, PromptRef)]
+    rows = [RowRef(key) for key in Datasets(recipe.datasets, "train").keys(ids)]
+    encoding = roles.encode(rows, "train", loop_needs(recipe))
+    return [prompt for prompt in encoding.result() if isinstance(prompt, PromptRef)]
 
 
 def experience_of(prompt: PromptRef, seed: int) -> Experience:

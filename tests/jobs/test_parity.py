@@ -85,7 +85,7 @@ def test_spoiled_rollout_weights_are_found_and_the_rows_named_that_they_touch(lo
     message, *table = str(caught.value).splitlines()
     assert message == "in a test: copies of the model disagree"
     rows = [line.split() for line in table[table.index("") + 2 :]]
-    sampled = parity.mixed_sample(list(loop.door.infos.values()), 10)
+    sampled = parity.mixed_sample(loop.door.datasets.infos(), 10)
     seen = {info.id: "+".join(info.modalities) for info in sampled if {"image", "video"} & set(info.modalities)}
     assert {row[0]: row[1] for row in rows} == seen
     assert {(row[2], " ".join(row[3:6])) for row in rows} == {("logprobs", "rollout and trainer:")}

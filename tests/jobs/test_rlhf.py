@@ -110,7 +110,7 @@ def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe:
     with crew_of(recipe) as crew:
         roles = crew.roles({"encoder": recipe.checkpoint("sft")})
         door = Door(roles, recipe, "train", stage="test", needs=Needs())
-        ids = list(door.infos)
+        ids = [info.id for info in door.datasets.infos()]
         first = door.admit(ids)
         again = door.admit(list(reversed(ids)))
         calls = sum(ray.get(roles.encoder.on_all(EncoderWorker.num_tower_calls)))
@@ -135,7 +135,7 @@ def test_workers_go_on_to_the_next_stage_with_what_they_hold(make_recipe: MakeRe
         crew.start_next()
         first = crew.roles({"encoder": sft})
         door = Door(first, recipe, "train", stage="test", needs=Needs())
-        ids = list(door.infos)
+        ids = [info.id for info in door.datasets.infos()]
         once = door.admit(ids)
         second = crew.roles({"encoder": sft, "rollout": sft})
         with crew_of(recipe, crew) as same:

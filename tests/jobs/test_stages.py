@@ -88,13 +88,18 @@ def test_bad_rows_go_to_a_counted_quarantine_and_too_many_stop_the_job(
         f"run.directory={tmp_path / 'run'}",
         f"data.path={tmp_path / 'data'}",
         f"model.path={tiny_checkpoint}",
-        "sft={num_steps: 1, batch_size: 4}",
+        "sft={num_steps: 5, batch_size: 4}",
     ]
-    with pytest.raises(TooManyBadRows, match=r"2 of 18 rows were refused .*data\.max_bad_fraction is 0\.01"):
+    with pytest.raises(TooManyBadRows, match=r"[12] of 18 rows were refused .*data\.max_bad_fraction is 0\.01"):
         sft.run(load_recipe(None, settings))
-    sft.run(load_recipe(None, [*settings, "data.max_bad_fraction=0.5"]))
+    recipe = load_recipe(None, [*settings, "data.max_bad_fraction=0.5"])
+    sft.run(recipe)
     refused = Quarantine.read(tmp_path / "run" / "quarantine" / "sft_train.parquet")
     assert refused.counts() == {"corrupt_image": 1, "sound_too_short": 1}
+    last = curve(recipe, "sft")[-1]
+    assert last["counts/quarantined:corrupt_image"] == last["counts/quarantined:sound_too_short"] == 1
+    assert (last["data/rows/data"], last["data/epoch/data"]) == (20, 20 / 18)
+    assert last["counts/answers_without_tokens"] == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""The prompt tables of a run, one a dataset, and how their rows are named.
+
+A row is known by its dataset and its number there. In a mixture ids begin with the dataset's name, because two
+datasets may well have the same ids, and nobody reads all of them to find out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import ray
+
+from pipeline.config import Dataset
+from pipeline.data.layout import MediaStore
+from pipeline.data.table import PromptTable, prompt_of
+from pipeline.records import Prompt, PromptInfo, Quarantined
+
+
+class RowKey(NamedTuple):
+    """A row: which dataset of the run, and its number there."""
+
+    dataset: int
+    row: int
+
+
+@dataclass(frozen=True)
+class RowRef:
+    """A row, and where it lies in the object store: its block and its place there. Without a block it is read anew."""
+
+    key: RowKey
+    block: ray.ObjectRef[pa.Table] | None = None
+    place: int = 0
+
+
+class Source:
+    """One split of one dataset."""
+
+    def __init__(self, dataset: Dataset, split: str, prefix: str):
+        self.dataset = dataset
+        self.prefix = prefix
+        """What its ids begin with."""
+        self._split = split
+        self._store = MediaStore(dataset.path)
+
+    @cached_property
+    def table(self) -> PromptTable:
+        """Its table, opened when it is first asked for."""
+        return PromptTable(f"{self.dataset.path}/{self._split}.parquet")
+
+    def prompt(self, cells: Mapping[str, Any], row: int) -> Prompt | Quarantined:
+        """The prompt of a row that was read elsewhere."""
+        return prompt_of(cells, store=self._store, name=f"row {row}", prefix=self.prefix)
+
+
+class Datasets:
+    """One split of all datasets of a run."""
+
+    def __init__(self, datasets: Sequence[Dataset], split: str):
+        prefixes = [f"{each.label}/" for each in datasets] if len(datasets) > 1 else [""]
+        self.sources = [Source(each, split, prefix) for each, prefix in zip(datasets, prefixes, strict=True)]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all tables."""
+        return sum(len(source.table) for source in self.sources)
+
+    def infos(self, num_rows: int | None = None) -> list[PromptInfo]:
+        """What the tables say of their rows without media: of all, or of the first `num_rows` of each.
+
+        Raises:
+            ValueError: two rows of a table have the same id.
+        """
+        return [
+            replace(info, id=source.prefix + info.id)
+            for source in self.sources
+            for info in source.table.infos(num_rows)
+        ]
+
+    def keys(self, ids: Sequence[str]) -> list[RowKey]:
+        """The rows with these ids.
+
+        Raises:
+            KeyError: an id is in none of the tables.
+            ValueError: several rows of a table have it.
+        """
+        found: dict[str, RowKey] = {}
+        for member, source in enumerate(self.sources):
+            own = [id for id in ids if id.startswith(source.prefix)]
+            rows = source.table.rows([id.removeprefix(source.prefix) for id in own]) if own else []
+            found |= {id: RowKey(member, row) for id, row in zip(own, rows, strict=True)}
+        unknown = [id for id in ids if id not in found]
+        if unknown:
+            names = ", ".join(source.dataset.label for source in self.sources)
+            raise KeyError(f"the id {unknown[0]!r} begins with the name of no dataset; there are {names}")
+        return [found[id] for id in ids]
+
+    def read(self, rows: Sequence[RowRef]) -> list[Prompt | Quarantined]:
+        """The prompts of rows, from the object store or else from the tables; what cannot be used is `Quarantined`."""
+        blocks = list({row.block: None for row in rows if row.block is not None})
+        tables = dict(zip(blocks, ray.get(blocks), strict=True))
+        found: dict[RowKey, Prompt | Quarantined] = {}
+        absent: dict[int, list[int]] = {}
+        for row in rows:
+            member, number = row.key
+            if row.block is None:
+                absent.setdefault(member, []).append(number)
+            else:
+                cells = tables[row.block].slice(row.place, 1).to_pylist()[0]
+                found[row.key] = self.sources[member].prompt(cells, number)
+        for member, numbers in absent.items():
+            source = self.sources[member]
+            prompts = source.table.read_rows(numbers, prefix=source.prefix)
+            found |= {RowKey(member, number): prompt for number, prompt in zip(numbers, prompts, strict=True)}
+        return [found[row.key] for row in rows]

@@ -1,0 +1,15 @@
+"""Prompts that nobody looks into: references to nothing."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from actors.encoder import PromptRef
+from pipeline.data.datasets import RowKey
+from pipeline.records import PromptInfo
+
+
+def prompt_ref(name: str, *, row: int = 0, num_tokens: int = 3) -> PromptRef:
+    """A prompt whose answer is `yes`."""
+    info = PromptInfo(name, task="task", answer="yes", demonstration="yes", modalities=())
+    return PromptRef(info, RowKey(0, row), num_tokens, stored=cast(Any, None))
