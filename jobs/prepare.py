@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import Flag, main
-from pipeline.config import MediaAs, Recipe
+from pipeline.config import ConfigError, MediaAs, Recipe
 from pipeline.data import demo
+from pipeline.data.filesystems import is_uri
 from pipeline.data.ingest import card
 from pipeline.data.ingest.decisions import Decisions
 from pipeline.data.ingest.media_store import MediaStore
-from pipeline.data.ingest.parts import JUDGEMENTS, PREFERENCES, Contents, write_split
+from pipeline.data.ingest.parts import Contents, write_split
 from pipeline.data.ingest.run import check_maps, index_of
 from pipeline.data.ingest.shards import shards_of
 from pipeline.data.ingest.splits import NAMES
+from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
 from pipeline.models import tiny
 from pipeline.models.processing import processor_alone
 from pipeline.records import MediaKind
@@ -69,6 +71,8 @@ def ingest(recipe: Recipe) -> dict[str, int]:
         ConfigError: a source is of no known form, a mapped column is missing, splits leak and may not.
         TooManyBadRows: more than `data.max_bad_fraction` of the rows are bad; they lie in `quarantine.parquet`.
     """
+    if is_uri(recipe.data.path or ""):
+        raise ConfigError(f"data.path={recipe.data.path}: tables are made on disk; name a directory, and copy it then")
     settings, directory = recipe.prepare, recipe.data_path.absolute()
     staging = directory / ".staging"
     shards = shards_of(settings.sources)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 from pydantic import ValidationError
@@ -212,7 +213,7 @@ def test_the_penalty_may_not_be_k1_in_the_loss_however_it_is_built() -> None:
 def _leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str | None]]:
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
-        place = f"{prefix}{name}" + "[]" * (inner is not None and inner is not field.annotation)
+        place = f"{prefix}{name}" + "[]" * (get_origin(field.annotation) is tuple and inner is not None)
         yield place, field.description
         if inner is not None:
             yield from _leaves(inner, f"{place}.")

@@ -7,15 +7,22 @@ how TRL tells the place of each; without media it is text, which the chat templa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from pipeline.data.filesystems import filesystem
+from pipeline.data.layout import parts_of
 from pipeline.data.schema import MEDIA_COLUMNS, PROMPT_FEATURES, PROMPT_SCHEMA, split_content
 from pipeline.records import MediaKind
 
 Kinds = frozenset[MediaKind]
+
+PREFERENCES, JUDGEMENTS = "preferences", "judgements"
+"""The directories of these tables, beside the prompts."""
 
 _PART = pa.struct([("type", pa.string()), ("text", pa.string())])
 _PART_FEATURES = {"feature": {"type": PROMPT_FEATURES["id"], "text": PROMPT_FEATURES["id"]}, "_type": "List"}
@@ -45,6 +52,37 @@ def judgement_row(staged: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
 
 
 _ANSWERS = {"chosen": "answer", "rejected": "rejected"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to the prompt with this id, the better one first, and the data set that says so."""
+
+    prompt_id: str
+    chosen: str
+    rejected: str
+    dataset: str
+
+
+def read_pairs(directory: str, split: str) -> Iterator[Pair]:
+    """The comparisons of a prepared table; none where there are none. Media are not read."""
+    place = f"{directory.rstrip('/')}/{PREFERENCES}"
+    try:
+        parts = parts_of(place, split)
+    except FileNotFoundError:
+        return
+    system, inner = filesystem(place)
+    for part in parts:
+        file = pq.ParquetFile(f"{inner}/{part}", filesystem=system)
+        for batch in file.iter_batches(columns=["id", "chosen", "rejected", "dataset"], use_threads=False):
+            for row in batch.to_pylist():
+                yield Pair(row["id"], _text(row["chosen"]), _text(row["rejected"]), row["dataset"])
+
+
+def _text(turns: list[dict[str, Any]]) -> str:
+    (turn,) = turns
+    content = turn["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _prompt(staged: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:

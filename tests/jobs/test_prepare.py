@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +14,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import prepare, sft
+from jobs import prepare, reward_model, sft
 from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.data.ingest import shards
 from pipeline.data.media import decode_image
-from pipeline.data.table import PromptTable, Quarantine, TooManyBadRows
-from pipeline.records import Prompt
+from pipeline.data.table import PromptTable, Quarantine, TooManyBadRows, read_preferences
+from pipeline.records import Prompt, RaterKind
 from tests.data.ingest import samples
 from tests.jobs.small import curve
 
@@ -81,6 +82,18 @@ def test_training_reads_what_was_prepared(prepared: Recipe) -> None:
     sft.run(recipe)
     losses = [row["loss"] for row in curve(recipe, "sft")]
     assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+def test_the_reward_model_learns_the_comparisons_that_came_with_the_data(prepared: Recipe) -> None:
+    settings = prepared.reward_model.model_copy(update={"num_steps": 2, "batch_size": 4})
+    recipe = prepared.model_copy(update={"reward_model": settings})
+    if not recipe.checkpoint("sft").exists():
+        shutil.copytree(recipe.checkpoint("base"), recipe.checkpoint("sft"))
+    reward_model.run(recipe)
+    given = read_preferences(recipe.run.directory / "preferences.parquet")
+    assert {(item.rater, item.rater_kind) for item in given} == {("preferences", RaterKind.DATASET)}
+    assert all(item.rejected == f"{item.chosen} maybe" for item in given)
+    assert len(curve(recipe, "reward_model")) == 3  # two steps, and the accuracy on held-out pairs
 
 
 def test_datasets_opens_the_directory_as_it_is(prepared: Recipe) -> None:

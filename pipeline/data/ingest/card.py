@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pyarrow import fs
 
 from pipeline.config import Recipe
+from pipeline.data.filesystems import filesystem
 from pipeline.data.ingest.parts import PROMPTS
 from pipeline.data.ingest.splits import NAMES
 
@@ -80,10 +82,13 @@ def write(directory: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> N
     (directory / "README.md").write_text(card(summary))
 
 
-def read(directory: Path) -> dict[str, Any] | None:
-    """What `write` said of a table; None where the table was not prepared from sources."""
-    path = directory / FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+def read(directory: str) -> dict[str, Any] | None:
+    """What `write` said of the table in a directory; None where the table was not prepared from sources."""
+    system, inner = filesystem(f"{directory.rstrip('/')}/{FILE}")
+    if system.get_file_info(inner).type != fs.FileType.File:
+        return None
+    with system.open_input_stream(inner) as file:
+        return json.loads(file.read())
 
 
 def card(summary: Mapping[str, Any]) -> str:

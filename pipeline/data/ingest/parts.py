@@ -16,11 +16,19 @@ import pyarrow.parquet as pq
 import ray.data
 
 from pipeline.data.ingest.worker import staged_file
-from pipeline.data.preferences import Kinds, judgement_row, judgement_schema, pair_row, pair_schema
+from pipeline.data.preferences import (
+    JUDGEMENTS,
+    PREFERENCES,
+    Kinds,
+    judgement_row,
+    judgement_schema,
+    pair_row,
+    pair_schema,
+)
 from pipeline.data.schema import PROMPT_SCHEMA
 from pipeline.data.table import ROWS_PER_GROUP, write_prompts
 
-PROMPTS, PREFERENCES, JUDGEMENTS = "prompts", "preferences", "judgements"
+PROMPTS = "prompts"
 
 _WRITTEN = pa.schema([("table", pa.string()), ("path", pa.string()), ("rows", pa.int64())])
 
