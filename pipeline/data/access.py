@@ -109,14 +109,14 @@ class Reader:
 
     @property
     def _allowed(self) -> str:
-        return f"data.access.roots={list(self._access.roots)}"
+        return f"data.access.roots={[_without_secrets(root) for root in self._access.roots]}"
 
     def _object(self, address: str) -> bytes:
         if "?" in address or "#" in address or "@" in address.split("/")[2]:
             raise RowError(Reason.BAD_ADDRESS, f"{short(address)} has options or a user")
         _check_parts(address)
         for root in self._remote_roots:
-            prefix = root.partition("?")[0].rstrip("/") + "/"
+            prefix = _without_secrets(root) + "/"
             if address.startswith(prefix):
                 return self._from_store(root, address.removeprefix(prefix), address)
         raise RowError(Reason.OUTSIDE_ROOTS, f"{short(address)} lies below none of {self._allowed}")
@@ -139,6 +139,11 @@ class Reader:
 def _scheme(address: str) -> str:
     found = _SCHEME.match(address)
     return (found[1] or found[2]).lower() if found else ""
+
+
+def _without_secrets(root: str) -> str:
+    """A root as rows write it: without options and without a user."""
+    return re.sub(r"^([A-Za-z0-9+.-]+://)[^/@]*@", r"\1", root.partition("?")[0].rstrip("/"))
 
 
 def _local(address: str) -> str:

@@ -32,7 +32,7 @@ MAX_HEADER_BYTES = 2**16
 MAX_DETAIL = 2_000
 """Characters of a refusal's detail: file names and tags in it are a stranger's."""
 
-_PR_SET_PDEATHSIG = 1
+_GRACE_S = 5.0
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -49,9 +49,14 @@ def header_frame(header: Mapping[str, Any]) -> bytes:
     return len(encoded).to_bytes(LENGTH_BYTES, "big") + encoded
 
 
-def main(limits: MediaLimits, parent: int) -> None:
-    """Answers request after request until the parent closes the pipe."""
-    _end_with(parent)
+def main(limits: MediaLimits) -> None:
+    """Answers request after request until the parent closes the pipe.
+
+    While one is answered an alarm runs that ends the process whatever it does, a little after the parent would have:
+    the parent may be gone. Linux could tell (PR_SET_PDEATHSIG), but takes the end of the thread that started this
+    process for the end of the parent.
+    """
+    _stand_apart()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     pillow.init()
     _confine(limits)
@@ -63,17 +68,16 @@ def main(limits: MediaLimits, parent: int) -> None:
     while len(length := requests.read(LENGTH_BYTES)) == LENGTH_BYTES:
         request = json.loads(requests.read(int.from_bytes(length, "big")))
         medium = Medium(MediaKind(request["kind"]), requests.read(request["num_bytes"]))
+        signal.setitimer(signal.ITIMER_REAL, limits.max_decode_s + _GRACE_S)
         _answer(Task(request["task"]), medium, limits, answers)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _end_with(parent: int) -> None:
+def _stand_apart() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent closes the pipe when it is interrupted
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(0)
+        ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def _confine(limits: MediaLimits) -> None:
@@ -115,4 +119,4 @@ def flat(decoded: DecodedMedium) -> tuple[MediaKind, NDArray[Any], float | None]
 
 
 if __name__ == "__main__":
-    main(MediaLimits.model_validate_json(sys.argv[1]), int(sys.argv[2]))
+    main(MediaLimits.model_validate_json(sys.argv[1]))

@@ -22,7 +22,8 @@ class TooManyParts(ValueError):
     """A file of more than `MAX_PARTS` parts."""
 
 
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
+# After fill bytes the last 0xFF counts; a pattern that took them all would cost their number squared.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _ENDLESS = 0x7FFFFF00
 """From here on a size stands for one that the recorder did not know."""
 _JPEG_BARE = {0x01, *range(0xD0, 0xD8)}

@@ -122,9 +122,8 @@ class _Child:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        arguments = [limits.model_dump_json(), str(os.getpid())]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.data.decoder_child", *arguments],
+            [sys.executable, "-P", "-m", "pipeline.data.decoder_child", limits.model_dump_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -344,6 +344,20 @@ def test_objects_are_read_below_roots_that_are_addresses() -> None:
         assert refused(reader, address).reason is reason, address
 
 
+def test_a_bucket_is_read_below_its_root_with_the_options_of_the_root(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
+        monkeypatch.setenv(name, "true")
+    options = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    reader = Reader(Access(roots=(f"s3://bucket/shelf?{options}",)), LIMITS, "/nowhere")
+    assert reader.read("s3://bucket/shelf/1.png") == BODY
+    assert refused(reader, "s3://bucket/shelf/2.png").reason is Reason.NOT_FOUND
+    assert refused(reader, "s3://bucket/shelf/1.png?endpoint_override=evil").reason is Reason.BAD_ADDRESS
+    outside = refused(reader, "s3://bucket/other/1.png")
+    assert outside.reason is Reason.OUTSIDE_ROOTS and "endpoint" not in outside.detail
+
+
 @pytest.mark.parametrize(
     "access",
     [

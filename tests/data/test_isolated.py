@@ -19,7 +19,7 @@ import pytest
 from PIL import Image as pillow
 
 from pipeline.config import MediaLimits
-from pipeline.data.decoder_child import flat
+from pipeline.data.decoder_child import flat, header_frame
 from pipeline.data.isolated import Decoder
 from pipeline.data.media import decode, encode_png, encode_video, encode_wav, sound_track
 from pipeline.data.schema import Reason, RowError
@@ -182,6 +182,31 @@ os.kill(os.getpid(), 9)
         time.sleep(0.02)
     assert not Path(f"/proc/{child}").exists()
     assert out.stderr == ""
+
+
+def test_a_child_outlives_the_thread_that_started_it(decoder: Decoder) -> None:
+    decoder.close()
+    thread = threading.Thread(target=decoder.decode, args=(PICTURE,))
+    thread.start()
+    thread.join()
+    child = decoder.pid
+    decoder.decode(SOUND)
+    assert child is not None and decoder.pid == child
+
+
+def test_a_child_that_hangs_without_a_parent_ends_itself() -> None:
+    limits = MediaLimits(max_decode_s=0.2)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.data.decoder_child", limits.model_dump_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdin is not None
+    medium = Medium(MediaKind.IMAGE, encode_png(np.zeros((4_000, 4_000, 3), np.uint8)))
+    header = {"task": "decode", "kind": "image", "num_bytes": len(medium.data)}
+    child.stdin.write(header_frame(header) + medium.data)
+    child.stdin.flush()
+    assert child.wait(timeout=60) == -signal.SIGALRM, "48 MB of pixels that nobody reads"
 
 
 def test_the_child_knows_no_secrets_and_imports_nothing_heavy(

@@ -51,8 +51,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(b"\x00\xff not http at all\r\n\r\n")
             case "/host":
                 self.reply(200, str(self.headers["Host"]).encode())
+            case "/bucket/shelf/1.png":  # as an object store answers
+                self.reply(200, BODY, Last_Modified="Tue, 01 Jan 2030 00:00:00 GMT", ETag='"1"')
             case _:
                 self.reply(404, b"no")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def reply(self, status: int, body: bytes, *, length: int | None = -1, **headers: str) -> None:
         self.send_response(status)
@@ -61,7 +66,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if length is not None:
             self.send_header("Content-Length", str(len(body) if length < 0 else length))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def chunks(self, chunk: bytes, times: int = 1) -> None:
         self.send_response(200)
