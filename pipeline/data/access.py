@@ -60,7 +60,7 @@ class Reader:
         Raises:
             RowError: not allowed, not found, too large, not a path or an address, or it could not be fetched.
         """
-        address = path_or_uri
+        address = _checked_type(path_or_uri)
         scheme = _scheme(address)
         if scheme == "data":
             return _inline(address, self._limits)
@@ -134,6 +134,13 @@ class Reader:
             raise RowError(Reason.NOT_FOUND, short(address)) from None
         except Exception as error:  # each store has errors of its own
             raise RowError(Reason.FETCH_FAILED, f"{short(address)}: {type(error).__name__}: {error}"[:1_000]) from None
+
+
+def _checked_type(address: object) -> str:
+    """Columns of strangers hold all sorts of things."""
+    if not isinstance(address, str):
+        raise RowError(Reason.WRONG_TYPE, f"a path of type {type(address).__name__}")
+    return address
 
 
 def _scheme(address: str) -> str:

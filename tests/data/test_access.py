@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import pytest
@@ -155,6 +155,11 @@ def test_a_link_that_changes_while_it_is_read_never_leads_out(base: Path) -> Non
 )
 def test_hostile_paths_and_addresses_are_refused(base: Path, address: str, reason: Reason) -> None:
     assert refused(local(base), address).reason is reason
+
+
+def test_a_path_that_is_no_text_is_of_the_wrong_type(base: Path) -> None:
+    for value in (None, 3, b"a b.png", ["a b.png"]):
+        assert refused(local(base), cast(str, value)).reason is Reason.WRONG_TYPE
 
 
 def test_only_files_are_read_and_only_up_to_their_bound(base: Path) -> None:
