@@ -74,7 +74,8 @@ class RowPreparer:
 
     def __call__(self, raw: Raw, source: int) -> Prepared | Quarantined:
         """The row for the table, or why there is none."""
-        place = f"{dataset_name(self._recipe, source)}/{raw.place}"
+        # Names of files need not be text.
+        place = f"{dataset_name(self._recipe, source)}/{raw.place}".encode("utf-8", "replace").decode()
         if isinstance(raw, Unreadable):
             return Quarantined(place, Reason.UNREADABLE.value, raw.detail)
         name = place

@@ -36,6 +36,10 @@ def wrong_type(field: str, value: object, wanted: str) -> RowError:
 def text_of(value: object, field: str) -> str:
     """A value that is to be text; numbers become their digits."""
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell them, and no file can hold them
+            raise RowError(Reason.UNREADABLE, f"{field} holds half of a surrogate pair: {error.reason}") from None
         return value
     if isinstance(value, bytes):
         try:
@@ -140,7 +144,7 @@ def _part(part: object, field: str) -> tuple[str, list[Slot]]:
     kind = known.get("type")
     if kind in ("text", "input_text", "output_text"):
         return content_of(known.get("text"), field)
-    if kind not in _PART_KINDS:
+    if not isinstance(kind, str) or kind not in _PART_KINDS:
         raise RowError(Reason.WRONG_TYPE, f"{field}: type {kind!r} is none of text, {', '.join(_PART_KINDS)}")
     medium = _PART_KINDS[kind]
     given = next((known[name] for name in (kind, medium.value, "url", "path") if known.get(name)), None)
@@ -158,6 +162,9 @@ def fill(
         RowError: tags and media differ in number.
     """
     messages = [message for message, _ in turns]
+    for message, filled in turns:
+        if len(media_places([message])) != len(filled):
+            raise RowError(Reason.PLACEHOLDER_MISMATCH, f"texts of one message make up a tag: {message.content[:80]!r}")
     slots = [list(zip(media_places([message]), filled, strict=True)) for message, filled in turns]
     kinds = [kind for filled in slots for kind, _ in filled]
     first = next((index for index, message in enumerate(messages) if message.role == "user"), None)
