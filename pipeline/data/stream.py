@@ -37,6 +37,7 @@ _BLOCKS_AT_HAND = 4
 _WINDOWS_AT_ONCE = 16
 """Epochs of fewer windows are read several in a run of Ray Data: starting one takes a tenth of a second."""
 _POLL_S = 0.2
+_CLOSE_S = 5.0
 _CONTEXT = threading.Lock()
 """Held while Ray Data's context, which all threads share, is ours."""
 
@@ -81,14 +82,19 @@ class _Reader:
         self._blocks: queue.Queue[tuple[ray.ObjectRef[pa.Table], int] | BaseException] = queue.Queue(_BLOCKS_AT_HAND)
         self._closed = threading.Event()
         self._rows = self._walk(position)
-        threading.Thread(target=self._read, args=(position,), daemon=True).start()
+        self._thread = threading.Thread(target=self._read, args=(position,), daemon=True)
+        self._thread.start()
 
     def __next__(self) -> tuple[int, ray.ObjectRef[pa.Table], int]:
         return next(self._rows)
 
     def close(self) -> None:
-        """Ends the thread that reads."""
+        """Ends the thread that reads, and with it Ray Data's run."""
         self._closed.set()
+        with suppress(queue.Empty):
+            while True:
+                self._blocks.get_nowait()
+        self._thread.join(_CLOSE_S)
 
     def _walk(self, position: int) -> Iterator[tuple[int, ray.ObjectRef[pa.Table], int]]:
         numbers = (int(row) for window, skip in self._order.windows(position) for row in window.rows()[skip:])

@@ -177,7 +177,7 @@ def test_where_nothing_varies_the_batch_stays_and_all_that_was_drawn_is_counted(
 
 
 def test_groups_are_prompts_with_the_tokens_of_their_completions() -> None:
-    prompt = _prompt("a")
+    prompt = prompt_ref("a")
     ((found, completions),) = groups_of([prompt], [_rollout("a", "yes", "no")])
     assert found is prompt
     assert [ids.tolist() for ids in completions] == [[0, 1, 2], [0, 1]]
