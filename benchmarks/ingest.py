@@ -194,7 +194,8 @@ def compare(rows: Sequence[int], side: int, repeats: int, directory: Path) -> It
         seconds = {number: statistics.median(each.seconds for each in runs) for number, runs in by_rows.items()}
         rates[name] = (most - fewest) / (seconds[most] - seconds[fewest])
     bytes_a_row = (num_bytes[most] - num_bytes[fewest]) / (most - fewest)
-    yield f"| | rows/s | MB/s | to the plain loop | {' | '.join(f'{number} rows: s, MiB, driver MiB' for number in rows)} |"
+    columns = " | ".join(f"{number} rows: s, MiB, driver MiB" for number in rows)
+    yield f"| | rows/s | MB/s | to the plain loop | {columns} |"
     yield "|---|---:|---:|---:|" + "---:|" * len(rows)
     for name, by_rows in found.items():
         cells = [
@@ -208,6 +209,7 @@ def compare(rows: Sequence[int], side: int, repeats: int, directory: Path) -> It
 
 
 def main() -> None:
+    """Measures and adds a section to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 8_000, 32_000], help="numbers of rows")
     parser.add_argument("--side", type=int, default=128, help="side of the pictures, in pixels")
