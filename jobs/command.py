@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray
 
 from actors.placement import NotEnoughResources
 from pipeline.config import ConfigError, Recipe, describe, load_recipe
+from pipeline.config.steps import describe_steps
 from pipeline.data.table import TooManyBadRows
 from pipeline.models.architectures import UnsupportedArchitecture
 
@@ -24,25 +26,48 @@ STAGES_FILE = "stages.json"
 USER_ERRORS = (UnsupportedArchitecture, ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows)
 
 
-def parse(description: str, *, resumable: bool = False) -> tuple[Recipe, bool]:
+@dataclass(frozen=True)
+class Flag:
+    """A short way to write an override: `name VALUE`. One whose `field` is a list takes all its values together."""
+
+    name: str
+    field: str
+    help: str
+    entry: str | None = None
+    """In a list: the entry that a value stands for."""
+
+    def overrides(self, values: Sequence[str]) -> list[str]:
+        """The overrides that the values of this flag stand for."""
+        if self.entry is None:
+            return [f"{self.field}{value}" for value in values]
+        entries = ", ".join(f"{{{self.entry}: {json.dumps(value)}}}" for value in values)
+        return [f"{self.field}=[{entries}]"] if values else []
+
+
+def parse(description: str, *, resumable: bool = False, flags: Sequence[Flag] = ()) -> tuple[Recipe, bool]:
     """The recipe that the command line asks for, and whether to resume; `--resume` is known where that is possible."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="Options of the recipe:\n" + "\n".join(describe()),
+        epilog="\n".join(["Options of the recipe:", *describe(), "", "Steps of prepare.steps:", *describe_steps()]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="a recipe in YAML; without it, the defaults below")
     if resumable:
         parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this run")
+    for flag in flags:
+        parser.add_argument(flag.name, action="append", default=[], dest=flag.field, help=flag.help)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
     options = parser.parse_args()
-    return load_recipe(options.config, options.overrides), resumable and options.resume
+    short = [override for flag in flags for override in flag.overrides(getattr(options, flag.field))]
+    return load_recipe(options.config, [*short, *options.overrides]), resumable and options.resume
 
 
-def main(run: Callable[..., object], description: str | None, *, resumable: bool = False) -> None:
+def main(
+    run: Callable[..., object], description: str | None, *, resumable: bool = False, flags: Sequence[Flag] = ()
+) -> None:
     """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend."""
     try:
-        recipe, resume = parse(description or "", resumable=resumable)
+        recipe, resume = parse(description or "", resumable=resumable, flags=flags)
         connect()
         if resume:
             run(recipe, resume=True)

@@ -31,6 +31,7 @@ from jobs.command import main, read_stages, record_stage
 from pipeline.config import FROZEN, Recipe
 from pipeline.data.datasets import Datasets, RowRef
 from pipeline.data.demo import MANNERS
+from pipeline.data.ingest import card
 from pipeline.data.table import Quarantine, read_preferences
 from pipeline.evaluation.report import browser_rows, write_report
 from pipeline.evaluation.results import Mode, ModelName, SampleResult, summarise, summary_json, write_samples
@@ -221,6 +222,10 @@ def read_counts(recipe: Recipe) -> dict[str, int]:
         for row in Quarantine.read(path)
     }
     totals["quarantined"] = len(refused)
+    for dataset in recipe.datasets:
+        prepared = card.read(dataset.path) or {"refused": {}, "left_out": {}}
+        for reason, number in (*prepared["refused"].items(), *prepared["left_out"].items()):
+            totals[f"prepare:{reason}"] = totals.get(f"prepare:{reason}", 0) + number
     for _, reason in refused:
         totals[f"quarantined:{reason}"] = totals.get(f"quarantined:{reason}", 0) + 1
     return totals
@@ -236,7 +241,7 @@ def notes(recipe: Recipe) -> list[str]:
         "The learned reward is standardised: 0 is the mean and 1 the standard deviation over held-out preferences.",
         "The KL is the policy's to the SFT model, estimated on the policy's own samples.",
     ]
-    if recipe.data.path is None and not recipe.data.mixture:
+    if recipe.data.path is None and not recipe.data.mixture and not recipe.prepare.sources:
         manners = ", ".join(manner.format(answer="7") for manner in MANNERS)
         lines.append(
             f"The built-in demonstrations have {len(MANNERS)} manners ({manners}), the references only the first. "

@@ -1,18 +1,44 @@
-"""Prepare: make the built-in data and the tiny checkpoint.
+"""Prepare: make the prompt table out of files of any form, or the built-in data; and the tiny checkpoint.
 
-    digits, speech, scenes, videos -> <run>/data/{train,validation,test}.parquet
-    the texts of all questions     -> tokenizer -> <run>/checkpoints/base
+    files -> shards -> Ray Data: read, fetch, decode, steps, count tokens -> rows put aside
+                                        | what the driver learns of each row
+    duplicates, leaks, too many bad rows? <-+
+    rows that stay -> Ray Data -> <data>/{train,validation,test}*.parquet, preferences/, judgements/, README.md
+    rows that do not -> quarantine.parquet, with their reasons
 
-Left out on purpose: reading other people's files. A table with the same columns (`pipeline/data/schema.py`) works
-as `data.path`, a Hugging Face directory as `model.path`; neither is then made here.
+The driver never holds a medium. Without `prepare.sources` the built-in digits, speech, scenes and videos are made.
 """
 
 from __future__ import annotations
 
-from jobs.command import main
-from pipeline.config import Recipe
+import shutil
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs.command import Flag, main
+from pipeline.config import ConfigError, MediaAs, Recipe
 from pipeline.data import demo
+from pipeline.data.filesystems import is_uri
+from pipeline.data.ingest import card
+from pipeline.data.ingest.decisions import Decisions
+from pipeline.data.ingest.media_store import MediaStore
+from pipeline.data.ingest.parts import Contents, write_split
+from pipeline.data.ingest.run import check_maps, index_of
+from pipeline.data.ingest.shards import shards_of
+from pipeline.data.ingest.splits import NAMES
+from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
 from pipeline.models import tiny
+from pipeline.models.processing import processor_alone
+from pipeline.records import MediaKind
+
+ROWS_BETWEEN_CHECKS = 1000
+FLAGS = (
+    Flag("--from", "prepare.sources", "a file or directory to prepare; may be repeated", entry="path"),
+    Flag("--map", "prepare.map.", "OURS=THEIRS: what a column of ours is called there; may be repeated"),
+    Flag("--max-bad-fraction", "data.max_bad_fraction=", "share of bad rows above which the job stops"),
+)
 
 
 def run(recipe: Recipe) -> dict[str, int]:
@@ -25,15 +51,101 @@ def run(recipe: Recipe) -> dict[str, int]:
             seed=recipe.run.seed,
         )
         print(f"tiny {recipe.model.tiny_architecture}: {num_parameters:,} parameters")
-    if recipe.data.path is not None:
+    if recipe.prepare.sources:
+        counts = ingest(recipe)
+    elif recipe.data.path is None:
+        counts = demo.build(recipe.data_path, prepare=recipe.prepare, seed=recipe.run.seed)
+    else:
         return {}
-    counts = demo.build(recipe.data_path, prepare=recipe.prepare, seed=recipe.run.seed)
-    for split in ("train", "validation", "test"):
-        print(
-            f"{split}: " + ", ".join(f"{key.split('/')[1]} {n}" for key, n in counts.items() if key.startswith(split))
-        )
+    for split in NAMES:
+        tasks = (f"{key.split('/', 1)[1]} {n}" for key, n in counts.items() if key.startswith(f"{split}/"))
+        print(f"{split}: " + ", ".join(tasks))
     return counts
 
 
+def ingest(recipe: Recipe) -> dict[str, int]:
+    """Makes the prompt table of `prepare.sources` in `data_path`; returns the number of rows by split and task.
+
+    Raises:
+        FileNotFoundError: a source is not there.
+        ConfigError: a source is of no known form, a mapped column is missing, splits leak and may not.
+        TooManyBadRows: more than `data.max_bad_fraction` of the rows are bad; they lie in `quarantine.parquet`.
+    """
+    if is_uri(recipe.data.path or ""):
+        raise ConfigError(f"data.path={recipe.data.path}: tables are made on disk; name a directory, and copy it then")
+    settings, directory = recipe.prepare, recipe.data_path.absolute()
+    staging = directory / ".staging"
+    shards = shards_of(settings.sources)
+    check_maps(recipe, shards)
+    clear(directory)
+    processor = partial(processor_alone, recipe, recipe.checkpoint("base")) if settings.count_tokens else None
+    decisions = Decisions(settings)
+    try:
+        for row in index_of(recipe, shards, directory=directory, staging=staging, processor=processor):
+            decisions.add(row)
+            if decisions.num_rows % ROWS_BETWEEN_CHECKS == 0:
+                decisions.bad.check(decisions.num_rows, recipe.data.max_bad_fraction)
+        decisions.bad.check(decisions.num_rows, recipe.data.max_bad_fraction)
+        decisions.resolve_leaks()
+        tables = write_tables(recipe, decisions, staging=staging, directory=directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        decisions.quarantine().write(directory / "quarantine.parquet")
+        print(decisions.report(), flush=True)
+    rows = decisions.kept()
+    if settings.media is MediaAs.REFERENCES:
+        MediaStore(directory / "media").keep_only({name for row in rows for name in row["files"]})
+    summary = card.summarise(
+        rows,
+        num_read=decisions.num_rows,
+        refused=decisions.bad.counts(),
+        left_out=decisions.left_out.counts(),
+        recipe=recipe,
+        tables=tables,
+    )
+    card.write(directory, summary, rows)
+    return {
+        f"{row_split}/{task}": n for task, by_split in summary["tasks"].items() for row_split, n in by_split.items()
+    }
+
+
+def write_tables(recipe: Recipe, decisions: Decisions, *, staging: Path, directory: Path) -> dict[str, dict[str, int]]:
+    """Writes the files of all splits; returns the number of rows by table and split."""
+    rows = decisions.kept()
+    contents = Contents(
+        preferences=kinds_in(row for row in rows if row["is_pair"]),
+        judgements=kinds_in(row for row in rows if row["label"] is not None),
+        has_margin=any(row["has_margin"] for row in rows),
+    )
+    tables: dict[str, dict[str, int]] = {}
+    for split in NAMES:
+        counts = write_split(
+            split,
+            decisions.masks(split),
+            staging=staging,
+            directory=directory,
+            contents=contents,
+            rows_per_file=recipe.prepare.rows_per_file,
+            is_sorted=split == "train" and recipe.prepare.sort_by is not None,
+        )
+        for table, number in counts.items():
+            tables.setdefault(table, {})[split] = number
+    return tables
+
+
+def kinds_in(rows: Iterable[Mapping[str, Any]]) -> frozenset[MediaKind]:
+    """The kinds of media in rows of the index."""
+    return frozenset(MediaKind(kind) for row in rows for kind in row["modalities"])
+
+
+def clear(directory: Path) -> None:
+    """Removes what an earlier run of this stage wrote: its files must not mix with the new ones."""
+    for table in ("", PREFERENCES, JUDGEMENTS):
+        for file in (directory / table).glob("*.parquet"):
+            file.unlink()
+    for name in (".staging", "media"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, flags=FLAGS)

@@ -4,7 +4,8 @@
     preferences   -> Ray Train x DeepSpeed: Bradley-Terry -> checkpoints/reward_model
 
 The rater of this job is scripted: it knows the reference answer, and errs as often as `preferences.error_rate` says.
-Where `<run>/preferences.parquet` lies already (from people, say), it is used as it is and nothing is sampled.
+Where the prepared table holds comparisons, or `<run>/preferences.parquet` lies there already (from people, say), they
+are used as they are and nothing is sampled.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from actors.roles import Crew, Roles, crew_of
 from actors.rollout import RolloutWorker
 from jobs.command import main
 from pipeline.config import ConfigError, Recipe
+from pipeline.data.datasets import Datasets
+from pipeline.data.preferences import read_pairs
 from pipeline.data.table import read_preferences, write_preferences
 from pipeline.feedback.scripted import ScriptedRater
-from pipeline.records import Preference
+from pipeline.models.processing import load_processor
+from pipeline.records import Preference, RaterKind
 from pipeline.tracking import Tracker
 
 # Seeds of the compared samples are those of a step that training never takes.
@@ -38,6 +42,8 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
     source, target = recipe.checkpoint("sft"), recipe.checkpoint("reward_model")
     table = recipe.run.directory / "preferences.parquet"
+    if not table.is_file() and (given := given_preferences(recipe, source)):
+        write_preferences(table, given)
     roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}
     with crew_of(recipe, crew) as workers:
         roles = workers.roles(roles_needed)
@@ -75,6 +81,34 @@ def comparisons(
         )
     print(f"{len(pairs)} preferences by {', '.join(sorted({item.rater for item in preferences}))}", flush=True)
     yield {"items": pairs[num_held_out:], "held_out": pairs[:num_held_out]}
+
+
+def given_preferences(recipe: Recipe, source: Path) -> list[Preference]:
+    """The comparisons that came with the data, in tokens of the model."""
+    pairs = [
+        (each.prefix + pair.prompt_id, pair)
+        for each in Datasets(recipe.datasets, "train").sources
+        for pair in read_pairs(each.dataset.path, "train")
+    ]
+    if not pairs:
+        return []
+    tokenizer = load_processor(source, trust_remote_code=recipe.model.trust_remote_code).tokenizer
+
+    def tokens(text: str) -> tuple[int, ...]:
+        return (*tokenizer.encode(text), tokenizer.eos_token_id)
+
+    return [
+        Preference(
+            prompt_id=prompt_id,
+            chosen_ids=tokens(pair.chosen),
+            rejected_ids=tokens(pair.rejected),
+            chosen=pair.chosen,
+            rejected=pair.rejected,
+            rater=pair.dataset,
+            rater_kind=RaterKind.DATASET,
+        )
+        for prompt_id, pair in pairs
+    ]
 
 
 def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:

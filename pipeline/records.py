@@ -35,6 +35,7 @@ class FinishReason(StrEnum):
 class RaterKind(StrEnum):
     SCRIPTED = "scripted"
     HUMAN = "human"
+    DATASET = "dataset"  # whoever it was whose comparisons came with a data set
 
 
 @dataclass(frozen=True)

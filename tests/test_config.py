@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 from pydantic import ValidationError
@@ -212,9 +213,10 @@ def test_the_penalty_may_not_be_k1_in_the_loss_however_it_is_built() -> None:
 def _leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str | None]]:
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
-        yield f"{prefix}{name}", field.description
+        place = f"{prefix}{name}" + "[]" * (get_origin(field.annotation) is tuple and inner is not None)
+        yield place, field.description
         if inner is not None:
-            yield from _leaves(inner, f"{prefix}{name}.")
+            yield from _leaves(inner, f"{place}.")
 
 
 def test_every_field_has_its_documentation() -> None:
@@ -240,7 +242,8 @@ def test_describe_lists_every_field_with_type_default_and_documentation() -> Non
 
 def test_every_default_that_describe_shows_is_an_override_that_changes_nothing() -> None:
     shown = [line.strip() for line in describe() if line.startswith("  ") and not line.startswith("   ")]
-    overrides = [f"{line.partition(':')[0]}={line.partition(' = ')[2]}" for line in shown]
+    # A field of a list's entries has no place of its own.
+    overrides = [f"{line.partition(':')[0]}={line.partition(' = ')[2]}" for line in shown if "[]" not in line]
     assert len(overrides) > 100
     assert load_recipe(None, overrides) == Recipe()
 
@@ -260,3 +263,21 @@ def test_paths_follow_the_run_unless_they_are_given() -> None:
     given = load_recipe(None, ["run.directory=/runs/a", "data.path=/data", "model.path=/model"])
     assert given.data_path == Path("/data")
     assert (given.checkpoint("base"), given.checkpoint("sft")) == (Path("/model"), Path("/runs/a/checkpoints/sft"))
+
+
+def test_a_step_with_a_wrong_name_or_field_is_told_what_there_is() -> None:
+    with pytest.raises(
+        ConfigError, match=r"prepare.steps.0: .*image.rezise: no such step; did you mean 'image.resize'"
+    ):
+        load_recipe(None, ["prepare.steps=[{step: image.rezise}]"])
+    with pytest.raises(
+        ConfigError, match=r"prepare.steps.0.image.resize.max_sise: unknown key; did you mean 'max_side'"
+    ):
+        load_recipe(None, ["prepare.steps=[{step: image.resize, max_sise: 4}]"])
+    with pytest.raises(ConfigError, match=r"prepare.steps.1.text.length.min_characters: .*\(got -1\)"):
+        load_recipe(None, ["prepare.steps=[{step: text.normalise}, {step: text.length, min_characters: -1}]"])
+
+
+def test_a_source_with_an_unknown_field_is_told_which_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"prepare.sources.0.paht: unknown key; did you mean 'path'"):
+        load_recipe(None, ["prepare.sources=[{paht: x, path: y}]"])

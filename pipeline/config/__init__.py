@@ -22,7 +22,7 @@ from pipeline.config.checkpoints import BestMode, Checkpoints
 from pipeline.config.data import Access, Data, Dataset, MediaLimits, RowOrder
 from pipeline.config.loading import describe, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
-from pipeline.config.prepare import Prepare
+from pipeline.config.prepare import Form, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
 from pipeline.config.recipe import (
     Cluster,
     Device,
@@ -57,15 +57,18 @@ __all__ = [
     "DynamicSampling",
     "Encoder",
     "Evaluate",
+    "Form",
     "FrozenPart",
     "ImportanceCorrection",
     "Kl",
     "KlControl",
     "KlEstimator",
     "KlPlace",
+    "Leaks",
     "Learner",
     "LoopParts",
     "Lora",
+    "MediaAs",
     "MediaLimits",
     "Model",
     "OffPolicy",
@@ -89,6 +92,9 @@ __all__ = [
     "Section",
     "Sharded",
     "Sink",
+    "Source",
+    "SplitBy",
+    "Splitting",
     "Supervised",
     "Trained",
     "Workers",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.config.section import Section
+
+_HOST = re.compile(r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 def _text(value: object) -> object:
@@ -38,8 +42,8 @@ class MediaLimits(Section):
     """Most frames that are kept of a video."""
     max_decode_s: float = Field(default=60.0, gt=0)
     """Longest that the decoding of one medium may take, in seconds."""
-    max_decode_mib: int = Field(default=4096, gt=0)
-    """Largest address space of the process that decodes, in MiB."""
+    max_decode_mib: int = Field(default=4096, ge=768)
+    """Largest address space of the process that decodes, in MiB; its libraries take about 420 of them."""
     isolate_decoders: bool = True
     """Whether media are decoded in a process of their own: a decoder that crashes then costs one row, not the job."""
 
@@ -51,7 +55,8 @@ class Access(Section):
     """Directories (local, or `s3://bucket/prefix`, `gs://bucket/prefix`) below which paths may lie, beside the
     directory of the source that names them. Links that lead out of them are refused."""
     hosts: tuple[str, ...] = ()
-    """Hosts from which `http` and `https` addresses are fetched; `*.example.org` allows all below it. Empty: none."""
+    """Hosts from which `http` and `https` addresses are fetched, at the usual port or at the one named (`host:8080`);
+    `*.example.org` allows all below it. Empty: none."""
     private_networks: tuple[str, ...] = ()
     """Networks in CIDR notation that may be fetched from although they are private, such as that of a media server of
     your own. Other private, loopback and link-local addresses are refused, after DNS and on every redirect."""
@@ -59,6 +64,32 @@ class Access(Section):
     """Longest that fetching one medium may take, in seconds."""
     max_redirects: int = Field(default=3, ge=0)
     """Most redirects that are followed, each checked like the first address."""
+
+    @field_validator("roots")
+    @classmethod
+    def _check_roots(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        for root in roots:
+            if not root or "::" in root or re.match(r"(https?|data|local):", root, re.IGNORECASE):
+                raise ValueError(f"{root!r} is no root; name a directory, or an address such as s3://bucket/prefix")
+        return roots
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is no host; write example.org, *.example.org, host:8080 or [::1]:8080")
+        return hosts
+
+    @field_validator("private_networks")
+    @classmethod
+    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{error}; write a network such as 10.1.0.0/16") from None
+        return networks
 
 
 class RowOrder(StrEnum):

@@ -16,6 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.section import ConfigError, Section, section_of
+from pipeline.config.steps import STEPS
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -80,7 +81,9 @@ def _explain(item: Mapping[str, Any]) -> str:
 def _section_at(location: Sequence[str]) -> type[Section]:
     section: type[Section] = Recipe
     for part in location:
-        if part in section.model_fields:  # Others are places in a list, and names of the kinds of its entries.
+        if part in STEPS:
+            section = STEPS[part]
+        elif part in section.model_fields:  # Others are places in a list.
             section = section_of(section.model_fields[part].annotation) or section
     return section
 
@@ -90,17 +93,20 @@ def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
         if inner is not None:
-            is_list = typing.get_origin(field.annotation) is tuple
-            yield f"\n[{prefix}{name}{'[]' * is_list}]  {field.description or ''}"
-            yield from describe(inner, "" if is_list else f"{prefix}{name}.")
+            place = f"{prefix}{name}" + "[]" * (typing.get_origin(field.annotation) is tuple)
+            yield f"\n[{place}]  {field.description or ''}"
+            yield from describe(inner, f"{place}.")
         else:
-            yield f"  {prefix}{name}: {_type_name(field.annotation)} = {_as_yaml(field.default)}"
+            default = "?" if field.is_required() else _as_yaml(field.get_default(call_default_factory=True))
+            yield f"  {prefix}{name}: {_type_name(field.annotation)} = {default}"
             yield f"      {field.description or ''}"
 
 
 def _type_name(annotation: object) -> str:
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return " | ".join(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:  # A choice of sections.
+        return "step"
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return " | ".join(_type_name(part) for part in typing.get_args(annotation))
     if annotation is types.NoneType:

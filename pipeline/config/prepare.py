@@ -1,20 +1,106 @@
-"""What `jobs.prepare` makes: the built-in data."""
+"""What `jobs.prepare` makes: a prompt table out of what a user has, or the built-in data."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from enum import StrEnum
+
+from pydantic import Field, model_validator
 
 from pipeline.config.section import Section
+from pipeline.config.steps import Steps
+
+
+class Form(StrEnum):
+    AUTO = "auto"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+    JSON = "json"
+    CSV = "csv"
+    WEBDATASET = "webdataset"
+    FOLDER = "folder"
+
+
+class SplitBy(StrEnum):
+    FRACTION = "fraction"
+    HASH = "hash"
+    GROUP = "group"
+    COLUMN = "column"
+
+
+class Leaks(StrEnum):
+    LEAVE_OUT = "leave_out"
+    STOP = "stop"
+    ALLOW = "allow"
+
+
+class MediaAs(StrEnum):
+    BYTES = "bytes"
+    REFERENCES = "references"
+
+
+class Source(Section):
+    path: str
+    """A file or a directory, on disk or at an address that pyarrow or fsspec opens (`s3://bucket/data`)."""
+    form: Form = Form.AUTO
+    """`parquet`, `arrow` (what `datasets` saves to disk), `json` (arrays, or a row a line), `csv`, `webdataset` (tar
+    files), `folder` (files in directories that name their label); `auto` goes by the names of the files."""
+    name: str | None = None
+    """What rows of this source say in the column `dataset`; null takes the last part of the path."""
+    task: str | None = None
+    """Task of rows that name none; null takes the source's name."""
+    question: str | None = None
+    """What is asked of rows that hold media and a label but no question, such as `<image>What is this?`."""
+    map: dict[str, str] = Field(default_factory=dict[str, str])
+    """Where columns of this source have other names than usual: our name to theirs, beside `prepare.map`."""
+
+
+class Splitting(Section):
+    by: SplitBy = SplitBy.HASH
+    """`hash`: by the id, so that a row stays where it is when the data grow; `fraction`: at random by seed; `group`:
+    rows with the same value of `column` (or, without one, the same first medium) stay together; `column`: as the rows'
+    `column` says, or else the names of their files."""
+    column: str | None = None
+    """The source's column that holds the group, or the split."""
+    validation: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the validation split."""
+    test: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the test split."""
+    leaks: Leaks = Leaks.LEAVE_OUT
+    """What happens to a row that shares a medium, or its whole text, with a row of a later split (train, validation,
+    test): `leave_out` and count it, `stop`, or `allow`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Splitting:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation={self.validation} and test={self.test} leave nothing to train on")
+        return self
 
 
 class Prepare(Section):
-    """The built-in data: digits, speech, scenes and videos made offline."""
+    """Where the prompt table comes from: files of yours, or the built-in digits, speech, scenes and videos."""
 
+    sources: tuple[Source, ...] = ()
+    """What the table is made of. Empty: the built-in data."""
+    map: dict[str, str] = Field(default_factory=dict[str, str])
+    """Where columns have other names than usual: our name to theirs, for all sources. `--map answer=label` adds one."""
+    steps: Steps = ()
+    """Preprocessing, in this order: docs/preprocessing.md."""
+    split: Splitting = Splitting()
+    """How rows are shared out among train, validation and test."""
+    media: MediaAs = MediaAs.BYTES
+    """`bytes`: media lie in the table; `references`: each file once in `media/` beside it, named by its content."""
+    sort_by: str | None = None
+    """A curriculum: the train split in ascending order of this column of the sources, or of `num_tokens`. Read it with
+    `data.order=file`."""
+    count_tokens: bool = True
+    """Whether the model's own processor counts each row's tokens, so that what it would refuse later is refused now."""
+    rows_per_file: int = Field(default=4096, gt=0)
+    """Rows in a Parquet file; a split of more has several."""
     train_rows: int = Field(default=480, gt=0)
-    """Rows of each task in the train split."""
+    """Built-in data: rows of each task in the train split."""
     validation_rows: int = Field(default=16, gt=0)
-    """Rows of each task in the validation split."""
+    """Built-in data: rows of each task in the validation split."""
     test_rows: int = Field(default=64, gt=0)
-    """Rows of each task in the test split."""
+    """Built-in data: rows of each task in the test split."""
     tasks: tuple[str, ...] = ("digit", "speech", "sum", "video", "scene", "text")
-    """Which of the built-in tasks to make."""
+    """Built-in data: which of its tasks to make."""

@@ -45,6 +45,8 @@ def files_below(path: str) -> list[str]:
     if info.type == fs.FileType.NotFound:
         raise FileNotFoundError(f"{path}: nothing is here")
     found = system.get_file_info(fs.FileSelector(inner, recursive=True))
-    below = (posixpath.relpath(each.path, inner) for each in found if each.type == fs.FileType.File)
+    # Some filesystems begin what they list with a slash, and others do not.
+    start = f"/{inner.strip('/')}"
+    below = (posixpath.relpath(f"/{each.path.lstrip('/')}", start) for each in found if each.type == fs.FileType.File)
     root = path.rstrip("/")
     return sorted(f"{root}/{name}" for name in below if not any(part.startswith(".") for part in name.split("/")))

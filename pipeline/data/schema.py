@@ -98,7 +98,7 @@ MEDIA_COLUMNS: Mapping[MediaKind, str] = {
 }
 
 _STRING = {"dtype": "string", "_type": "Value"}
-_FEATURES: dict[str, Any] = {
+PROMPT_FEATURES: dict[str, Any] = {
     "id": _STRING,
     "task": _STRING,
     "prompt": {"feature": {"role": _STRING, "content": _STRING}, "_type": "List"},
@@ -108,25 +108,56 @@ _FEATURES: dict[str, Any] = {
     "answer": _STRING,
     "demonstration": _STRING,
     "sources": {"feature": _STRING, "_type": "List"},
+    "dataset": _STRING,
+    "num_tokens": {"dtype": "int64", "_type": "Value"},
+    "features": {
+        "feature": {
+            "name": _STRING,
+            "medium": {"dtype": "int64", "_type": "Value"},
+            "values": {
+                "feature": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
+                "_type": "List",
+            },
+        },
+        "_type": "List",
+    },
 }
 
 _FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_FEATURE = pa.struct([("name", pa.string()), ("medium", pa.int64()), ("values", pa.list_(pa.list_(pa.float32())))])
 
 PROMPT_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("task", pa.string()),
-        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("prompt", _TURNS),
         ("images", pa.list_(_FILE)),
         ("audios", pa.list_(_FILE)),
         ("videos", pa.list_(_FILE)),
         ("answer", pa.string()),
         ("demonstration", pa.string()),
-        # Identity of each source (scanned digit, voice setting, geometry): splits must share none.
+        # Identity of each source (scanned digit, voice setting, content of a file): splits must share none.
         ("sources", pa.list_(pa.string())),
+        # Where the row is from, and its prompt's tokens by the processor of the model it was prepared for.
+        ("dataset", pa.string()),
+        ("num_tokens", pa.int64()),
+        # What feature steps (mel, MFCC) made of the row's media: [time, bands] of the medium-th one.
+        ("features", pa.list_(_FEATURE)),
     ],
-    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+    metadata={"huggingface": json.dumps({"info": {"features": PROMPT_FEATURES}})},
 )
+
+STAGED_SCHEMA = pa.schema(
+    [
+        *PROMPT_SCHEMA,
+        ("rejected", pa.string()),
+        ("margin", pa.float64()),
+        ("label", pa.bool_()),
+        ("sort_value", pa.float64()),
+    ]
+)
+"""A prepared row before it is known which rows stay."""
 
 PREFERENCE_SCHEMA = pa.schema(
     [

@@ -39,7 +39,7 @@ _CACHED_GROUPS = 16
 QUARANTINE_SCHEMA = pa.schema([("row_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
-def write_prompts(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def write_prompts(path: Path, rows: Iterable[Mapping[str, Any]], *, schema: pa.Schema = PROMPT_SCHEMA) -> int:
     """Writes rows (see `schema.to_row`) as one Parquet file and returns their number.
 
     Rows are taken as they come, a group at a time: the table need not fit into memory. The file takes its name only
@@ -50,11 +50,9 @@ def write_prompts(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     remaining = iter(rows)
     num_rows = 0
     # Statistics would copy whole pictures into the footer.
-    with pq.ParquetWriter(
-        partial, PROMPT_SCHEMA, compression="zstd", use_dictionary=False, write_statistics=False
-    ) as out:
+    with pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=False, write_statistics=False) as out:
         while group := list(islice(remaining, ROWS_PER_GROUP)):
-            out.write_table(pa.Table.from_pylist(group, schema=PROMPT_SCHEMA), row_group_size=ROWS_PER_GROUP)
+            out.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=ROWS_PER_GROUP)
             num_rows += len(group)
     partial.replace(path)
     return num_rows

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import MediaLimits
-from pipeline.data.media import blank, content_key, decode, resample
+from pipeline.config import MediaLimits, Recipe
+from pipeline.data.isolated import Decoder
+from pipeline.data.media import blank, content_key, resample
 from pipeline.data.schema import Reason, RowError, split_content
 from pipeline.models.architectures import Architecture, architecture_of
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, MediumTensors, ProcessedPrompt, Prompt, Video
@@ -27,6 +28,22 @@ def load_processor(path: Path, *, trust_remote_code: bool = False) -> Any:
     return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
+def processor_alone(recipe: Recipe, path: Path) -> PromptProcessor:
+    """A prompt processor without the model's weights, for counting tokens."""
+    trust = recipe.model.trust_remote_code
+    model_class = architecture_of(path, trust_remote_code=trust).model_class()
+    config = model_class.config_class.from_pretrained(path, trust_remote_code=trust)
+    with torch.device("meta"):
+        model = model_class(config)
+    return PromptProcessor(
+        path=path,
+        model=model,
+        limits=recipe.data.limits,
+        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        trust_remote_code=trust,
+    )
+
+
 class PromptProcessor:
     """Decodes a prompt's media within bounds, applies the chat template and runs the processor.
 
@@ -38,7 +55,7 @@ class PromptProcessor:
         self.processor = load_processor(path, trust_remote_code=trust_remote_code)
         self.architecture: Architecture = architecture_of(path, trust_remote_code=trust_remote_code)
         self.model = model
-        self.limits = limits
+        self.decoder = Decoder(limits)
         self.max_prompt_tokens = max_prompt_tokens
         placeholders = self.processor.tokenizer.convert_ids_to_tokens(
             list(self.architecture.placeholder_ids(model.config).values())
@@ -59,7 +76,7 @@ class PromptProcessor:
         for medium in prompt.media:
             if medium.kind not in self.architecture.modalities:
                 raise RowError(Reason.UNSUPPORTED_MODALITY, f"the model takes no {medium.kind}")
-        decoded = [decode(medium, self.limits) for medium in prompt.media]
+        decoded = [self.decoder.decode(medium) for medium in prompt.media]
         kinds = [medium.kind for medium in prompt.media]
         shown = [blank(item) if kind in blanked else item for kind, item in zip(kinds, decoded, strict=True)]
         return self.process(prompt.id, self.template(prompt), kinds, shown)
@@ -112,7 +129,7 @@ class PromptProcessor:
 
     def stock_inputs(self, prompt: Prompt, token_ids: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """What the model's own forward takes for a prompt and a completion `token_ids` [T], a batch of one."""
-        decoded = [decode(medium, self.limits) for medium in prompt.media]
+        decoded = [self.decoder.decode(medium) for medium in prompt.media]
         inputs = {name: torch.as_tensor(array) for name, array in self._run(self.template(prompt), decoded).items()}
         completion = torch.as_tensor(token_ids)[None]
         length = inputs["input_ids"].shape[1]

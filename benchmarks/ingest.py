@@ -1,0 +1,240 @@
+"""`jobs.prepare` against a plain loop and against `datasets.map`: rows and megabytes a second, and memory by size.
+
+    python -m benchmarks.ingest
+    python -m benchmarks.ingest --rows 4000 16000 --side 128 --repeats 3
+
+All three read the same JSON Lines with pictures by path, decode each picture, hash its pixels, shrink it to half,
+encode it again and write Parquet with the bytes inside. The loop does it in one process, `datasets` in two; neither
+checks anything. `jobs.prepare` on two CPUs also looks at every file before it decodes it, decodes in a process apart,
+checks rows and repeated ids, finds duplicates and leaks, splits, and writes card and quarantine.
+
+Each side runs in a process of its own, one after the other, for every number of rows. Starting takes as long for few
+rows as for many, so the rate is that of the rows by which the largest and the smallest differ. Memory is the peak over
+the whole process tree of pages that only one process holds (USS); what Ray's object store holds stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmarks import machine
+from pipeline.data.media import encode_png
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+SOURCE = "rows.jsonl"
+ROWS_PER_GROUP = 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One side on one number of rows: wall seconds, peak MiB of its process tree, and of that the driver's alone."""
+
+    seconds: float
+    tree_mib: float
+    driver_mib: float
+
+
+def make_source(directory: Path, num_rows: int, side: int) -> int:
+    """Rows in LLaVA's format, each with a picture of its own; returns the bytes of all pictures."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    base = np.asarray(Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((side, side)), np.uint8)
+    num_bytes = 0
+    with (directory / SOURCE).open("w") as file:
+        for index in range(num_rows):
+            picture = np.roll(base, (index % side, index // side), axis=(0, 1)) ^ np.uint8(index % 7)
+            Image.fromarray(picture).save(directory / f"{index}.jpg", quality=85)
+            num_bytes += (directory / f"{index}.jpg").stat().st_size
+            turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"picture {index}"}]
+            file.write(json.dumps({"id": str(index), "image": f"{index}.jpg", "conversations": turns}) + "\n")
+    return num_bytes
+
+
+def shrunk(row: dict[str, Any], directory: Path, side: int) -> dict[str, Any]:
+    """What every side does with a row."""
+    with Image.open(io.BytesIO((directory / row["image"]).read_bytes())) as file:
+        picture = file.convert("RGB")
+    key = hashlib.sha256(np.asarray(picture).tobytes()).hexdigest()
+    smaller = picture.resize((side // 2, side // 2), Image.Resampling.LANCZOS)
+    question, answer = (turn["value"] for turn in row["conversations"])
+    return {
+        "id": row["id"],
+        "prompt": [{"role": "user", "content": question}],
+        "images": [{"bytes": encode_png(np.asarray(smaller)), "path": row["image"]}],
+        "answer": answer,
+        "sources": [key],
+    }
+
+
+def plain(source: Path, target: Path, side: int) -> None:
+    """One process, one row after the other."""
+    writer: pq.ParquetWriter | None = None
+    with (source / SOURCE).open() as lines:
+        group: list[dict[str, Any]] = []
+        for line in lines:
+            group.append(shrunk(json.loads(line), source, side))
+            if len(group) == ROWS_PER_GROUP:
+                table = pa.Table.from_pylist(group)
+                writer = writer or pq.ParquetWriter(target / "train.parquet", table.schema, compression="zstd")
+                writer.write_table(table)
+                group = []
+        if writer is not None:
+            if group:
+                writer.write_table(pa.Table.from_pylist(group))
+            writer.close()
+
+
+def hugging_face(source: Path, target: Path, side: int) -> None:
+    """`datasets`, two processes."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    cache = str(target / "cache")
+    rows: Any = datasets.load_dataset("json", data_files=str(source / SOURCE), split="train", cache_dir=cache)
+    mapped = rows.map(
+        shrunk, fn_kwargs={"directory": source, "side": side}, num_proc=2, remove_columns=rows.column_names
+    )
+    mapped.to_parquet(str(target / "train.parquet"))
+
+
+def polyphony(source: Path, target: Path, side: int) -> None:
+    """`jobs.prepare` on a local Ray with two CPUs."""
+    from jobs import prepare
+    from jobs.command import connect
+    from pipeline.config import load_recipe
+
+    connect(address="local", num_cpus=2, object_store_memory=512 * 2**20)
+    recipe = load_recipe(
+        None,
+        [
+            f"prepare.sources=[{{path: {source / SOURCE}}}]",
+            f"prepare.steps=[{{step: image.resize, max_side: {side // 2}}}, {{step: dedup.exact}}]",
+            "prepare.count_tokens=false",
+            f"run.directory={target}",
+        ],
+    )
+    prepare.ingest(recipe)
+
+
+SIDES: dict[str, Callable[[Path, Path, int], None]] = {
+    "plain loop": plain,
+    "datasets.map(num_proc=2)": hugging_face,
+    "jobs.prepare": polyphony,
+}
+
+
+def watch(stop: threading.Event, peaks: dict[str, float]) -> None:
+    """Keeps the peaks of memory of this process and of all below it, in MiB."""
+    this = psutil.Process()
+    while not stop.wait(0.5):
+        sizes: list[float] = []
+        for process in (this, *this.children(recursive=True)):
+            with suppress(psutil.Error):
+                sizes.append(process.memory_full_info().uss / 2**20)
+        peaks["driver"] = max(peaks.get("driver", 0.0), sizes[0])
+        peaks["tree"] = max(peaks.get("tree", 0.0), sum(sizes))
+
+
+def run_side(name: str, source: Path, side: int) -> None:
+    """Runs one side in this process and prints what was measured."""
+    stop, peaks = threading.Event(), dict[str, float]()
+    watcher = threading.Thread(target=watch, args=(stop, peaks), daemon=True)
+    with tempfile.TemporaryDirectory(prefix="ingest-") as target:
+        watcher.start()
+        started = time.monotonic()
+        SIDES[name](source, Path(target), side)
+        seconds = time.monotonic() - started
+        stop.set()
+        watcher.join()
+    print(json.dumps({"seconds": seconds, "tree_mib": peaks["tree"], "driver_mib": peaks["driver"]}), flush=True)
+
+
+def measure(name: str, source: Path, side: int) -> Measured:
+    """One side in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.ingest", "--run", name, "--source", str(source), "--side", str(side)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def compare(rows: Sequence[int], side: int, repeats: int, directory: Path) -> Iterator[str]:
+    """Measures all sides and yields the lines of the report."""
+    fewest, most = min(rows), max(rows)
+    num_bytes = {number: make_source(directory / str(number), number, side) for number in rows}
+    found: dict[str, dict[int, list[Measured]]] = {name: {number: [] for number in rows} for name in SIDES}
+    for _ in range(repeats):
+        for number in rows:
+            for name in SIDES:
+                found[name][number].append(measure(name, directory / str(number), side))
+    rates: dict[str, float] = {}
+    for name, by_rows in found.items():
+        seconds = {number: statistics.median(each.seconds for each in runs) for number, runs in by_rows.items()}
+        rates[name] = (most - fewest) / (seconds[most] - seconds[fewest])
+    bytes_a_row = (num_bytes[most] - num_bytes[fewest]) / (most - fewest)
+    columns = " | ".join(f"{number} rows: s, MiB, driver MiB" for number in rows)
+    yield f"| | rows/s | MB/s | to the plain loop | {columns} |"
+    yield "|---|---:|---:|---:|" + "---:|" * len(rows)
+    for name, by_rows in found.items():
+        cells = [
+            f"{statistics.median(each.seconds for each in runs):.1f}, {max(each.tree_mib for each in runs):.0f}, "
+            f"{max(each.driver_mib for each in runs):.0f}"
+            for runs in by_rows.values()
+        ]
+        ratio = rates[name] / rates["plain loop"]
+        megabytes = rates[name] * bytes_a_row / 1e6
+        yield f"| {name} | {rates[name]:.0f} | {megabytes:.1f} | {ratio:.2f}x | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measures and adds a section to the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 8_000, 32_000], help="numbers of rows")
+    parser.add_argument("--side", type=int, default=128, help="side of the pictures, in pixels")
+    parser.add_argument("--repeats", type=int, default=1, help="how often each side runs on each number of rows")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file to which the table is added")
+    parser.add_argument("--run", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        run_side(options.run, options.source, options.side)
+        return
+    facts = machine.describe()
+    lines = [
+        f"\n## {datetime.now(UTC):%Y-%m-%d}: ingest\n",
+        f"- Machine: {facts['cores']} cores, {facts['cpu']}",
+        f"- Command: `python -m benchmarks.ingest {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        f"- Pictures: JPEG, {options.side}x{options.side}\n",
+    ]
+    with tempfile.TemporaryDirectory(prefix="ingest-source-") as directory:
+        for line in compare(options.rows, options.side, options.repeats, Path(directory)):
+            print(line, flush=True)
+            lines.append(line)
+    with options.results.open("a") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Bytes of media that a row names by path or address, from where the config allows and from nowhere else.
+
+What is allowed: files below the directory of the source and below `data.access.roots`, after links are resolved;
+objects below the roots that are addresses (`s3://`, `gs://`, whatever fsspec knows); `http` and `https` from
+`data.access.hosts`; `data:` addresses. A row's own words never choose a file system, its options or its credentials:
+the root does.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import os
+import re
+import ssl
+import stat
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+from pipeline.config import Access, MediaLimits
+from pipeline.data.fetching import fetch, short, too_large
+from pipeline.data.schema import Reason, RowError
+
+MAX_ADDRESS = 4_096
+"""Characters of a path or an address, as Linux has it; `data:` addresses are bounded by `limits.max_bytes`."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(file|data):", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_WINDOWS = re.compile(r"\\|^[A-Za-z]:[\\/]")
+_Store = tuple[Any, str, bool]
+"""A file system, the root's path in it, and whether it is PyArrow's (else fsspec's)."""
+
+
+class Reader:
+    """Reads media for one source.
+
+    Args:
+        base: the directory of the source, local or an address: what relative paths are relative to, and a root itself.
+    """
+
+    def __init__(self, access: Access, limits: MediaLimits, base: str) -> None:
+        self._access, self._limits = access, limits
+        self._base = base.rstrip("/") if _scheme(base) not in ("", "file") else os.path.realpath(_local(base))
+        roots = [self._base, *access.roots]
+        self._local_roots = [os.path.realpath(_local(root)) for root in roots if _scheme(root) in ("", "file")]
+        self._remote_roots = [root.rstrip("/") for root in roots if _scheme(root) not in ("", "file")]
+        self._stores: dict[str, _Store] = {}
+
+    def __reduce__(self) -> tuple[type[Reader], tuple[Access, MediaLimits, str]]:
+        return type(self), (self._access, self._limits, self._base)
+
+    def read(self, path_or_uri: str) -> bytes:
+        """The bytes of a medium.
+
+        Raises:
+            RowError: not allowed, not found, too large, not a path or an address, or it could not be fetched.
+        """
+        address = _checked_type(path_or_uri)
+        scheme = _scheme(address)
+        if scheme == "data":
+            return _inline(address, self._limits)
+        _check_words(address)
+        if scheme in ("http", "https"):
+            return fetch(address, access=self._access, limits=self._limits, tls=self._tls)
+        if scheme == "" and _scheme(self._base) != "" and not address.startswith("/"):
+            address, scheme = f"{self._base}/{address}", _scheme(self._base)
+        if scheme in ("", "file"):
+            return self._file(_local(address))
+        return self._object(address)
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+    def _file(self, path: str) -> bytes:
+        _check_parts(path)
+        try:
+            # Without reading rights first: that opens no device and wakes no pipe.
+            found = os.open(os.path.join(self._base, path), getattr(os, "O_PATH", os.O_NONBLOCK) | os.O_CLOEXEC)
+        except OSError as error:
+            raise _os_refusal(path, error) from None
+        try:
+            return self._opened(found, path)
+        except OSError as error:
+            raise _os_refusal(path, error) from None
+        finally:
+            os.close(found)
+
+    def _opened(self, found: int, path: str) -> bytes:
+        # What is open is checked, not what the path might lead to by now.
+        real = os.readlink(f"/proc/self/fd/{found}") if sys.platform == "linux" else os.path.realpath(path)
+        if not any(real == root or real.startswith(root.rstrip("/") + "/") for root in self._local_roots):
+            raise RowError(
+                Reason.OUTSIDE_ROOTS, f"{short(path)} is none of the source's directory, nor of {self._allowed}"
+            )
+        status = os.fstat(found)
+        if not stat.S_ISREG(status.st_mode):
+            raise RowError(Reason.BAD_ADDRESS, f"{short(path)} is no file but {_file_type(status.st_mode)}")
+        if status.st_size > self._limits.max_bytes:
+            raise too_large(path, status.st_size, self._limits)
+        same = f"/proc/self/fd/{found}" if sys.platform == "linux" else real
+        with open(os.open(same, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return _bounded(file.read, path, self._limits)
+
+    @property
+    def _allowed(self) -> str:
+        return f"data.access.roots={[_without_secrets(root) for root in self._access.roots]}"
+
+    def _object(self, address: str) -> bytes:
+        if "?" in address or "#" in address or "@" in address.split("/")[2]:
+            raise RowError(Reason.BAD_ADDRESS, f"{short(address)} has options or a user")
+        _check_parts(address)
+        for root in self._remote_roots:
+            prefix = _without_secrets(root) + "/"
+            if address.startswith(prefix):
+                return self._from_store(root, address.removeprefix(prefix), address)
+        raise RowError(Reason.OUTSIDE_ROOTS, f"{short(address)} lies below none of {self._allowed}")
+
+    def _from_store(self, root: str, rest: str, address: str) -> bytes:
+        try:
+            if root not in self._stores:
+                self._stores[root] = _open_store(root)
+            files, root_path, is_arrow = self._stores[root]
+            path = f"{root_path.rstrip('/')}/{rest}"
+            return (_from_arrow if is_arrow else _from_fsspec)(files, path, address, self._limits)
+        except RowError:
+            raise
+        except FileNotFoundError:
+            raise RowError(Reason.NOT_FOUND, short(address)) from None
+        except Exception as error:  # each store has errors of its own
+            raise RowError(Reason.FETCH_FAILED, f"{short(address)}: {type(error).__name__}: {error}"[:1_000]) from None
+
+
+def _checked_type(address: object) -> str:
+    """Columns of strangers hold all sorts of things."""
+    if not isinstance(address, str):
+        raise RowError(Reason.WRONG_TYPE, f"a path of type {type(address).__name__}")
+    return address
+
+
+def _scheme(address: str) -> str:
+    found = _SCHEME.match(address)
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def _without_secrets(root: str) -> str:
+    """A root as rows write it: without options and without a user."""
+    return re.sub(r"^([A-Za-z0-9+.-]+://)[^/@]*@", r"\1", root.partition("?")[0].rstrip("/"))
+
+
+def _local(address: str) -> str:
+    """The path of a plain path or of a `file:` address."""
+    if _scheme(address) != "file":
+        return address
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise RowError(Reason.BAD_ADDRESS, f"{short(address)}: {error}") from None
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise RowError(Reason.BAD_ADDRESS, f"{short(address)}: a file: address names a path on this host and no more")
+    path = unquote(parts.path, errors="surrogateescape")
+    _check_words(path)
+    return path
+
+
+def _check_words(address: str) -> None:
+    if not address:
+        raise RowError(Reason.BAD_ADDRESS, "an empty path")
+    if len(address) > MAX_ADDRESS:
+        raise RowError(
+            Reason.BAD_ADDRESS, f"{short(address)} has {len(address)} characters; {MAX_ADDRESS} are the most"
+        )
+    if _CONTROL.search(address):
+        raise RowError(Reason.BAD_ADDRESS, f"{short(address)} holds control characters")
+    if _WINDOWS.search(address):
+        raise RowError(Reason.BAD_ADDRESS, f"{short(address)} is a path of Windows; write it with /")
+
+
+def _check_parts(path: str) -> None:
+    if ".." in PurePosixPath(path).parts:
+        raise RowError(Reason.OUTSIDE_ROOTS, f"{short(path)} climbs with '..'")
+
+
+def _os_refusal(path: str, error: OSError) -> RowError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return RowError(Reason.NOT_FOUND, short(path))
+    bad = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    return RowError(Reason.BAD_ADDRESS if bad else Reason.FETCH_FAILED, f"{short(path)}: {error.strerror}")
+
+
+def _file_type(mode: int) -> str:
+    names = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return names.get(stat.S_IFMT(mode), "a device")
+
+
+def _bounded(read: Callable[[int], bytes], address: str, limits: MediaLimits) -> bytes:
+    data = read(limits.max_bytes + 1)
+    if len(data) > limits.max_bytes:  # grew since its size was asked
+        raise too_large(address, len(data), limits)
+    return data
+
+
+def _inline(address: str, limits: MediaLimits) -> bytes:
+    """The bytes of a `data:` address."""
+    head, comma, body = address.partition(",")
+    if not comma:
+        raise RowError(Reason.BAD_ADDRESS, f"{short(address)}: a data: address without a comma")
+    if len(body) > limits.max_bytes * 4:  # four characters a byte: base64 takes 4/3, percent-encoded three times that
+        raise too_large(address, len(body) // 4, limits)
+    if not head.lower().rstrip().endswith(";base64"):
+        data = unquote_to_bytes(body.encode(errors="replace"))
+    else:
+        try:
+            data = base64.b64decode(unquote_to_bytes(body.encode(errors="replace")), validate=True)
+        except binascii.Error as error:
+            raise RowError(Reason.BAD_ADDRESS, f"{short(address)}: {error}") from None
+    if len(data) > limits.max_bytes:
+        raise too_large(address, len(data), limits)
+    return data
+
+
+def _open_store(root: str) -> _Store:
+    if _scheme(root) in ("s3", "gs", "gcs"):
+        from pyarrow import fs
+
+        files, path = fs.FileSystem.from_uri(root)
+        return files, path, True
+    import fsspec.core
+
+    files, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(root))
+    return files, path, False
+
+
+def _from_arrow(files: Any, path: str, address: str, limits: MediaLimits) -> bytes:
+    from pyarrow import fs
+
+    info = files.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError(path)
+    if info.type != fs.FileType.File:
+        raise RowError(Reason.BAD_ADDRESS, f"{short(address)} is no file")
+    if info.size > limits.max_bytes:
+        raise too_large(address, info.size, limits)
+    with files.open_input_stream(path) as file:
+        return _bounded(file.read, address, limits)
+
+
+def _from_fsspec(files: Any, path: str, address: str, limits: MediaLimits) -> bytes:
+    info = files.info(path)
+    if info["type"] != "file":
+        raise RowError(Reason.BAD_ADDRESS, f"{short(address)} is no file")
+    if (info.get("size") or 0) > limits.max_bytes:
+        raise too_large(address, info["size"], limits)
+    with cast(BinaryIO, files.open(path, "rb")) as file:
+        return _bounded(file.read, address, limits)

@@ -1,0 +1,1 @@
+"""What a user has becomes the prompt table: files -> shards -> raw rows -> drafts -> checked rows -> split files."""

@@ -1,0 +1,173 @@
+"""What a prepared table is made of: the dataset card, a picture of the distributions, and the same for machines."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pyarrow import fs
+
+from pipeline.config import Recipe
+from pipeline.data.filesystems import filesystem
+from pipeline.data.ingest.parts import PROMPTS
+from pipeline.data.ingest.splits import NAMES
+
+FILE = "prepare.json"
+Row = Mapping[str, Any]
+
+
+def summarise(
+    rows: Sequence[Row],
+    *,
+    num_read: int,
+    refused: Mapping[str, int],
+    left_out: Mapping[str, int],
+    recipe: Recipe,
+    tables: Mapping[str, Mapping[str, int]],
+) -> dict[str, Any]:
+    """Counts of a table.
+
+    rows: what the driver knows of the rows that stayed. tables: rows by table and split.
+    """
+
+    def count(by: str) -> dict[str, dict[str, int]]:
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for row in rows:
+            values = row[by] if by != "modalities" else ["+".join(row[by]) or "text"]
+            for value in [values] if isinstance(values, str) else values:
+                found[value][row["split"]] += 1
+        return {value: dict(found[value]) for value in sorted(found)}
+
+    return {
+        "rows_read": num_read,
+        "rows": {split: sum(row["split"] == split for row in rows) for split in NAMES},
+        "refused": dict(refused),
+        "left_out": dict(left_out),
+        "tables": {name: dict(counts) for name, counts in tables.items()},
+        "datasets": count("dataset"),
+        "tasks": count("task"),
+        "modalities": count("modalities"),
+        "num_tokens": quantiles([row["num_tokens"] for row in rows]),
+        "num_answer_tokens": quantiles([row["num_answer_tokens"] for row in rows]),
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "settings": recipe.prepare.model_dump(
+            mode="json", exclude={"train_rows", "validation_rows", "test_rows", "tasks"}
+        ),
+        "limits": recipe.data.limits.model_dump(mode="json"),
+        "seed": recipe.run.seed,
+    }
+
+
+def quantiles(values: Sequence[int | None]) -> dict[str, float] | None:
+    """Mean and quantiles of what is known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    places = {"min": 0, "p50": 50, "p95": 95, "max": 100}
+    return {
+        "mean": round(float(np.mean(known)), 1),
+        **{name: float(np.percentile(known, q)) for name, q in places.items()},
+    }
+
+
+def write(directory: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Writes `README.md`, `distributions.png` and `prepare.json`."""
+    (directory / FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False))
+    draw(directory / "distributions.png", rows)
+    (directory / "README.md").write_text(card(summary))
+
+
+def read(directory: str) -> dict[str, Any] | None:
+    """What `write` said of the table in a directory; None where the table was not prepared from sources."""
+    system, inner = filesystem(f"{directory.rstrip('/')}/{FILE}")
+    if system.get_file_info(inner).type != fs.FileType.File:
+        return None
+    with system.open_input_stream(inner) as file:
+        return json.loads(file.read())
+
+
+def card(summary: Mapping[str, Any]) -> str:
+    """The dataset card, its head as `datasets` reads it."""
+    configs = [
+        {
+            "config_name": "default" if table == PROMPTS else table,
+            "data_files": [
+                {"split": split, "path": f"{'' if table == PROMPTS else table + '/'}{split}*.parquet"}
+                for split in counts
+            ],
+        }
+        for table, counts in summary["tables"].items()
+    ]
+    head = yaml.safe_dump({"configs": configs, "tags": ["polyphony"]}, sort_keys=False, allow_unicode=True)
+    tokens = [[name, *(summary[name] or {}).values()] for name in ("num_tokens", "num_answer_tokens") if summary[name]]
+    refused = [*summary["refused"].items(), *((f"{name} (left out)", n) for name, n in summary["left_out"].items())]
+    steps = [
+        [step["step"], ", ".join(f"{name}={value}" for name, value in step.items() if name != "step")]
+        for step in summary["settings"]["steps"]
+    ]
+    kept = sum(summary["rows"].values())
+    parts = [
+        f"---\n{head}---\n\n# Prompts\n\nMade by Polyphony's `jobs.prepare`: {summary['rows_read']} rows read, {kept} "
+        f"kept, with {summary['seconds']:g} seconds of sound and video.",
+        "![Distributions](distributions.png)",
+        *(_section(f"Rows by {title}", [title, *NAMES], _by_split(summary[key])) for title, key in _COUNTED),
+        _section("Rows by table", ["table", *NAMES], _by_split(summary["tables"])),
+        _section("Tokens", ["", "mean", "min", "p50", "p95", "max"], tokens),
+        _section("Rows that are not here (`quarantine.parquet`)", ["reason", "rows"], [list(row) for row in refused]),
+        _section("Preprocessing, in this order", ["step", "parameters"], steps),
+        "## Settings\n\n```yaml\n"
+        + yaml.safe_dump(
+            {key: summary[key] for key in ("seed", "settings", "limits")}, sort_keys=False, allow_unicode=True
+        )
+        + "```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_COUNTED = (("task", "tasks"), ("modality", "modalities"), ("dataset", "datasets"))
+
+
+def _by_split(counts: Mapping[str, Mapping[str, int]]) -> list[list[Any]]:
+    return [[name, *(by_split.get(split, 0) for split in NAMES)] for name, by_split in counts.items()]
+
+
+def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    if not rows:
+        return ""
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in rows]
+    return f"## {title}\n\n" + "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")[:200]
+
+
+def draw(path: Path, rows: Sequence[Row]) -> None:
+    """A picture of how tokens, answers, seconds and modalities are distributed in each split."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    (tokens, answers), (seconds, kinds) = figure.subplots(2, 2)
+    measures = (
+        (tokens, "num_tokens", "tokens of a prompt"),
+        (answers, "num_answer_tokens", "tokens of an answer"),
+        (seconds, "seconds", "seconds of sound and video"),
+    )
+    for axes, name, title in measures:
+        values = [[row[name] for row in rows if row["split"] == split and row[name]] for split in NAMES]
+        if any(values):
+            axes.hist(values, bins=30, label=NAMES, stacked=True)
+            axes.legend()
+        axes.set(xlabel=title, ylabel="rows")
+    counts = Counter("+".join(row["modalities"]) or "text" for row in rows)
+    kinds.barh([name for name, _ in counts.most_common(12)], [n for _, n in counts.most_common(12)])
+    kinds.invert_yaxis()
+    kinds.set(xlabel="rows")
+    figure.savefig(path, dpi=110)

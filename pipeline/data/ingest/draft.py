@@ -1,0 +1,39 @@
+"""A row on its way into the table: understood, but neither its media nor its text have been looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.records import MediaKind, Message
+
+
+@dataclass(frozen=True)
+class MediumSource:
+    """A medium as the source gives it: the file's bytes, or a path or address to read them from. Bytes win."""
+
+    kind: MediaKind
+    data: bytes | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A row of any source in our terms; a tag in the messages for each medium, in their order.
+
+    `rejected` makes it a comparison in which `answer` was preferred, by `margin` where that is known. `label` makes it
+    a judgement of `answer` alone. `split` and `group` are what the source says, `sort_value` what it is sorted by.
+    """
+
+    id: str
+    task: str
+    dataset: str
+    messages: tuple[Message, ...]
+    media: tuple[MediumSource, ...]
+    answer: str
+    demonstration: str | None = None
+    rejected: str | None = None
+    margin: float | None = None
+    label: bool | None = None
+    split: str | None = None
+    group: str | None = None
+    sort_value: float | None = None

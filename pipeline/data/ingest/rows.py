@@ -1,0 +1,306 @@
+"""From a raw row to a row of the table: understood, its media fetched and decoded, its steps run, its tokens counted.
+
+Everything that can be wrong with a row by itself shows here, and comes back as a refusal with its reason.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.config import MediaAs, Recipe, SplitBy
+from pipeline.config.steps import Step, TextPart, VideoKeepSound
+from pipeline.data.access import Reader
+from pipeline.data.duplicates import conversation_text, fingerprint, text_key
+from pipeline.data.ingest.draft import Draft, MediumSource
+from pipeline.data.ingest.formats import draft_of
+from pipeline.data.ingest.media_store import MediaStore
+from pipeline.data.ingest.readers import Raw, Unreadable
+from pipeline.data.ingest.shards import split_in
+from pipeline.data.ingest.splits import split_of
+from pipeline.data.isolated import Decoder
+from pipeline.data.media import content_key, encode_png, encode_video, encode_wav
+from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError, from_row, split_content, to_row
+from pipeline.data.steps import apply_features, apply_medium, apply_text
+from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Message, Prompt, Quarantined, Video
+
+if TYPE_CHECKING:  # It brings torch and transformers.
+    from pipeline.models.processing import PromptProcessor
+
+NUM_TOKENS = "num_tokens"
+"""What `prepare.sort_by` may name beside columns of the sources."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row that is good by itself: for `schema.STAGED_SCHEMA`, and what the driver learns of it (`INDEX_SCHEMA`)."""
+
+    split: str
+    row: dict[str, Any]
+    index: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Medium:
+    """A medium after its steps, as a file and as arrays; `key` is the content that it had before them."""
+
+    file: Medium
+    decoded: DecodedMedium
+    key: str
+
+
+class RowPreparer:
+    """Prepares the rows of all sources of a recipe; each worker has one.
+
+    Args:
+        directory: the table's.
+        processor: the model's own, which counts tokens; None counts none.
+    """
+
+    def __init__(self, recipe: Recipe, *, directory: Path, processor: PromptProcessor | None) -> None:
+        self._recipe = recipe
+        self._settings = recipe.prepare
+        self._decoder = Decoder(recipe.data.limits)
+        self._readers: dict[tuple[str, str], Reader] = {}
+        self._store = MediaStore(directory / "media") if self._settings.media is MediaAs.REFERENCES else None
+        self._keeps_sound = any(isinstance(step, VideoKeepSound) for step in self._settings.steps)
+        self._processor = processor
+
+    def __call__(self, raw: Raw, source: int) -> Prepared | Quarantined:
+        """The row for the table, or why there is none."""
+        # Names of files need not be text.
+        place = f"{dataset_name(self._recipe, source)}/{raw.place}".encode("utf-8", "replace").decode()
+        if isinstance(raw, Unreadable):
+            return Quarantined(place, Reason.UNREADABLE.value, raw.detail)
+        name = place
+        try:
+            draft = self._with_text_steps(self._draft(raw.values, raw.path, place, source))
+            name = draft.id
+            return self._prepared(draft, self._checked(draft, raw.path, source), place)
+        except RowError as error:
+            return error.quarantined(name)
+
+    def _draft(self, values: Mapping[str, Any], path: str, place: str, source: int) -> Draft:
+        settings, splitting = self._settings.sources[source], self._settings.split
+        dataset = dataset_name(self._recipe, source)
+        return draft_of(
+            values,
+            names={**self._settings.map, **settings.map},
+            id=place,
+            dataset=dataset,
+            task=settings.task or dataset,
+            question=settings.question,
+            split=split_in(posixpath.relpath(path, posixpath.dirname(directory_of(settings.path, path)) or ".")),
+            group_column=splitting.column if splitting.by is SplitBy.GROUP else None,
+            split_column=splitting.column if splitting.by is SplitBy.COLUMN else None,
+            sort_column=self._settings.sort_by,
+        )
+
+    def _prepared(self, draft: Draft, prompt: Prompt, place: str) -> Prepared:
+        steps = self._settings.steps
+        decoded = [self._decoder.decode(medium) for medium in prompt.media]
+        keys = [content_key(each) for each in decoded]
+        split = split_of(
+            self._settings.split,
+            id=draft.id,
+            place=place,
+            stated=draft.split,
+            group=draft.group,
+            first_medium=keys[0] if keys else None,
+            seed=self._recipe.run.seed,
+        )
+        media = [
+            self._stepped(_Medium(file, arrays, key), draft.id, index, split)
+            for index, (file, arrays, key) in enumerate(zip(prompt.media, decoded, keys, strict=True))
+        ]
+        if self._keeps_sound:
+            prompt, media = self._with_sound_tracks(prompt, media)
+        prompt = replace(prompt, media=tuple(each.file for each in media))
+        num_tokens, num_answer_tokens = self._count(prompt, media)
+        features = [
+            {"name": name, "medium": index, "values": values.tolist()}
+            for index, each in enumerate(media)
+            for name, values in apply_features(steps, each.decoded).items()
+        ]
+        row = {
+            **self._stored(to_row(prompt, [each.key for each in media])),
+            "dataset": draft.dataset,
+            "num_tokens": num_tokens,
+            "features": features or None,
+            "rejected": draft.rejected,
+            "margin": draft.margin,
+            "label": draft.label,
+            "sort_value": num_tokens if self._settings.sort_by == NUM_TOKENS else draft.sort_value,
+        }
+        index = {
+            "id": prompt.id,
+            "split": split,
+            "dataset": draft.dataset,
+            "task": prompt.task,
+            "modalities": [kind.value for kind in MediaKind if any(each.file.kind is kind for each in media)],
+            "num_tokens": num_tokens,
+            "num_answer_tokens": num_answer_tokens,
+            "seconds": sum(map(_seconds, (each.decoded for each in media))),
+            "is_pair": draft.rejected is not None,
+            "has_margin": draft.margin is not None,
+            "label": draft.label,
+            "media_keys": [each.key for each in media],
+            "files": self._store and [posixpath.basename(each["path"]) for each in _files(row)],
+            **_fingerprint(self._settings.steps, prompt, media),
+        }
+        return Prepared(split, row, index)
+
+    def _with_text_steps(self, draft: Draft) -> Draft:
+        def stepped(text: str | None, part: TextPart) -> str | None:
+            return None if text is None else apply_text(self._settings.steps, text, part=part)
+
+        answer, rejected = stepped(draft.answer, TextPart.ANSWER), stepped(draft.rejected, TextPart.ANSWER)
+        if rejected is not None and rejected == answer:
+            raise RowError(Reason.BAD_PREFERENCE, "chosen and rejected are equal")
+        if rejected is not None and not rejected.strip():
+            raise RowError(Reason.EMPTY_ANSWER, "rejected is empty")
+        return replace(
+            draft,
+            messages=tuple(
+                Message(turn.role, stepped(turn.content, TextPart.MESSAGE) or "") for turn in draft.messages
+            ),
+            answer=answer or "",
+            demonstration=stepped(draft.demonstration, TextPart.ANSWER),
+            rejected=rejected,
+        )
+
+    def _checked(self, draft: Draft, path: str, source: int) -> Prompt:
+        """The draft as a prompt, its media fetched last: what is wrong with its text costs no fetch."""
+        bare = Prompt(draft.id, draft.task, draft.messages, (), draft.answer, draft.demonstration)
+        without_tags = tuple(Message(turn.role, _without_tags(turn.content) or "-") for turn in draft.messages)
+        from_row(to_row(replace(bare, messages=without_tags), ()))
+        root = directory_of(self._settings.sources[source].path, path)
+        media = tuple(self._fetched(medium, path, root) for medium in draft.media)
+        return from_row(to_row(replace(bare, media=media), ()))
+
+    def _fetched(self, medium: MediumSource, path: str, root: str) -> Medium:
+        if medium.data is not None:
+            return Medium(medium.kind, medium.data, medium.path)
+        base = posixpath.dirname(path)
+        if (base, root) not in self._readers:
+            access = self._recipe.data.access
+            access = access.model_copy(update={"roots": (*access.roots, root)})
+            self._readers[base, root] = Reader(access, self._recipe.data.limits, base=base)
+        address = medium.path or ""
+        name = None if address.startswith("data:") else address
+        return Medium(medium.kind, self._readers[base, root].read(address), name)
+
+    def _stepped(self, medium: _Medium, id: str, index: int, split: str) -> _Medium:
+        rng = np.random.default_rng([self._recipe.run.seed, zlib.crc32(id.encode("utf-8", "replace")), index])
+        changed = apply_medium(self._settings.steps, medium.decoded, rng=rng, is_training=split == "train")
+        if changed is medium.decoded:
+            return medium
+        return replace(medium, decoded=changed, file=_encoded(changed, medium.file))
+
+    def _with_sound_tracks(self, prompt: Prompt, media: Sequence[_Medium]) -> tuple[Prompt, list[_Medium]]:
+        """The prompt with an `<audio>` after each `<video>` that has a sound track, and its media with those sounds."""
+        given = iter(zip(prompt.media, media, strict=True))
+        messages: list[Message] = []
+        every: list[_Medium] = []
+        for message in prompt.messages:
+            content: list[str] = []
+            for part in split_content(message.content):
+                if not isinstance(part, MediaKind):
+                    content.append(part)
+                    continue
+                file, medium = next(given)
+                every.append(medium)
+                content.append(part.tag)
+                track = self._decoder.sound_track(file) if part is MediaKind.VIDEO else None
+                if track is not None:
+                    sound = _Medium(_encoded(track, replace(file, kind=MediaKind.AUDIO)), track, content_key(track))
+                    every.append(self._stepped(sound, prompt.id, len(media) + len(every), "validation"))
+                    content.append(MediaKind.AUDIO.tag)
+            messages.append(replace(message, content="".join(content)))
+        return replace(prompt, messages=tuple(messages)), every
+
+    def _count(self, prompt: Prompt, media: Sequence[_Medium]) -> tuple[int | None, int | None]:
+        """Tokens of the prompt, placeholders included, and of its answer."""
+        if self._processor is None:
+            return None, None
+        kinds, decoded = [each.file.kind for each in media], [each.decoded for each in media]
+        processed = self._processor.process(prompt.id, self._processor.template(prompt), kinds, decoded)
+        answer = self._processor.processor.tokenizer(prompt.answer, add_special_tokens=False).input_ids
+        return len(processed.input_ids), len(answer) + 1  # and the end token
+
+    def _stored(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self._store is None:
+            return row
+        for kind, column in MEDIA_COLUMNS.items():
+            row[column] = [
+                {"bytes": None, "path": self._store.put(Medium(kind, file["bytes"], file["path"]))}
+                for file in row[column]
+            ]
+        return row
+
+
+def _files(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [file for column in MEDIA_COLUMNS.values() for file in row[column]]
+
+
+def dataset_name(recipe: Recipe, source: int) -> str:
+    """The name of a source."""
+    settings = recipe.prepare.sources[source]
+    return settings.name or posixpath.basename(settings.path.rstrip("/")).split(".")[0] or "data"
+
+
+def directory_of(source: str, path: str) -> str:
+    """The directory of a source with a file at `path`."""
+    return posixpath.dirname(path) if path == source else source.rstrip("/")
+
+
+def _encoded(decoded: DecodedMedium, like: Medium) -> Medium:
+    """A file of a medium that a step has changed: PNG, WAV or MP4."""
+    stem = None if like.path is None else posixpath.splitext(like.path)[0]
+    match decoded:
+        case Image(pixels=pixels):
+            data, suffix = encode_png(pixels), "png"
+        case Audio():
+            data, suffix = encode_wav(decoded), "wav"
+        case Video(frames=frames, frames_per_second=rate):
+            data, suffix = encode_video(frames, rate), "mp4"
+    return Medium(like.kind, data, None if stem is None else f"{stem}.{suffix}")
+
+
+def _fingerprint(steps: Sequence[Step], prompt: Prompt, media: Sequence[_Medium]) -> dict[str, Any]:
+    """What tells a row from others, for the index; the media as they were before their steps."""
+    keys = [each.key for each in media]
+    found = fingerprint(
+        steps,
+        messages=prompt.messages,
+        media=[each.decoded for each in media],
+        media_keys=keys,
+        answer=prompt.answer,
+    )
+    return {
+        "prompt_key": text_key(conversation_text(prompt.messages)),
+        "row_key": found.key,
+        "signature": None if found.signature is None else found.signature.tobytes(),
+        "picture_group": found.picture_group,
+        "picture_hashes": list(found.picture_hashes),
+    }
+
+
+def _seconds(decoded: DecodedMedium) -> float:
+    match decoded:
+        case Audio(samples=samples, sampling_rate=rate):
+            return len(samples) / rate
+        case Video(frames=frames, frames_per_second=rate):
+            return len(frames) / rate
+        case Image():
+            return 0.0
+
+
+def _without_tags(content: str) -> str:
+    return "".join(part for part in split_content(content) if not isinstance(part, MediaKind))

@@ -1,0 +1,124 @@
+"""Comparisons and judgements in TRL's formats: prompt, chosen, rejected; or prompt, completion, label.
+
+Where a table has media, a message's content is a list of parts (`{"type": "image"}` where a picture belongs), which is
+how TRL tells the place of each; without media it is text, which the chat templates of text models need.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.filesystems import filesystem
+from pipeline.data.layout import parts_of
+from pipeline.data.schema import MEDIA_COLUMNS, PROMPT_FEATURES, PROMPT_SCHEMA, split_content
+from pipeline.records import MediaKind
+
+Kinds = frozenset[MediaKind]
+
+PREFERENCES, JUDGEMENTS = "preferences", "judgements"
+"""The directories of these tables, beside the prompts."""
+
+_PART = pa.struct([("type", pa.string()), ("text", pa.string())])
+_PART_FEATURES = {"feature": {"type": PROMPT_FEATURES["id"], "text": PROMPT_FEATURES["id"]}, "_type": "List"}
+
+
+def pair_schema(kinds: Kinds, *, has_margin: bool) -> pa.Schema:
+    """The columns of comparisons whose prompts hold media of these kinds."""
+    columns: dict[str, Any] = {"chosen": _turns(kinds), "rejected": _turns(kinds)}
+    return _schema(kinds, columns | ({"margin": (pa.float64(), _value("float64"))} if has_margin else {}))
+
+
+def judgement_schema(kinds: Kinds) -> pa.Schema:
+    """The columns of judgements (good or bad) of single completions."""
+    return _schema(kinds, {"completion": _turns(kinds), "label": (pa.bool_(), _value("bool"))})
+
+
+def pair_row(staged: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
+    """The comparison in a staged row."""
+    answers = {name: [_turn("assistant", staged[column], kinds)] for name, column in _ANSWERS.items()}
+    return {**_prompt(staged, kinds), **answers, "margin": staged["margin"]}
+
+
+def judgement_row(staged: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
+    """The judgement in a staged row."""
+    completion = [_turn("assistant", staged["answer"], kinds)]
+    return {**_prompt(staged, kinds), "completion": completion, "label": staged["label"]}
+
+
+_ANSWERS = {"chosen": "answer", "rejected": "rejected"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to the prompt with this id, the better one first, and the data set that says so."""
+
+    prompt_id: str
+    chosen: str
+    rejected: str
+    dataset: str
+
+
+def read_pairs(directory: str, split: str) -> Iterator[Pair]:
+    """The comparisons of a prepared table; none where there are none. Media are not read."""
+    place = f"{directory.rstrip('/')}/{PREFERENCES}"
+    try:
+        parts = parts_of(place, split)
+    except FileNotFoundError:
+        return
+    system, inner = filesystem(place)
+    for part in parts:
+        file = pq.ParquetFile(f"{inner}/{part}", filesystem=system)
+        for batch in file.iter_batches(columns=["id", "chosen", "rejected", "dataset"], use_threads=False):
+            for row in batch.to_pylist():
+                yield Pair(row["id"], _text(row["chosen"]), _text(row["rejected"]), row["dataset"])
+
+
+def _text(turns: list[dict[str, Any]]) -> str:
+    (turn,) = turns
+    content = turn["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _prompt(staged: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
+    return {**staged, "prompt": [_turn(turn["role"], turn["content"], kinds) for turn in staged["prompt"]]}
+
+
+def _turn(role: str, content: str, kinds: Kinds) -> dict[str, Any]:
+    if not kinds:
+        return {"role": role, "content": content}
+    parts = [
+        {"type": part.value, "text": None} if isinstance(part, MediaKind) else {"type": "text", "text": part}
+        for part in split_content(content)
+    ]
+    return {"role": role, "content": parts}
+
+
+def _schema(kinds: Kinds, columns: Mapping[str, tuple[pa.DataType, Any]]) -> pa.Schema:
+    media = [MEDIA_COLUMNS[kind] for kind in MediaKind if kind in kinds]
+    shared = {
+        name: (PROMPT_SCHEMA.field(name).type, PROMPT_FEATURES[name]) for name in ("id", "task", "dataset", *media)
+    }
+    every = {"prompt": _turns(kinds), **columns, **shared}
+    features = {name: feature for name, (_, feature) in every.items()}
+    return pa.schema(
+        [(name, type) for name, (type, _) in every.items()],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+def _turns(kinds: Kinds) -> tuple[pa.DataType, Any]:
+    if not kinds:
+        return PROMPT_SCHEMA.field("prompt").type, PROMPT_FEATURES["prompt"]
+    content = pa.list_(_PART)
+    feature = {"role": PROMPT_FEATURES["id"], "content": _PART_FEATURES}
+    return pa.list_(pa.struct([("role", pa.string()), ("content", content)])), {"feature": feature, "_type": "List"}
+
+
+def _value(dtype: str) -> dict[str, str]:
+    return {"dtype": dtype, "_type": "Value"}

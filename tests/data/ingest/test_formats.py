@@ -1,0 +1,184 @@
+"""Rows in the formats of others, as drafts: what was asked, shown, answered, preferred."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from pipeline.config import ConfigError
+from pipeline.data.ingest.draft import Draft, MediumSource
+from pipeline.data.ingest.formats import check_map, draft_of
+from pipeline.data.schema import Reason, RowError
+from pipeline.records import MediaKind, Message
+
+IMAGE, AUDIO, VIDEO = MediaKind.IMAGE, MediaKind.AUDIO, MediaKind.VIDEO
+CHOSEN, REJECTED = {"role": "assistant", "content": "a cat"}, {"role": "assistant", "content": "a dog"}
+TURN = {"role": "user", "content": "<image>What is it?"}
+SAYS = {"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "a cat"}
+ASKED = (Message("user", "<image>What is it?"),)
+
+
+def draft(raw: Any, **options: Any) -> Draft:
+    defaults: dict[str, Any] = {"names": {}, "id": "place", "dataset": "set", "task": "task"}
+    return draft_of(raw, **{**defaults, **options})
+
+
+def refused(raw: Any, **options: Any) -> RowError:
+    with pytest.raises(RowError) as caught:
+        draft(raw, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"prompt": [{"role": "user", "content": "<image>What is it?"}], "images": ["a.png"], "answer": "a cat"},
+        {"prompt": "<image>What is it?", "image": "a.png", "completion": [{"role": "assistant", "content": "a cat"}]},
+        {"question": "What is it?", "image": {"bytes": None, "path": "a.png"}, "answer": "a cat"},
+        {"image": "a.png", "conversations": [*SAYS]},
+        {"images": ["a.png"], "messages": [{"role": "user", "content": "<image>What is it?"}, CHOSEN]},
+        {"images": '["a.png"]', "query": "<image>What is it?", "response": "a cat"},
+        {"instruction": "<image>What is it?", "image": "a.png", "output": "a cat"},
+        {
+            "images": ["a.png"],
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "What is it?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]},
+            ],
+        },
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "a.png"}},
+                        {"type": "text", "text": "What is it?"},
+                    ],
+                },
+                {"role": "assistant", "content": "a cat"},
+            ]
+        },
+    ],
+    ids=["ours", "trl", "columns", "llava", "ms-swift", "csv", "alpaca", "trl parts", "openai parts"],
+)  # fmt: skip
+def test_one_row_in_nine_formats_is_the_same_draft(raw: dict[str, Any]) -> None:
+    found = draft(raw)
+    assert found.messages == ASKED
+    assert found.media == (MediumSource(IMAGE, path="a.png"),)
+    assert (found.answer, found.demonstration, found.rejected, found.label) == ("a cat", None, None, None)
+    assert (found.id, found.task, found.dataset) == ("place", "task", "set")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"prompt": [TURN], "chosen": [CHOSEN], "rejected": [REJECTED]},
+        {"chosen": [TURN, CHOSEN], "rejected": [TURN, REJECTED]},
+        {"prompt": "<image>What is it?", "chosen": "a cat", "rejected": "a dog"},
+        {"prompt": "<image>What is it?", "chosen": [TURN, CHOSEN], "rejected": [TURN, REJECTED]},
+        {"messages": [TURN, CHOSEN], "rejected_response": "a dog"},
+        {"messages": [TURN, CHOSEN], "rejected_messages": [TURN, REJECTED]},
+        {"conversations": [SAYS[0]], "chosen": SAYS[1], "rejected": {"from": "gpt", "value": "a dog"}},
+    ],
+    ids=["trl explicit", "trl implicit", "text", "both", "ms-swift response", "ms-swift messages", "llama-factory"],
+)  # fmt: skip
+def test_comparisons_in_seven_formats_are_the_same_draft(raw: dict[str, Any]) -> None:
+    found = draft({**raw, "images": ["a.png"], "margin": 2})
+    assert found.messages == ASKED
+    assert (found.answer, found.rejected, found.margin) == ("a cat", "a dog", 2.0)
+
+
+def test_a_judgement_has_a_completion_and_a_flag() -> None:
+    assert draft({"prompt": "Hi", "completion": "Hello", "label": False}).label is False
+    assert draft({"messages": [{"role": "user", "content": "Hi"}, CHOSEN], "label": "true"}).label is True
+    assert draft({"prompt": "Hi", "completion": "Hello", "mark": 1}, names={"label": "mark"}).label is True
+
+
+def test_a_label_that_is_no_flag_is_the_answer_to_the_source_s_question() -> None:
+    found = draft({"file_name": "a.wav", "label": "dog"}, question="<audio>What is heard?")
+    assert (found.messages, found.answer, found.label) == ((Message("user", "<audio>What is heard?"),), "dog", None)
+    assert found.media == (MediumSource(AUDIO, path="a.wav"),)
+
+
+def test_media_without_tags_go_before_the_first_user_turn() -> None:
+    found = draft(
+        {"system": "Be brief.", "prompt": "Compare.", "videos": ["v.mp4"], "images": ["a.png", "b.png"], "answer": "x"}
+    )
+    assert found.messages == (Message("system", "Be brief."), Message("user", "<image><image><video>Compare."))
+    assert [medium.path for medium in found.media] == ["a.png", "b.png", "v.mp4"]
+
+
+def test_media_in_their_places_and_from_columns_mix_in_the_order_of_their_tags() -> None:
+    content = [
+        {"type": "audio", "audio": b"sound"},
+        {"type": "text", "text": " then "},
+        {"type": "image"},
+        {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"more").decode(), "format": "wav"}},
+    ]
+    found = draft({"messages": [{"role": "user", "content": content}], "images": [b"picture"], "answer": "x"})
+    assert found.messages == (Message("user", "<audio> then <image><audio>"),)
+    assert [medium.data for medium in found.media] == [b"sound", b"picture", b"more"]
+
+
+def test_earlier_turns_stay_and_the_last_answer_is_what_is_learned() -> None:
+    turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3"}]
+    found = draft({"messages": [*turns, {"role": "assistant", "content": "4"}], "solution": "four"})
+    assert [message.content for message in found.messages] == ["1", "2", "3"]
+    assert (found.answer, found.demonstration) == ("four", "4")
+    assert draft({"history": [["1", "2"]], "query": "3", "response": "4"}).messages == found.messages
+
+
+def test_what_a_row_says_of_itself_beats_what_holds_for_its_source() -> None:
+    raw = {"uid": 7, "task": "own", "prompt": "Q", "answer": 5, "fold": "val", "speaker": "ann", "hard": "0.5"}
+    found = draft(raw, split="train", split_column="fold", group_column="speaker", sort_column="hard")
+    assert (found.id, found.task, found.answer) == ("7", "own", "5")
+    assert (found.split, found.group, found.sort_value) == ("val", "ann", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ({"prompt": [{"role": "robot", "content": "x"}]}, Reason.BAD_ROLE),
+        ({"prompt": [{"role": "user", "content": "x"}] * 2, "answer": "y"}, Reason.BAD_ROLE),
+        ({"prompt": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "x"}]}, Reason.BAD_ROLE),
+        ({"messages": [TURN, {"role": "system", "content": "x"}], "image": "a"}, Reason.BAD_ROLE),
+        ({"prompt": 7.5j}, Reason.WRONG_TYPE),
+        ({"prompt": [["user", "x"]]}, Reason.WRONG_TYPE),
+        ({"prompt": [{"role": "user", "content": [{"type": "hologram"}]}]}, Reason.WRONG_TYPE),
+        ({"prompt": "x", "images": [3]}, Reason.WRONG_TYPE),
+        ({"prompt": "x", "margin": "much", "answer": "y"}, Reason.WRONG_TYPE),
+        ({"prompt": "x", "margin": "inf", "answer": "y"}, Reason.WRONG_TYPE),
+        ({"prompt": "x", "images": "[broken", "answer": "y"}, Reason.UNREADABLE),
+        ({"prompt": b"\xff", "answer": "y"}, Reason.UNREADABLE),
+        ({"prompt": "x", "image": {"bytes": None, "path": None}}, Reason.MISSING_BYTES),
+        ({"prompt": [{"role": "user", "content": [{"type": "audio", "audio": {"data": "*"}}]}]}, Reason.MISSING_BYTES),
+        ({"prompt": "<image><image>x", "image": "a.png", "answer": "y"}, Reason.PLACEHOLDER_MISMATCH),
+        ({"prompt": "<image>x", "answer": "y"}, Reason.PLACEHOLDER_MISMATCH),
+        ({"prompt": "x", "answer": "see <image>"}, Reason.PLACEHOLDER_MISMATCH),
+        ({"prompt": "x", "chosen": "y"}, Reason.BAD_PREFERENCE),
+        ({"prompt": "x", "rejected": "y"}, Reason.BAD_PREFERENCE),
+        ({"prompt": "x", "chosen": [TURN, CHOSEN], "rejected": [REJECTED]}, Reason.BAD_PREFERENCE),
+        ({"file_name": "a.docx", "label": "x"}, Reason.WRONG_TYPE),
+        ({"history": ["x"], "query": "y"}, Reason.WRONG_TYPE),
+        ("no row", Reason.WRONG_TYPE),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused_with_its_reason(raw: Any, reason: Reason) -> None:
+    assert refused(raw).reason is reason
+
+
+def test_a_wrong_map_names_the_columns_that_are_there() -> None:
+    check_map({"answer": "label"}, ["label", "picture"], "cats.csv")
+    with pytest.raises(
+        ConfigError, match=r"prepare.map.answer=lable: cats.csv has no column 'lable'; found: label, picture"
+    ):
+        check_map({"answer": "lable"}, ["picture", "label"], "cats.csv")
+    with pytest.raises(ConfigError, match=r"reply is no name of ours; known: id, task"):
+        check_map({"reply": "label"}, ["label"], "cats.csv")
+
+
+def test_a_mapped_column_is_taken_instead_of_the_usual_ones() -> None:
+    raw = {"question": "Q", "answer": "long", "final": "short"}
+    assert draft(raw, names={"answer": "final"}).answer == "short"

