@@ -124,8 +124,9 @@ class Data(Section):
     file, so that a table from easy to hard is a curriculum. Rows are shuffled within `shuffle_rows` either way."""
     shuffle_rows: int = Field(default=4096, ge=1)
     """Rows that are shuffled among each other: about so many are read at a time. 1 with `order=file`: no shuffling."""
-    shuffle_mib: int = Field(default=256, ge=1)
-    """Most MiB of the table that are read at a time, where rows are large: fewer rows are then shuffled together."""
+    shuffle_mib: int = Field(default=64, ge=1)
+    """Most MiB of the table that a reader reads at a time, where rows are large: fewer rows are then shuffled together.
+    The object store holds about as much for each reader, and once more."""
     num_readers: int = Field(default=2, ge=1)
     """Readers that work at the same time. The order of rows does not depend on it."""
     limits: MediaLimits = MediaLimits()

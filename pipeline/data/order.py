@@ -77,7 +77,7 @@ class Order:
         batch_rows: int,
         order: RowOrder = RowOrder.SHUFFLED,
         shuffle_rows: int = 4096,
-        window_bytes: int = 2**28,
+        window_bytes: int = 2**26,
     ):
         """Plans the windows.
 

@@ -13,9 +13,8 @@ import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, cast
 
 import numpy as np
@@ -31,12 +30,8 @@ from pipeline.data.order import Mixture, Order, Window
 
 BLOCK_BYTES = 4 * 2**20
 """About what a block holds: rows that travel together."""
-READ_AHEAD_BYTES = 32 * 2**20
-"""What Ray Data may have read, and nobody drawn; the windows that readers are at come on top."""
-_BLOCKS_AT_HAND = 4
-_WINDOWS_AT_ONCE = 16
-"""Epochs of fewer windows are read several in a run of Ray Data: starting one takes a tenth of a second."""
-_POLL_S = 0.2
+_WINDOWS_AT_ONCE, _ROWS_AT_ONCE = 16, 1024
+"""Small windows are read several in a run of Ray Data: starting one takes a tenth of a second."""
 _CLOSE_S = 5.0
 _CONTEXT = threading.Lock()
 """Held while Ray Data's context, which all threads share, is ours."""
@@ -74,13 +69,20 @@ class RowStream:
 
 
 class _Reader:
-    """An iterator over the rows of one table: number, block, place in the block."""
+    """An iterator over the rows of one table: number, block, place in the block.
+
+    Ray Data reads some windows to their end, and the next ones when about one window of these is left. It is never held
+    up by a full store half-way: its scheduler would then spin, and take a core from those who train.
+    """
 
     def __init__(self, order: Order, *, position: int, num_readers: int):
         self._order = order
         self._num_readers = num_readers
-        self._blocks: queue.Queue[tuple[ray.ObjectRef[pa.Table], int] | BaseException] = queue.Queue(_BLOCKS_AT_HAND)
-        self._closed = threading.Event()
+        self._window_rows = order.num_rows // order.num_windows
+        self._blocks: queue.SimpleQueue[tuple[ray.ObjectRef[pa.Table], int] | BaseException] = queue.SimpleQueue()
+        self._num_at_hand = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
         self._rows = self._walk(position)
         self._thread = threading.Thread(target=self._read, args=(position,), daemon=True)
         self._thread.start()
@@ -90,10 +92,9 @@ class _Reader:
 
     def close(self) -> None:
         """Ends the thread that reads, and with it Ray Data's run."""
-        self._closed.set()
-        with suppress(queue.Empty):
-            while True:
-                self._blocks.get_nowait()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
         self._thread.join(_CLOSE_S)
 
     def _walk(self, position: int) -> Iterator[tuple[int, ray.ObjectRef[pa.Table], int]]:
@@ -105,29 +106,34 @@ class _Reader:
             block, num_rows = found
             for place in range(num_rows):
                 yield next(numbers), block, place
+            self._count(-num_rows)
 
     def _read(self, position: int) -> None:
-        """Runs in a thread of its own: Ray Data starts each epoch while the driver still draws from the one before."""
-        epochs = max(1, _WINDOWS_AT_ONCE // self._order.num_windows)
+        num_windows = max(self._num_readers, min(_WINDOWS_AT_ONCE, _ROWS_AT_ONCE // max(1, self._window_rows)))
+        windows = self._order.windows(position)
         try:
-            for _, windows in groupby(self._order.windows(position), key=lambda each: each[0].epoch // epochs):
-                for entry in _blocks(self._order.layout, list(windows), num_readers=self._num_readers):
-                    self._put(entry)
-                    if self._closed.is_set():
+            while not self._is_closed:
+                found = _blocks(self._order.layout, list(islice(windows, num_windows)), num_readers=self._num_readers)
+                for block, num_rows in found:
+                    self._blocks.put((block, num_rows))
+                    self._count(num_rows)
+                    if self._is_closed:
                         return
+                with self._changed:
+                    self._changed.wait_for(lambda: self._is_closed or self._num_at_hand <= self._window_rows)
         except BaseException as error:  # For the driver to see, when it asks for the next row.
-            self._put(error)
+            self._blocks.put(error)
 
-    def _put(self, found: tuple[ray.ObjectRef[pa.Table], int] | BaseException) -> None:
-        while not self._closed.is_set():
-            with suppress(queue.Full):
-                return self._blocks.put(found, timeout=_POLL_S)
+    def _count(self, num_rows: int) -> None:
+        with self._changed:
+            self._num_at_hand += num_rows
+            self._changed.notify()
 
 
 def _blocks(
     layout: Layout, windows: Sequence[tuple[Window, int]], *, num_readers: int
 ) -> Iterator[tuple[ray.ObjectRef[pa.Table], int]]:
-    """The blocks of some windows in order, with their numbers of rows; Ray Data reads ahead of who takes them."""
+    """The blocks of some windows in order, as soon as they are read, with their numbers of rows."""
     with _CONTEXT, ray.data.DataContext.current(_context()):
         # Reading asks for no CPU: the workers that train may have reserved all there are.
         dataset = ray.data.read_datasource(
@@ -146,9 +152,6 @@ def _context() -> ray.data.DataContext:
     """Settings of Ray Data for reading in order, without a word."""
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
-        object_store_memory=READ_AHEAD_BYTES
-    )
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     # The console alone: Ray's own log files keep everything.
