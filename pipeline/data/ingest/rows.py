@@ -120,7 +120,7 @@ class RowPreparer:
             for index, (file, arrays, key) in enumerate(zip(prompt.media, decoded, keys, strict=True))
         ]
         if self._keeps_sound:
-            prompt, media = self._with_sound_tracks(prompt, media)
+            prompt, media = self._with_sound_tracks(prompt, media, split)
         prompt = replace(prompt, media=tuple(each.file for each in media))
         num_tokens, num_answer_tokens = self._count(prompt, media)
         features = [
@@ -203,7 +203,7 @@ class RowPreparer:
             return medium
         return replace(medium, decoded=changed, file=_encoded(changed, medium.file))
 
-    def _with_sound_tracks(self, prompt: Prompt, media: Sequence[_Medium]) -> tuple[Prompt, list[_Medium]]:
+    def _with_sound_tracks(self, prompt: Prompt, media: Sequence[_Medium], split: str) -> tuple[Prompt, list[_Medium]]:
         """The prompt with an `<audio>` after each `<video>` that has a sound track, and its media with those sounds."""
         given = iter(zip(prompt.media, media, strict=True))
         messages: list[Message] = []
@@ -220,7 +220,7 @@ class RowPreparer:
                 track = self._decoder.sound_track(file) if part is MediaKind.VIDEO else None
                 if track is not None:
                     sound = _Medium(_encoded(track, replace(file, kind=MediaKind.AUDIO)), track, content_key(track))
-                    every.append(self._stepped(sound, prompt.id, len(media) + len(every), "validation"))
+                    every.append(self._stepped(sound, prompt.id, len(media) + len(every), split))
                     content.append(MediaKind.AUDIO.tag)
             messages.append(replace(message, content="".join(content)))
         return replace(prompt, messages=tuple(messages)), every
