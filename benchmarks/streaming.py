@@ -17,6 +17,7 @@ import os
 import secrets
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from pipeline.records import MediaKind, Medium, Message, Prompt
 
 NUM_POINTS = 10
 BATCH_ROWS = 64
+IN_FLIGHT = 4
+"""Batches that the worker has before it."""
 SIDE = 16
 """Of the pictures, in pixels."""
 
@@ -95,9 +98,12 @@ def stream(directory: Path, *, num_rows: int, shuffle_rows: int, num_readers: in
     num_read, since = 0, time.monotonic()
     for part in range(NUM_POINTS):
         start, end = num_rows * part // NUM_POINTS, num_rows * (part + 1) // NUM_POINTS
-        while rows.position < end:
-            batch = rows.draw(min(BATCH_ROWS, end - rows.position))
-            num_read += int(ray.get(reader.read.remote(batch)))
+        pending: deque[Any] = deque()
+        while pending or rows.position < end:
+            if rows.position < end and len(pending) < IN_FLIGHT:
+                pending.append(reader.read.remote(rows.draw(min(BATCH_ROWS, end - rows.position))))
+            else:
+                num_read += int(ray.get(pending.popleft()))
         now = time.monotonic()
         rate = (end - start) / (now - since)
         points.append(Point(num_read, process.memory_info().rss / 2**20, store_bytes() / 2**20, rate))

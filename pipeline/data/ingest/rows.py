@@ -187,14 +187,21 @@ class RowPreparer:
     def _fetched(self, medium: MediumSource, path: str, root: str) -> Medium:
         if medium.data is not None:
             return Medium(medium.kind, medium.data, medium.path)
-        base = posixpath.dirname(path)
+        address, base = medium.path or "", posixpath.dirname(path)
+        name = None if address.startswith("data:") else address
+        try:
+            return Medium(medium.kind, self._reader(base, root).read(address), name)
+        except RowError as error:
+            if error.reason is not Reason.NOT_FOUND or base == root:
+                raise
+            return Medium(medium.kind, self._reader(root, root).read(address), name)
+
+    def _reader(self, base: str, root: str) -> Reader:
         if (base, root) not in self._readers:
             access = self._recipe.data.access
             access = access.model_copy(update={"roots": (*access.roots, root)})
             self._readers[base, root] = Reader(access, self._recipe.data.limits, base=base)
-        address = medium.path or ""
-        name = None if address.startswith("data:") else address
-        return Medium(medium.kind, self._readers[base, root].read(address), name)
+        return self._readers[base, root]
 
     def _stepped(self, medium: _Medium, id: str, index: int, split: str) -> _Medium:
         rng = np.random.default_rng([self._recipe.run.seed, zlib.crc32(id.encode("utf-8", "replace")), index])
