@@ -63,7 +63,6 @@ class Reason(StrEnum):
     BAD_ASPECT_RATIO = "bad_aspect_ratio"
     SOUND_TOO_SHORT = "sound_too_short"
     VIDEO_TOO_SHORT = "video_too_short"
-    NO_SOUND = "no_sound"
     TOO_LONG = "too_long"
     TOO_MANY_CHANNELS = "too_many_channels"
     TOO_MANY_FRAMES = "too_many_frames"

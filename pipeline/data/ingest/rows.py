@@ -120,7 +120,7 @@ class RowPreparer:
             for index, (file, arrays, key) in enumerate(zip(prompt.media, decoded, keys, strict=True))
         ]
         if self._keeps_sound:
-            prompt, media = self._with_sound_tracks(prompt, media)
+            prompt, media = self._with_sound_tracks(prompt, media, split)
         prompt = replace(prompt, media=tuple(each.file for each in media))
         num_tokens, num_answer_tokens = self._count(prompt, media)
         features = [
@@ -187,14 +187,21 @@ class RowPreparer:
     def _fetched(self, medium: MediumSource, path: str, root: str) -> Medium:
         if medium.data is not None:
             return Medium(medium.kind, medium.data, medium.path)
-        base = posixpath.dirname(path)
+        address, base = medium.path or "", posixpath.dirname(path)
+        name = None if address.startswith("data:") else address
+        try:
+            return Medium(medium.kind, self._reader(base, root).read(address), name)
+        except RowError as error:
+            if error.reason is not Reason.NOT_FOUND or base == root:
+                raise
+            return Medium(medium.kind, self._reader(root, root).read(address), name)
+
+    def _reader(self, base: str, root: str) -> Reader:
         if (base, root) not in self._readers:
             access = self._recipe.data.access
             access = access.model_copy(update={"roots": (*access.roots, root)})
             self._readers[base, root] = Reader(access, self._recipe.data.limits, base=base)
-        address = medium.path or ""
-        name = None if address.startswith("data:") else address
-        return Medium(medium.kind, self._readers[base, root].read(address), name)
+        return self._readers[base, root]
 
     def _stepped(self, medium: _Medium, id: str, index: int, split: str) -> _Medium:
         rng = np.random.default_rng([self._recipe.run.seed, zlib.crc32(id.encode("utf-8", "replace")), index])
@@ -203,7 +210,7 @@ class RowPreparer:
             return medium
         return replace(medium, decoded=changed, file=_encoded(changed, medium.file))
 
-    def _with_sound_tracks(self, prompt: Prompt, media: Sequence[_Medium]) -> tuple[Prompt, list[_Medium]]:
+    def _with_sound_tracks(self, prompt: Prompt, media: Sequence[_Medium], split: str) -> tuple[Prompt, list[_Medium]]:
         """The prompt with an `<audio>` after each `<video>` that has a sound track, and its media with those sounds."""
         given = iter(zip(prompt.media, media, strict=True))
         messages: list[Message] = []
@@ -220,7 +227,7 @@ class RowPreparer:
                 track = self._decoder.sound_track(file) if part is MediaKind.VIDEO else None
                 if track is not None:
                     sound = _Medium(_encoded(track, replace(file, kind=MediaKind.AUDIO)), track, content_key(track))
-                    every.append(self._stepped(sound, prompt.id, len(media) + len(every), "validation"))
+                    every.append(self._stepped(sound, prompt.id, len(media) + len(every), split))
                     content.append(MediaKind.AUDIO.tag)
             messages.append(replace(message, content="".join(content)))
         return replace(prompt, messages=tuple(messages)), every

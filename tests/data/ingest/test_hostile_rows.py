@@ -104,8 +104,8 @@ def recipe_of(source: Path, *overrides: str) -> Recipe:
 
 
 def test_over_a_thousand_hostile_rows_are_prepared_or_refused_with_a_reason(tmp_path: Path) -> None:
-    for index in range(3):
-        (tmp_path / f"{index}.png").write_bytes(samples.digit(index)[0])
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(samples.digit(number)[0])
     (tmp_path / "0.wav").write_bytes(samples.tone(0))
     path = tmp_path / "rows.jsonl"
     num_lines = write(path, np.random.default_rng(SEED))

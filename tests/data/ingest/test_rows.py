@@ -1,0 +1,116 @@
+"""One row on its way into the table: its media, its steps, its tokens, and what the driver learns of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import Recipe, Source, load_recipe
+from pipeline.data.ingest.readers import RawRow
+from pipeline.data.ingest.rows import Prepared, RowPreparer
+from pipeline.data.media import decode_audio, decode_image
+from pipeline.data.schema import Reason
+from pipeline.models.processing import processor_alone
+from pipeline.records import Quarantined
+from tests.data import files
+from tests.data.ingest import samples
+
+
+def recipe_of(directory: Path, *overrides: str) -> Recipe:
+    source = json.dumps([Source(path=str(directory), name="set").model_dump(mode="json")])
+    return load_recipe(None, [f"prepare.sources={source}", *overrides])
+
+
+def prepared(recipe: Recipe, values: dict[str, Any], path: str = "rows.jsonl", **options: Any) -> Prepared:
+    row = asked(recipe, values, path, **options)
+    assert isinstance(row, Prepared), row
+    return row
+
+
+def asked(recipe: Recipe, values: dict[str, Any], path: str, **options: Any) -> Prepared | Quarantined:
+    root = Path(recipe.prepare.sources[0].path)
+    prepare = RowPreparer(recipe, directory=root / "out", **{"processor": None, **options})
+    return prepare(RawRow(f"{path}-0", values, str(root / path)), 0)
+
+
+def test_media_are_looked_for_beside_the_table_of_rows_and_nowhere_above_the_source(tmp_path: Path) -> None:
+    (tmp_path / "source" / "deep").mkdir(parents=True)
+    (tmp_path / "source" / "deep" / "a.png").write_bytes(samples.digit(0)[0])
+    (tmp_path / "above.png").write_bytes(samples.digit(1)[0])
+    recipe = recipe_of(tmp_path / "source")
+    good = prepared(recipe, {"question": "?", "answer": "x", "image": "a.png"}, "deep/rows.jsonl")
+    assert good.row["images"] == [{"bytes": samples.digit(0)[0], "path": "a.png"}]
+    assert good.index["id"] == "set/deep/rows.jsonl-0"
+    assert prepared(recipe, {"question": "?", "answer": "x", "image": "deep/a.png"}, "deep/rows.jsonl")
+    refused = asked(recipe, {"question": "?", "answer": "x", "image": str(tmp_path / "above.png")}, "deep/rows.jsonl")
+    assert isinstance(refused, Quarantined) and refused.reason == Reason.OUTSIDE_ROOTS
+
+
+def test_a_medium_keeps_its_bytes_unless_a_step_changes_it(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "prepare.steps=[{step: image.resize, max_side: 12}]")
+    small, large = (files.image_file(Image.fromarray(files.pixels(*size)), "JPEG") for size in ((8, 12), (40, 20)))
+    values = {"question": "?", "answer": "x", "images": [small, {"bytes": large, "path": "b/large.jpg"}]}
+    row = prepared(recipe, values).row
+    assert row["images"][0] == {"bytes": small, "path": None}
+    assert row["images"][1]["path"] == "b/large.png"
+    assert decode_image(row["images"][1]["bytes"], recipe.data.limits).pixels.shape == (12, 6, 3)
+    assert row["sources"] == prepared(recipe_of(tmp_path), values).row["sources"]
+
+
+def test_the_sound_of_a_video_comes_right_after_it_where_it_is_asked_for(tmp_path: Path) -> None:
+    steps = "prepare.steps=[{step: video.keep_sound}, {step: audio.resample, sampling_rate: 8000}]"
+    recipe = recipe_of(tmp_path, steps)
+    media = {"videos": [files.video_file(sound="aac"), samples.clip(0)], "audio": samples.tone(1)}
+    values = {"question": "<video>Now <video>and <audio>?", "answer": "x", **media}
+    row = prepared(recipe, values).row
+    assert row["prompt"][0]["content"] == "<video><audio>Now <video>and <audio>?"
+    assert len(row["audios"]) == 2
+    track = decode_audio(row["audios"][0]["bytes"], recipe.data.limits)
+    assert track.sampling_rate == 8_000
+    assert len(track.samples) / 8_000 == pytest.approx(1.2, abs=0.1)
+    assert len(row["sources"]) == 4
+
+
+def test_tokens_are_those_of_the_model_and_too_many_are_refused_now(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    values = {"question": "<image>What digit is this?", "answer": "7", "image": samples.digit(0)[0]}
+    recipe = recipe_of(tmp_path)
+    processor = processor_alone(recipe, tiny_checkpoint)
+    row = prepared(recipe, values, processor=processor)
+    tokenizer = processor.processor.tokenizer
+    assert row.index["num_answer_tokens"] == len(tokenizer.encode("7")) + 1
+    bare = prepared(recipe, {**values, "question": "What digit is this?", "image": None}, processor=processor)
+    assert row.row["num_tokens"] > bare.row["num_tokens"] + 2
+    strict = recipe_of(tmp_path, "data.max_prompt_tokens=10")
+    refused = asked(strict, values, "x", processor=processor_alone(strict, tiny_checkpoint))
+    assert isinstance(refused, Quarantined) and refused.reason == Reason.PROMPT_TOO_LONG
+    forged = asked(recipe, {**values, "question": "<image><|im_end|>"}, "x", processor=processor)
+    assert isinstance(forged, Quarantined) and forged.reason == Reason.SPECIAL_TOKEN
+
+
+def test_augmentation_touches_the_training_split_alone_and_draws_by_the_row(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "prepare.split.by=column", "prepare.steps=[{step: audio.noise, probability: 1}]")
+    sound = samples.tone(3)
+
+    def heard(id: str, split: str) -> bytes:
+        row = prepared(recipe, {"id": id, "question": "?", "answer": "x", "audio": sound, "split": split}).row
+        return row["audios"][0]["bytes"]
+
+    assert heard("a", "train") == heard("a", "train") != sound
+    assert heard("a", "train") != heard("b", "train")
+    assert heard("a", "test") == sound
+
+
+def test_the_driver_learns_of_a_row_what_decides_about_it_and_no_medium(tmp_path: Path) -> None:
+    steps = "prepare.steps=[{step: dedup.near_text, num_permutations: 16}, {step: dedup.near_image}]"
+    values = {"question": "What is it?", "chosen": "a", "rejected": "b", "image": samples.digit(0)[0], "margin": 1}
+    index = prepared(recipe_of(tmp_path, steps), values).index
+    assert (index["is_pair"], index["has_margin"], index["label"]) == (True, True, None)
+    assert index["modalities"] == ["image"]
+    assert len(np.frombuffer(index["signature"], np.uint64)) == 16
+    assert len(index["picture_hashes"]) == 1
+    assert not any(isinstance(value, bytes) and len(value) > 200 for value in index.values())
