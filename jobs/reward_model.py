@@ -73,6 +73,8 @@ def comparisons(
         for item in preferences
         if item.prompt_id in prompts
     ]
+    if len(pairs) < len(preferences):
+        print(f"{len(preferences) - len(pairs)} of {len(preferences)} preferences: the prompt was refused", flush=True)
     num_held_out = max(1, int(len(pairs) * HELD_OUT_FRACTION))
     if len(pairs) - num_held_out < recipe.reward_model.batch_size:
         raise ConfigError(

@@ -281,3 +281,18 @@ def test_a_step_with_a_wrong_name_or_field_is_told_what_there_is() -> None:
 def test_a_source_with_an_unknown_field_is_told_which_there_are() -> None:
     with pytest.raises(ConfigError, match=r"prepare.sources.0.paht: unknown key; did you mean 'path'"):
         load_recipe(None, ["prepare.sources=[{paht: x, path: y}]"])
+
+
+def test_the_prompt_table_may_lie_at_an_address_or_be_a_mixture_of_several() -> None:
+    given = load_recipe(None, ["data.path=s3://bucket/data"])
+    assert [each.path for each in given.datasets] == ["s3://bucket/data"]
+    assert [each.path for each in load_recipe(None, ["run.directory=runs/a"]).datasets] == ["runs/a/data"]
+    mixed = load_recipe(None, ["data.mixture=[{path: gs://b/cats/, weight: 3}, {path: data/dogs, name: hounds}]"])
+    assert [(each.label, each.weight) for each in mixed.datasets] == [("cats", 3.0), ("hounds", 1.0)]
+    for mixture, told in (
+        ("[{path: a/cats}, {path: b/cats}]", "two datasets have the name 'cats'; give each a `name` of its own"),
+        ("[{path: a, weight: 0}]", r"data\.mixture\.0\.weight: .*greater than 0"),
+        ("[{path: a, name: x/y}]", r"data\.mixture\.0\.name"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            load_recipe(None, [f"data.mixture={mixture}"])
