@@ -25,7 +25,7 @@ from pipeline.data.ingest import card
 from pipeline.data.ingest.decisions import Decisions
 from pipeline.data.ingest.media_store import MediaStore
 from pipeline.data.ingest.parts import Contents, write_split
-from pipeline.data.ingest.run import check_maps, index_of
+from pipeline.data.ingest.run import check_columns, index_of
 from pipeline.data.ingest.shards import shards_of
 from pipeline.data.ingest.splits import NAMES
 from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
@@ -76,7 +76,7 @@ def ingest(recipe: Recipe) -> dict[str, int]:
     settings, directory = recipe.prepare, recipe.data_path.absolute()
     staging = directory / ".staging"
     shards = shards_of(settings.sources)
-    check_maps(recipe, shards)
+    check_columns(recipe, shards)
     clear(directory)
     processor = partial(processor_alone, recipe, recipe.checkpoint("base")) if settings.count_tokens else None
     decisions = Decisions(settings)

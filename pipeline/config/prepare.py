@@ -104,3 +104,12 @@ class Prepare(Section):
     """Built-in data: rows of each task in the test split."""
     tasks: tuple[str, ...] = ("digit", "speech", "sum", "video", "scene", "text")
     """Built-in data: which of its tasks to make."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Prepare:
+        if self.sort_by == "num_tokens" and not self.count_tokens:
+            raise ValueError("sort_by=num_tokens needs the tokens counted: set count_tokens=true, or sort by a column")
+        names = [source.name for source in self.sources if source.name]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"sources: {', '.join(twice)} names two of them; ids would repeat")
+        return self

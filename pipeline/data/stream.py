@@ -9,7 +9,6 @@ the row at a position is the same whether the stream was opened there or came th
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.data.datasets import RowKey, RowRef
+from pipeline.data.in_order import in_order
 from pipeline.data.layout import Layout, Part
 from pipeline.data.order import Mixture, Order, Window
 
@@ -33,8 +33,6 @@ BLOCK_BYTES = 4 * 2**20
 _WINDOWS_AT_ONCE, _ROWS_AT_ONCE = 16, 1024
 """Small windows are read several in a run of Ray Data: starting one takes a tenth of a second."""
 _CLOSE_S = 5.0
-_CONTEXT = threading.Lock()
-"""Held while Ray Data's context, which all threads share, is ours."""
 
 
 class RowStream:
@@ -134,7 +132,7 @@ def _blocks(
     layout: Layout, windows: Sequence[tuple[Window, int]], *, num_readers: int
 ) -> Iterator[tuple[ray.ObjectRef[pa.Table], int]]:
     """The blocks of some windows in order, as soon as they are read, with their numbers of rows."""
-    with _CONTEXT, ray.data.DataContext.current(_context()):
+    with in_order(block_bytes=BLOCK_BYTES):
         # Reading asks for no CPU: the workers that train may have reserved all there are.
         dataset = ray.data.read_datasource(
             _Windows(layout, windows),
@@ -146,19 +144,6 @@ def _blocks(
         for entry in bundle.blocks:
             if entry.metadata.num_rows:
                 yield cast("ray.ObjectRef[pa.Table]", entry.ref), entry.metadata.num_rows
-
-
-def _context() -> ray.data.DataContext:
-    """Settings of Ray Data for reading in order, without a word."""
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    # The console alone: Ray's own log files keep everything.
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.ERROR)
-    return context
 
 
 class _Windows(Datasource):

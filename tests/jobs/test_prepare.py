@@ -246,6 +246,10 @@ def test_a_wrong_map_stops_before_anything_is_read(tmp_path: Path, tiny_checkpoi
     recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [source])
     with pytest.raises(ConfigError, match="has no column 'asked'; found: ask, result"):
         prepare.run(recipe)
+    good = source.model_copy(update={"map": {"prompt": "ask", "answer": "result"}})
+    recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [good], "prepare.sort_by=hardness")
+    with pytest.raises(ConfigError, match=r"prepare.sort_by=hardness: no source has that column; found: ask, result"):
+        prepare.run(recipe)
 
 
 def test_the_short_options_say_what_their_fields_say() -> None:

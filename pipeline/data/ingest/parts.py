@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
+from pipeline.data.in_order import in_order
 from pipeline.data.ingest.worker import staged_file
 from pipeline.data.preferences import (
     JUDGEMENTS,
@@ -73,18 +74,19 @@ def write_split(
     ]
     if not shards:
         return {}
-    rows = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-        _staying, batch_size=1, batch_format="numpy"
-    )
-    if is_sorted:
-        rows = rows.sort("sort_value")
-    written = rows.map_batches(
-        PartWriter,
-        batch_size=rows_per_file,
-        batch_format="pyarrow",
-        fn_constructor_args=(staging / "parts", contents),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),
-    )
+    with in_order():
+        rows = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+            _staying, batch_size=1, batch_format="numpy"
+        )
+        if is_sorted:
+            rows = rows.sort("sort_value")
+        written = rows.map_batches(
+            PartWriter,
+            batch_size=rows_per_file,
+            batch_format="pyarrow",
+            fn_constructor_args=(staging / "parts", contents),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),
+        )
     files: dict[str, list[Path]] = {}
     counts: dict[str, int] = {}
     for part in written.iter_rows():

@@ -5,6 +5,7 @@ Everything that can be wrong with a row by itself shows here, and comes back as 
 
 from __future__ import annotations
 
+import math
 import posixpath
 import zlib
 from collections.abc import Mapping, Sequence
@@ -136,7 +137,7 @@ class RowPreparer:
             "rejected": draft.rejected,
             "margin": draft.margin,
             "label": draft.label,
-            "sort_value": num_tokens if self._settings.sort_by == NUM_TOKENS else draft.sort_value,
+            "sort_value": _sort_value(num_tokens if self._settings.sort_by == NUM_TOKENS else draft.sort_value),
         }
         index = {
             "id": prompt.id,
@@ -297,6 +298,11 @@ def _fingerprint(steps: Sequence[Step], prompt: Prompt, media: Sequence[_Medium]
         "picture_group": found.picture_group,
         "picture_hashes": list(found.picture_hashes),
     }
+
+
+def _sort_value(value: float | None) -> float:
+    """Rows that say nothing of how hard they are come last."""
+    return math.inf if value is None else float(value)
 
 
 def _seconds(decoded: DecodedMedium) -> float:
