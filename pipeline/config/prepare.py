@@ -94,6 +94,8 @@ class Prepare(Section):
     `data.order=file`."""
     count_tokens: bool = True
     """Whether the model's own processor counts each row's tokens, so that what it would refuse later is refused now."""
+    num_workers: int | None = Field(default=None, gt=0)
+    """Workers that prepare at the same time; null takes as many as the cluster has CPUs."""
     rows_per_file: int = Field(default=4096, gt=0)
     """Rows in a Parquet file; a split of more has several."""
     train_rows: int = Field(default=480, gt=0)
