@@ -15,6 +15,7 @@ MakeRecipe = Callable[..., Recipe]
 SMALL = (
     "cluster.device=cpu",
     "run.sinks=[jsonl]",
+    "data.num_readers=1",
     "rlhf.prompts_per_step=6",
     "rlhf.group_size=2",
     "rlhf.num_steps=3",

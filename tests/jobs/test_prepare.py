@@ -34,6 +34,7 @@ def recipe_of(directory: Path, checkpoint: Path, sources: list[Any], *overrides:
             "cluster.device=cpu",
             "run.sinks=[jsonl]",
             "prepare.num_workers=2",
+            "data.num_readers=1",
             f"run.directory={directory}",
             f"model.path={checkpoint}",
             f"prepare.sources={named}",

@@ -19,6 +19,7 @@ from tests.jobs.small import curve
 
 TINY_RUN = (
     "cluster.device=cpu",
+    "data.num_readers=1",
     "prepare={train_rows: 16, validation_rows: 2, test_rows: 3}",
     "sft={num_steps: 3, batch_size: 8, num_workers: 2, micro_batch_tokens: 200}",
     "preferences={num_prompts: 64, error_rate: 0.1}",
