@@ -77,7 +77,8 @@ def ingest(recipe: Recipe) -> dict[str, int]:
     staging = directory / ".staging"
     shards = shards_of(settings.sources)
     check_columns(recipe, shards)
-    clear(directory)
+    check_target(recipe, directory)
+    shutil.rmtree(staging, ignore_errors=True)
     processor = partial(processor_alone, recipe, recipe.checkpoint("base")) if settings.count_tokens else None
     decisions = Decisions(settings)
     try:
@@ -87,6 +88,7 @@ def ingest(recipe: Recipe) -> dict[str, int]:
                 decisions.bad.check(decisions.num_rows, recipe.data.max_bad_fraction)
         decisions.bad.check(decisions.num_rows, recipe.data.max_bad_fraction)
         decisions.resolve_leaks()
+        clear(directory)
         tables = write_tables(recipe, decisions, staging=staging, directory=directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -138,13 +140,32 @@ def kinds_in(rows: Iterable[Mapping[str, Any]]) -> frozenset[MediaKind]:
     return frozenset(MediaKind(kind) for row in rows for kind in row["modalities"])
 
 
+def check_target(recipe: Recipe, directory: Path) -> None:
+    """Makes sure that nothing is overwritten but what an earlier run of this stage wrote.
+
+    Raises:
+        ConfigError: a source lies where the table goes, or a table that is not of this stage does.
+    """
+    for source in recipe.prepare.sources:
+        place = Path(source.path).resolve()
+        if not is_uri(source.path) and (directory.resolve() in (place, *place.parents) or place in directory.parents):
+            raise ConfigError(
+                f"prepare.sources path={source.path}: lies where the table goes ({directory}); set data.path or "
+                "run.directory to another directory"
+            )
+    tables = [file.name for split in NAMES for file in directory.glob(f"{split}*.parquet")]
+    if tables and card.read(str(directory)) is None:
+        raise ConfigError(
+            f"{directory}: holds {tables[0]}, which was not made of sources; set data.path or run.directory to another "
+            "directory, or remove it"
+        )
+
+
 def clear(directory: Path) -> None:
-    """Removes what an earlier run of this stage wrote: its files must not mix with the new ones."""
+    """Removes the tables of an earlier run, whose files must not mix with the new ones."""
     for table in ("", PREFERENCES, JUDGEMENTS):
         for file in (directory / table).glob("*.parquet"):
             file.unlink()
-    for name in (".staging", "media"):
-        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -254,6 +254,22 @@ def test_a_wrong_map_stops_before_anything_is_read(tmp_path: Path, tiny_checkpoi
         prepare.run(recipe)
 
 
+def test_nothing_is_overwritten_but_what_this_stage_wrote(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    source = samples.preferences(tmp_path, 0)
+    inside = recipe_of(tmp_path / "run", tiny_checkpoint, [source], f"data.path={tmp_path}")
+    with pytest.raises(ConfigError, match="lies where the table goes"):
+        prepare.run(inside)
+    assert Path(source.path).is_file()
+    other = tmp_path / "run" / "data" / "train.parquet"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"mine")
+    (tmp_path / "source").mkdir()
+    apart = samples.table(tmp_path / "source", 0)
+    with pytest.raises(ConfigError, match=r"holds train.parquet, which was not made of sources"):
+        prepare.run(recipe_of(tmp_path / "run", tiny_checkpoint, [apart]))
+    assert other.read_bytes() == b"mine"
+
+
 def test_the_short_options_say_what_their_fields_say() -> None:
     flags = {flag.name: flag for flag in prepare.FLAGS}
     overrides = [

@@ -49,10 +49,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Medium:
-    """A medium after its steps, as a file and as arrays; `key` is the content that it had before them."""
+    """A medium after its steps, as a file and as arrays; `original` is what it was before them, `key` its content."""
 
     file: Medium
     decoded: DecodedMedium
+    original: DecodedMedium
     key: str
 
 
@@ -117,7 +118,7 @@ class RowPreparer:
             seed=self._recipe.run.seed,
         )
         media = [
-            self._stepped(_Medium(file, arrays, key), draft.id, index, split)
+            self._stepped(_Medium(file, arrays, arrays, key), draft.id, index, split)
             for index, (file, arrays, key) in enumerate(zip(prompt.media, decoded, keys, strict=True))
         ]
         if self._keeps_sound:
@@ -179,7 +180,7 @@ class RowPreparer:
     def _checked(self, draft: Draft, path: str, source: int) -> Prompt:
         """The draft as a prompt, its media fetched last: what is wrong with its text costs no fetch."""
         bare = Prompt(draft.id, draft.task, draft.messages, (), draft.answer, draft.demonstration)
-        without_tags = tuple(Message(turn.role, _without_tags(turn.content) or "-") for turn in draft.messages)
+        without_tags = tuple(Message(turn.role, _without_tags(turn.content)) for turn in draft.messages)
         from_row(to_row(replace(bare, messages=without_tags), ()))
         root = directory_of(self._settings.sources[source].path, path)
         media = tuple(self._fetched(medium, path, root) for medium in draft.media)
@@ -227,7 +228,8 @@ class RowPreparer:
                 content.append(part.tag)
                 track = self._decoder.sound_track(file) if part is MediaKind.VIDEO else None
                 if track is not None:
-                    sound = _Medium(_encoded(track, replace(file, kind=MediaKind.AUDIO)), track, content_key(track))
+                    encoded = _encoded(track, replace(file, kind=MediaKind.AUDIO))
+                    sound = _Medium(encoded, track, track, content_key(track))
                     every.append(self._stepped(sound, prompt.id, len(media) + len(every), split))
                     content.append(MediaKind.AUDIO.tag)
             messages.append(replace(message, content="".join(content)))
@@ -258,9 +260,13 @@ def _files(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def dataset_name(recipe: Recipe, source: int) -> str:
-    """The name of a source."""
-    settings = recipe.prepare.sources[source]
-    return settings.name or posixpath.basename(settings.path.rstrip("/")).split(".")[0] or "data"
+    """The name of a source; the second one of the same name ends in `-2`: ids of rows begin with it."""
+    names = [
+        each.name or posixpath.basename(each.path.rstrip("/")).split(".")[0] or "data"
+        for each in recipe.prepare.sources
+    ]
+    before = names[:source].count(names[source])
+    return f"{names[source]}-{before + 1}" if before else names[source]
 
 
 def directory_of(source: str, path: str) -> str:
@@ -283,12 +289,11 @@ def _encoded(decoded: DecodedMedium, like: Medium) -> Medium:
 
 def _fingerprint(steps: Sequence[Step], prompt: Prompt, media: Sequence[_Medium]) -> dict[str, Any]:
     """What tells a row from others, for the index; the media as they were before their steps."""
-    keys = [each.key for each in media]
     found = fingerprint(
         steps,
         messages=prompt.messages,
-        media=[each.decoded for each in media],
-        media_keys=keys,
+        media=[each.original for each in media],
+        media_keys=[each.key for each in media],
         answer=prompt.answer,
     )
     return {

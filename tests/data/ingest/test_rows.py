@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.config import Recipe, Source, load_recipe
 from pipeline.data.ingest.readers import RawRow
-from pipeline.data.ingest.rows import Prepared, RowPreparer
+from pipeline.data.ingest.rows import Prepared, RowPreparer, dataset_name
 from pipeline.data.media import decode_audio, decode_image
 from pipeline.data.schema import Reason
 from pipeline.models.processing import processor_alone
@@ -114,3 +114,9 @@ def test_the_driver_learns_of_a_row_what_decides_about_it_and_no_medium(tmp_path
     assert len(np.frombuffer(index["signature"], np.uint64)) == 16
     assert len(index["picture_hashes"]) == 1
     assert not any(isinstance(value, bytes) and len(value) > 200 for value in index.values())
+
+
+def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    sources = [Source(path=f"/{place}/train.jsonl").model_dump(mode="json") for place in ("a", "b")]
+    recipe = load_recipe(None, [f"prepare.sources={json.dumps(sources)}"])
+    assert [dataset_name(recipe, number) for number in range(2)] == ["train", "train-2"]

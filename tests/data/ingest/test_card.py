@@ -1,0 +1,68 @@
+"""The card counts what stayed and what did not, and reports carry it on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.evaluate import read_counts
+from pipeline.config import Recipe, load_recipe
+from pipeline.data.ingest import card
+
+
+def row(split: str, tokens: int | None, *modalities: str, task: str = "a") -> dict[str, Any]:
+    known = {"split": split, "task": task, "dataset": "set", "modalities": list(modalities), "seconds": 0.5}
+    return {**known, "num_tokens": tokens, "num_answer_tokens": 2}
+
+
+def written(directory: Path) -> tuple[Recipe, dict[str, Any]]:
+    steps = "prepare.steps=[{step: text.normalise}, {step: image.resize, max_side: 64}]"
+    recipe = load_recipe(None, [f"run.directory={directory}", f"data.path={directory}/data", steps])
+    rows = [row("train", 10, "image"), row("train", 30, "image", "audio"), row("test", None, task="b|c")]
+    summary = card.summarise(
+        rows,
+        num_read=8,
+        refused={"not_found": 2},
+        left_out={"leak": 3},
+        recipe=recipe,
+        tables={"prompts": {"train": 2, "test": 1}, "preferences": {"train": 1}},
+    )
+    (directory / "data").mkdir(parents=True)
+    card.write(directory / "data", summary, rows)
+    return recipe, summary
+
+
+def test_counts_by_task_modality_and_split_and_quantiles_of_tokens(tmp_path: Path) -> None:
+    _, summary = written(tmp_path)
+    assert summary["rows"] == {"train": 2, "validation": 0, "test": 1}
+    assert summary["tasks"] == {"a": {"train": 2}, "b|c": {"test": 1}}
+    assert summary["modalities"] == {"image": {"train": 1}, "image+audio": {"train": 1}, "text": {"test": 1}}
+    assert summary["num_tokens"] == {"mean": 20.0, "min": 10.0, "p50": 20.0, "p95": 29.0, "max": 30.0}
+    assert card.read(str(tmp_path / "data")) == summary
+    assert card.read(str(tmp_path / "elsewhere")) is None
+
+
+def test_the_card_has_a_head_that_says_which_files_are_which_split(tmp_path: Path) -> None:
+    written(tmp_path)
+    text = (tmp_path / "data" / "README.md").read_text()
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head["configs"] == [
+        {
+            "config_name": "default",
+            "data_files": [
+                {"split": "train", "path": "train*.parquet"},
+                {"split": "test", "path": "test*.parquet"},
+            ],
+        },
+        {"config_name": "preferences", "data_files": [{"split": "train", "path": "preferences/train*.parquet"}]},
+    ]
+    for line in ("| b\\|c | 0 | 0 | 1 |", "| not_found | 2 |", "| leak (left out) | 3 |", "8 rows read, 3 kept"):
+        assert line in text
+
+
+def test_reports_count_what_was_refused_while_preparing(tmp_path: Path) -> None:
+    recipe, _ = written(tmp_path)
+    counts = read_counts(recipe)
+    assert (counts["prepare:not_found"], counts["prepare:leak"], counts["quarantined"]) == (2, 3, 0)
