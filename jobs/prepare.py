@@ -25,7 +25,7 @@ from pipeline.data.ingest import card
 from pipeline.data.ingest.decisions import Decisions
 from pipeline.data.ingest.media_store import MediaStore
 from pipeline.data.ingest.parts import Contents, write_split
-from pipeline.data.ingest.run import check_columns, index_of
+from pipeline.data.ingest.run import check_columns, index_of, workers_of
 from pipeline.data.ingest.shards import shards_of
 from pipeline.data.ingest.splits import NAMES
 from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
@@ -128,6 +128,7 @@ def write_tables(recipe: Recipe, decisions: Decisions, *, staging: Path, directo
             directory=directory,
             contents=contents,
             rows_per_file=recipe.prepare.rows_per_file,
+            num_workers=workers_of(recipe),
             is_sorted=split == "train" and recipe.prepare.sort_by is not None,
         )
         for table, number in counts.items():

@@ -63,6 +63,7 @@ def write_split(
     directory: Path,
     contents: Contents,
     rows_per_file: int,
+    num_workers: int,
     is_sorted: bool,
 ) -> dict[str, int]:
     """Writes the files of a split and returns the number of rows by table.
@@ -85,7 +86,7 @@ def write_split(
             batch_size=rows_per_file,
             batch_format="pyarrow",
             fn_constructor_args=(staging / "parts", contents),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers),
         )
     files: dict[str, list[Path]] = {}
     counts: dict[str, int] = {}

@@ -46,6 +46,11 @@ def check_columns(recipe: Recipe, shards: Sequence[Shard]) -> None:
             raise ConfigError(f"{field}={column}: no source has that column; found: {', '.join(sorted(every))}")
 
 
+def workers_of(recipe: Recipe) -> int:
+    """How many workers prepare at the same time, at most."""
+    return recipe.prepare.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 def index_of(
     recipe: Recipe,
     shards: Sequence[Shard],
@@ -55,7 +60,6 @@ def index_of(
     processor: Callable[[], PromptProcessor] | None,
 ) -> Iterator[dict[str, Any]]:
     """Prepares the shards in parallel and yields rows of `worker.INDEX_SCHEMA` in the order of the shards."""
-    num_workers = recipe.prepare.num_workers or int(ray.cluster_resources().get("CPU", 1))
     with in_order():
         index: Any = ray.data.from_items(
             [{"number": number} for number in range(len(shards))], override_num_blocks=len(shards)
@@ -63,7 +67,7 @@ def index_of(
             ShardWorker,
             batch_size=1,
             fn_constructor_args=(recipe, tuple(shards), directory, staging, processor),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(len(shards), num_workers))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(len(shards), workers_of(recipe))),
             num_cpus=1,
         )
     batches: Iterator[Any] = index.iter_batches(batch_size=None, batch_format="pyarrow")

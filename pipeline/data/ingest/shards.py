@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 from pipeline.config import ConfigError, Form, Source
 from pipeline.data.filesystems import files_below, filesystem
 
-JSON_BYTES = 8 * 2**20
+JSON_BYTES = 2**18
+"""About a thousand rows that name their media by path."""
+_MOST_PIECES = 1024
 PARQUET_ROWS = 2048
 FOLDER_FILES = 512
 
@@ -122,8 +124,9 @@ def _pieces(source: int, form: Form, path: str) -> Iterator[Shard]:
     elif form is Form.JSON and not path.lower().endswith(".json"):
         system, inner = filesystem(path)
         size = system.get_file_info(inner).size or 0
-        for start in range(0, max(size, 1), JSON_BYTES):
-            yield Shard(source, form, (path,), start, min(start + JSON_BYTES, size))
+        step = max(JSON_BYTES, size // _MOST_PIECES)
+        for start in range(0, max(size, 1), step):
+            yield Shard(source, form, (path,), start, min(start + step, size))
     else:
         yield Shard(source, form, (path,))
 
