@@ -1,7 +1,7 @@
 """What is decided about a row among all others: ids that repeat, duplicates, contents that two splits share.
 
 Rows come in the order of their sources, and the first of several equals stays, whichever worker prepared them.
-Memory is a few hundred bytes a row (a kilobyte with near duplicates), and nothing of a medium.
+Memory is about two kilobytes a row (more with near duplicates), and nothing of a medium.
 """
 
 from __future__ import annotations
