@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -225,7 +226,7 @@ def main() -> None:
     lines = [
         f"\n## {datetime.now(UTC):%Y-%m-%d}: ingest\n",
         f"- Machine: {facts['cores']} cores, {facts['cpu']}",
-        f"- Command: `python -m benchmarks.ingest {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        f"- Command: `{shlex.join(['python', '-m', 'benchmarks.ingest', *sys.argv[1:]])}`",
         f"- Pictures: JPEG, {options.side}x{options.side}\n",
     ]
     with tempfile.TemporaryDirectory(prefix="ingest-source-") as directory:
