@@ -212,6 +212,9 @@ def test_one_question_with_two_answers_is_two_rows() -> None:
     duplicates = Duplicates(steps)
     duplicates.admit("a", printed(steps, "<image>Is it so?", SKY, answer="yes"))
     duplicates.admit("b", printed(steps, "<image>Is it so?", SKY, answer="no"))
+    # Both were taken in: each is found again as itself.
+    assert refused(duplicates, "c", printed(steps, "<image>Is it so?", SKY, answer="yes")) == (Reason.DUPLICATE, "a")
+    assert refused(duplicates, "d", printed(steps, "<image>Is it so?", SKY, answer="no")) == (Reason.DUPLICATE, "b")
 
 
 def test_near_texts_need_equal_media_and_equal_answers_unless_told_otherwise() -> None:

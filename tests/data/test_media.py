@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from PIL import Image as pillow
 
 from pipeline.config import MediaLimits
 from pipeline.data.media import blank, content_key, decode, encode_png, encode_video, encode_wav, resample
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Video
+from tests.data.files import image_file, sound_file
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, size=(6, 9, 3), dtype=np.uint8)
@@ -30,18 +29,6 @@ def reason(kind: MediaKind, data: bytes, **limits: Any) -> Reason:
     with pytest.raises(RowError) as caught:
         decoded(kind, data, **limits)
     return caught.value.reason
-
-
-def image_file(image: pillow.Image, format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=format, **options)
-    return buffer.getvalue()
-
-
-def sound_file(samples: Any, rate: int = 16_000, format: str = "WAV", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format=format, **options)
-    return buffer.getvalue()
 
 
 def test_a_png_comes_back_pixel_for_pixel() -> None:

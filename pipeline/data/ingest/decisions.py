@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,6 @@ from pipeline.data.ingest.splits import NAMES
 from pipeline.data.schema import Reason, RowError
 from pipeline.data.table import Quarantine
 from pipeline.records import Quarantined
-
-LEFT_OUT = (Reason.DUPLICATE, Reason.NEAR_DUPLICATE, Reason.LEAK)
-"""Reasons that say nothing bad of a row: it is left out because of another one."""
 
 Row = Mapping[str, Any]
 """A row of `worker.INDEX_SCHEMA`."""
@@ -44,19 +42,20 @@ class Decisions:
         """Takes the next row of the index."""
         self.num_rows += 1
         if row["reason"] is not None:
-            self.bad.add(Quarantined(row["id"], row["reason"], row["detail"]))
+            self._refuse(self.bad, Quarantined(row["id"], row["reason"], row["detail"]))
             return
         place = self._kept[row["shard"], row["split"]]
         if row["id"] in self._ids:
             # By its place among all rows: its id is the other row's.
-            self.bad.add(Quarantined(f"{row['id']} (row {self.num_rows})", Reason.DUPLICATE_ID.value, "ids are unique"))
+            name = f"{row['id']} (row {self.num_rows})"
+            self._refuse(self.bad, Quarantined(name, Reason.DUPLICATE_ID.value, "ids are unique"))
             place.append(None)
             return
         self._ids.add(row["id"])
         try:
             self._duplicates.admit(row["id"], _fingerprint(row))
         except RowError as error:
-            self.left_out.add(error.quarantined(row["id"]))
+            self._refuse(self.left_out, error.quarantined(row["id"]))
             place.append(None)
         else:
             place.append({name: value for name, value in row.items() if name not in _OF_FINGERPRINT})
@@ -86,7 +85,15 @@ class Decisions:
                 f"({leaks[0].detail}); use prepare.split.by=group, or prepare.split.leaks=leave_out"
             )
         for leak in leaks:
-            self.left_out.add(leak)
+            self._refuse(self.left_out, leak)
+
+    def _refuse(self, quarantine: Quarantine, row: Quarantined) -> None:
+        """Each row counts, also where several refused ones have the same id: the later ones get a number."""
+        name, number = row.row_id, 1
+        while name in self.bad or name in self.left_out:
+            number += 1
+            name = f"{row.row_id} #{number}"
+        quarantine.add(replace(row, row_id=name))
 
     def kept(self) -> list[Row]:
         """The rows that stay, in order."""

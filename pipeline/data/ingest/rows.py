@@ -70,6 +70,7 @@ class RowPreparer:
         self._settings = recipe.prepare
         self._decoder = Decoder(recipe.data.limits)
         self._readers: dict[tuple[str, str], Reader] = {}
+        self._datasets = [dataset_name(recipe, number) for number in range(len(recipe.prepare.sources))]
         self._store = MediaStore(directory / "media") if self._settings.media is MediaAs.REFERENCES else None
         self._keeps_sound = any(isinstance(step, VideoKeepSound) for step in self._settings.steps)
         self._processor = processor
@@ -77,7 +78,7 @@ class RowPreparer:
     def __call__(self, raw: Raw, source: int) -> Prepared | Quarantined:
         """The row for the table, or why there is none."""
         # Names of files need not be text.
-        place = f"{dataset_name(self._recipe, source)}/{raw.place}".encode("utf-8", "replace").decode()
+        place = f"{self._datasets[source]}/{raw.place}".encode("utf-8", "replace").decode()
         if isinstance(raw, Unreadable):
             return Quarantined(place, Reason.UNREADABLE.value, raw.detail)
         name = place
@@ -90,7 +91,7 @@ class RowPreparer:
 
     def _draft(self, values: Mapping[str, Any], path: str, place: str, source: int) -> Draft:
         settings, splitting = self._settings.sources[source], self._settings.split
-        dataset = dataset_name(self._recipe, source)
+        dataset = self._datasets[source]
         return draft_of(
             values,
             names={**self._settings.map, **settings.map},

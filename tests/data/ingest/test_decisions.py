@@ -88,3 +88,21 @@ def test_masks_say_of_each_shard_which_of_its_rows_stay() -> None:
     assert decisions.left_out.counts() == {"duplicate": 1}
     assert len(decisions.quarantine()) == 3
     assert decisions.num_rows == 6
+
+
+def test_every_row_that_was_read_stays_or_is_counted_whatever_its_id() -> None:
+    bad = {"shard": 0, "id": "a", "reason": "not_found", "detail": "gone"}
+    rows = (
+        bad,
+        bad,
+        row("a", text="x"),
+        row("b", text="x"),
+        {**bad, "id": "b"},
+        row("b", text="y"),
+        row("a", text="z"),
+    )
+    decisions = decided(*rows, exact=True)
+    assert kept(decisions) == ["a"]
+    assert decisions.bad.counts() == {"not_found": 3, "duplicate_id": 2}
+    assert decisions.left_out.counts() == {"duplicate": 1}
+    assert len(decisions.quarantine()) + len(decisions.kept()) == decisions.num_rows == 7
