@@ -12,10 +12,10 @@ The driver never holds a medium. Without `prepare.sources` the built-in digits, 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jobs.command import Flag, main
 from pipeline.config import ConfigError, MediaAs, Recipe
@@ -23,15 +23,15 @@ from pipeline.data import demo
 from pipeline.data.filesystems import is_uri
 from pipeline.data.ingest import card
 from pipeline.data.ingest.decisions import Decisions
+from pipeline.data.ingest.index import Index
 from pipeline.data.ingest.media_store import MediaStore
-from pipeline.data.ingest.parts import Contents, write_split
-from pipeline.data.ingest.run import check_columns, index_of, workers_of
-from pipeline.data.ingest.shards import shards_of
+from pipeline.data.ingest.parts import write_tables
+from pipeline.data.ingest.run import check_columns, rows_of, workers_of
+from pipeline.data.ingest.shards import Shard, shards_of
 from pipeline.data.ingest.splits import NAMES
 from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
 from pipeline.models import tiny
 from pipeline.models.processing import processor_alone
-from pipeline.records import MediaKind
 
 ROWS_BETWEEN_CHECKS = 1000
 FLAGS = (
@@ -79,66 +79,43 @@ def ingest(recipe: Recipe) -> dict[str, int]:
     check_columns(recipe, shards)
     check_target(recipe, directory)
     shutil.rmtree(staging, ignore_errors=True)
-    processor = partial(processor_alone, recipe, recipe.checkpoint("base")) if settings.count_tokens else None
-    decisions = Decisions(settings)
+    staging.mkdir(parents=True)
     try:
-        for row in index_of(recipe, shards, directory=directory, staging=staging, processor=processor):
-            decisions.add(row)
-            if decisions.num_rows % ROWS_BETWEEN_CHECKS == 0:
-                decisions.bad.check(decisions.num_rows, recipe.data.max_bad_fraction)
-        decisions.bad.check(decisions.num_rows, recipe.data.max_bad_fraction)
-        decisions.resolve_leaks()
-        clear(directory)
-        tables = write_tables(recipe, decisions, staging=staging, directory=directory)
+        with closing(Index(staging / "index.sqlite")) as index:
+            return decided(recipe, shards, index, staging=staging, directory=directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        decisions.quarantine().write(directory / "quarantine.parquet")
+
+
+def decided(recipe: Recipe, shards: Sequence[Shard], index: Index, *, staging: Path, directory: Path) -> dict[str, int]:
+    """Prepares the shards, decides which rows stay, and writes them and all that is said of them."""
+    settings = recipe.prepare
+    processor = partial(processor_alone, recipe, recipe.checkpoint("base")) if settings.count_tokens else None
+    decisions = Decisions(settings, index)
+    try:
+        for row in rows_of(recipe, shards, directory=directory, staging=staging, processor=processor):
+            decisions.add(row)
+            if decisions.num_rows % ROWS_BETWEEN_CHECKS == 0:
+                index.check(decisions.num_rows, recipe.data.max_bad_fraction)
+        index.check(decisions.num_rows, recipe.data.max_bad_fraction)
+        decisions.resolve_leaks()
+    finally:
+        index.write_quarantine(directory / "quarantine.parquet")
         print(decisions.report(), flush=True)
-    rows = decisions.kept()
+    clear(directory)
+    tables = write_tables(
+        index,
+        staging=staging,
+        directory=directory,
+        rows_per_file=settings.rows_per_file,
+        num_workers=workers_of(recipe),
+        sort_train=settings.sort_by is not None,
+    )
     if settings.media is MediaAs.REFERENCES:
-        MediaStore(directory / "media").keep_only({name for row in rows for name in row["files"]})
-    summary = card.summarise(
-        rows,
-        num_read=decisions.num_rows,
-        refused=decisions.bad.counts(),
-        left_out=decisions.left_out.counts(),
-        recipe=recipe,
-        tables=tables,
-    )
-    card.write(directory, summary, rows)
-    return {
-        f"{row_split}/{task}": n for task, by_split in summary["tasks"].items() for row_split, n in by_split.items()
-    }
-
-
-def write_tables(recipe: Recipe, decisions: Decisions, *, staging: Path, directory: Path) -> dict[str, dict[str, int]]:
-    """Writes the files of all splits; returns the number of rows by table and split."""
-    rows = decisions.kept()
-    contents = Contents(
-        preferences=kinds_in(row for row in rows if row["is_pair"]),
-        judgements=kinds_in(row for row in rows if row["label"] is not None),
-        has_margin=any(row["has_margin"] for row in rows),
-    )
-    tables: dict[str, dict[str, int]] = {}
-    for split in NAMES:
-        counts = write_split(
-            split,
-            decisions.masks(split),
-            staging=staging,
-            directory=directory,
-            contents=contents,
-            rows_per_file=recipe.prepare.rows_per_file,
-            num_workers=workers_of(recipe),
-            is_sorted=split == "train" and recipe.prepare.sort_by is not None,
-        )
-        for table, number in counts.items():
-            tables.setdefault(table, {})[split] = number
-    return tables
-
-
-def kinds_in(rows: Iterable[Mapping[str, Any]]) -> frozenset[MediaKind]:
-    """The kinds of media in rows of the index."""
-    return frozenset(MediaKind(kind) for row in rows for kind in row["modalities"])
+        MediaStore(directory / "media").remove_unless(index.uses)
+    summary = card.summarise(index, num_read=decisions.num_rows, recipe=recipe, tables=tables)
+    card.write(directory, summary, index)
+    return {f"{split}/{task}": n for task, by_split in summary["tasks"].items() for split, n in by_split.items()}
 
 
 def check_target(recipe: Recipe, directory: Path) -> None:
@@ -165,8 +142,9 @@ def check_target(recipe: Recipe, directory: Path) -> None:
 def clear(directory: Path) -> None:
     """Removes the tables of an earlier run, whose files must not mix with the new ones."""
     for table in ("", PREFERENCES, JUDGEMENTS):
-        for file in (directory / table).glob("*.parquet"):
-            file.unlink()
+        for split in NAMES:
+            for file in (directory / table).glob(f"{split}*.parquet"):
+                file.unlink()
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sqlite3
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,33 +80,32 @@ def signature(text: str, *, num_permutations: int, shingle: int, group: str = ""
 
 
 class NearDuplicates:
-    """Texts so far by their signatures; finds the first that nearly equals a new one, in time that does not grow.
+    """Texts so far by their signatures; finds the first that nearly equals a new one, in time that hardly grows.
 
-    Locality-sensitive hashing (datasketch) gives candidates, few of which are missed; their signatures decide.
+    Locality-sensitive hashing gives candidates, few of which are missed; their signatures decide. datasketch says into
+    how many bands signatures are cut.
     """
 
-    def __init__(self, *, threshold: float, num_permutations: int) -> None:
+    def __init__(self, database: sqlite3.Connection, *, threshold: float, num_permutations: int) -> None:
         """`threshold`: least estimated share of common shingles (Jaccard) of near duplicates."""
         from datasketch import MinHashLSH
 
         self._threshold = threshold
         # Its bands are chosen for few misses: what is found by mistake costs one comparison.
-        self._index: Any = MinHashLSH(threshold=threshold, num_perm=num_permutations, weights=(0.1, 0.9))
-        self._ids: list[str] = []
-        self._signatures: list[NDArray[np.uint64]] = []
+        bands = MinHashLSH(threshold=threshold, num_perm=num_permutations, weights=(0.1, 0.9))
+        self._num_bands, self._band_rows = int(bands.b), int(bands.r)
+        self._buckets = _Buckets(database, "near_texts")
 
     def find(self, signature: NDArray[np.uint64]) -> str | None:
         """The id of the earliest near duplicate, or None."""
-        for place in sorted(self._index.query(_minhash(signature))):
-            if np.mean(self._signatures[place] == signature) >= self._threshold:
-                return self._ids[place]
+        for id, found in self._buckets.candidates(self._keys(signature)):
+            if np.mean(np.frombuffer(found, np.uint64) == signature) >= self._threshold:
+                return id
         return None
 
     def insert(self, id: str, signature: NDArray[np.uint64]) -> None:
         """Takes in a text that later ones are compared with."""
-        self._index.insert(len(self._ids), _minhash(signature))
-        self._ids.append(id)
-        self._signatures.append(signature)
+        self._buckets.insert(id, signature.tobytes(), self._keys(signature))
 
     def add(self, id: str, signature: NDArray[np.uint64]) -> str | None:
         """The id of the earliest near duplicate; where there is none, takes the text in and gives None."""
@@ -115,11 +114,38 @@ class NearDuplicates:
             self.insert(id, signature)
         return found
 
+    def _keys(self, signature: NDArray[np.uint64]) -> list[int]:
+        bands = signature[: self._num_bands * self._band_rows].reshape(self._num_bands, self._band_rows)
+        return [_hash64(number.to_bytes(2, "big") + band.tobytes()) for number, band in enumerate(bands)]
 
-def _minhash(signature: NDArray[np.uint64]) -> Any:
-    from datasketch import LeanMinHash
 
-    return LeanMinHash(seed=_SEED, hashvalues=signature, scheme=_SCHEME)
+class _Buckets:
+    """Items on disk by keys, several each, that they may share with others; in the order in which they came."""
+
+    def __init__(self, database: sqlite3.Connection, name: str) -> None:
+        self._database = database
+        database.execute(f"CREATE TABLE {name} (place INTEGER PRIMARY KEY, id, payload)")
+        database.execute(
+            f"CREATE TABLE {name}_keys (key INTEGER, place INTEGER, PRIMARY KEY (key, place)) WITHOUT ROWID"
+        )
+        self._name = name
+
+    def candidates(self, keys: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+        """Id and payload of the items that have one of these keys."""
+        places = f"SELECT place FROM {self._name}_keys WHERE key IN ({', '.join('?' * len(keys))})"
+        yield from self._database.execute(
+            f"SELECT id, payload FROM {self._name} WHERE place IN ({places}) ORDER BY place", keys
+        )
+
+    def insert(self, id: str, payload: bytes, keys: Sequence[int]) -> None:
+        place = self._database.execute(f"INSERT INTO {self._name} (id, payload) VALUES (?, ?)", (id, payload)).lastrowid
+        self._database.executemany(
+            f"INSERT OR IGNORE INTO {self._name}_keys VALUES (?, ?)", [(key, place) for key in keys]
+        )
+
+
+def _hash64(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
 
 
 def image_hash(pixels: NDArray[np.uint8]) -> int:
@@ -144,7 +170,7 @@ class NearImages:
     d // 4, so that only pictures that nearly agree in a part are compared.
     """
 
-    def __init__(self, *, max_distance: int) -> None:
+    def __init__(self, database: sqlite3.Connection, *, max_distance: int) -> None:
         """`max_distance`: most bits in which hashes of pictures that look the same differ."""
         self._max_distance = max_distance
         radius = max_distance // _NUM_BANDS
@@ -153,19 +179,16 @@ class NearImages:
             for count in range(radius + 1)
             for bits in itertools.combinations(range(_BAND_BITS), count)
         ]
-        self._ids: list[str] = []
-        self._hashes: list[tuple[int, ...]] = []
-        self._places: dict[tuple[str, int], list[int]] = {}
+        self._buckets = _Buckets(database, "near_pictures")
 
     def find(self, hashes: Sequence[int], *, group: str = "") -> str | None:
         """The id of the earliest row of the group whose pictures all look like these, one by one, or None."""
-        places = {
-            place
-            for part in _parts(hashes[0])
-            for flip in self._flips
-            for place in self._places.get((group, part ^ flip), ())
-        }
-        return next((self._ids[place] for place in sorted(places) if self._are_near(hashes, self._hashes[place])), None)
+        keys = [_picture_key(group, part ^ flip) for part in _parts(hashes[0]) for flip in self._flips]
+        for id, payload in self._buckets.candidates(keys):
+            their_group, *theirs = json.loads(payload)
+            if their_group == group and self._are_near(hashes, theirs):
+                return id
+        return None
 
     def _are_near(self, ours: Sequence[int], theirs: Sequence[int]) -> bool:
         return len(ours) == len(theirs) and all(
@@ -174,10 +197,8 @@ class NearImages:
 
     def insert(self, id: str, hashes: Sequence[int], *, group: str = "") -> None:
         """Takes in the pictures of a row that later ones are compared with."""
-        for part in _parts(hashes[0]):
-            self._places.setdefault((group, part), []).append(len(self._ids))
-        self._ids.append(id)
-        self._hashes.append(tuple(hashes))
+        keys = [_picture_key(group, part) for part in _parts(hashes[0])]
+        self._buckets.insert(id, json.dumps([group, *hashes]).encode(), keys)
 
     def add(self, id: str, hashes: Sequence[int], *, group: str = "") -> str | None:
         """The id of the earliest row whose pictures look the same; where there is none, takes them in, gives None."""
@@ -185,6 +206,10 @@ class NearImages:
         if found is None:
             self.insert(id, hashes, group=group)
         return found
+
+
+def _picture_key(group: str, part: int) -> int:
+    return _hash64(f"{part} {group}".encode())
 
 
 def _parts(hash: int) -> Iterator[int]:
@@ -244,20 +269,18 @@ def fingerprint(
 class Duplicates:
     """The rows so far; refuses those that say the same again, by the `dedup` steps of a recipe."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self._exact: dict[str, str] | None = None
+    def __init__(self, steps: Sequence[Step], database: sqlite3.Connection) -> None:
+        """`database`: where the rows so far are kept."""
+        self._database = database
+        self._is_exact = any(isinstance(step, DedupExact) for step in steps)
+        database.execute("CREATE TABLE equal_rows (key PRIMARY KEY, id) WITHOUT ROWID")
         self._texts: NearDuplicates | None = None
         self._images: NearImages | None = None
         for step in steps:
-            match step:
-                case DedupExact():
-                    self._exact = {}
-                case DedupNearText():
-                    self._texts = NearDuplicates(threshold=step.threshold, num_permutations=step.num_permutations)
-                case DedupNearImage():
-                    self._images = NearImages(max_distance=step.max_distance)
-                case _:
-                    pass
+            if isinstance(step, DedupNearText):
+                self._texts = NearDuplicates(database, threshold=step.threshold, num_permutations=step.num_permutations)
+            elif isinstance(step, DedupNearImage):
+                self._images = NearImages(database, max_distance=step.max_distance)
 
     def admit(self, row_id: str, fingerprint: Fingerprint) -> None:
         """Takes a row in; later ones are compared with it.
@@ -266,15 +289,20 @@ class Duplicates:
             RowError: duplicate or near_duplicate, of an earlier row that the detail names. The row is not taken in.
         """
         marks, hashes, group = fingerprint.signature, fingerprint.picture_hashes, fingerprint.picture_group
-        if self._exact is not None and (found := self._exact.get(fingerprint.key)) is not None:
+        key = bytes.fromhex(fingerprint.key)
+        if self._is_exact and (found := self._equal(key)) is not None:
             raise RowError(Reason.DUPLICATE, f"says the same as row {found}")
         if self._texts is not None and marks is not None and (found := self._texts.find(marks)) is not None:
             raise RowError(Reason.NEAR_DUPLICATE, f"its text is nearly that of row {found}")
         if self._images is not None and hashes and (found := self._images.find(hashes, group=group)) is not None:
             raise RowError(Reason.NEAR_DUPLICATE, f"its pictures look like those of row {found}")
-        if self._exact is not None:
-            self._exact[fingerprint.key] = row_id
+        if self._is_exact:
+            self._database.execute("INSERT INTO equal_rows VALUES (?, ?)", (key, row_id))
         if self._texts is not None and marks is not None:
             self._texts.insert(row_id, marks)
         if self._images is not None and hashes:
             self._images.insert(row_id, hashes, group=group)
+
+    def _equal(self, key: bytes) -> str | None:
+        found = self._database.execute("SELECT id FROM equal_rows WHERE key = ?", (key,)).fetchone()
+        return found and found[0]

@@ -153,7 +153,6 @@ STAGED_SCHEMA = pa.schema(
         ("rejected", pa.string()),
         ("margin", pa.float64()),
         ("label", pa.bool_()),
-        ("sort_value", pa.float64()),
     ]
 )
 """A prepared row before it is known which rows stay."""

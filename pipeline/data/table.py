@@ -42,17 +42,25 @@ QUARANTINE_SCHEMA = pa.schema([("row_id", pa.string()), ("reason", pa.string()),
 def write_prompts(path: Path, rows: Iterable[Mapping[str, Any]], *, schema: pa.Schema = PROMPT_SCHEMA) -> int:
     """Writes rows (see `schema.to_row`) as one Parquet file and returns their number.
 
-    Rows are taken as they come, a group at a time: the table need not fit into memory. The file takes its name only
-    when it is complete.
+    Rows are taken as they come, a group at a time: the table need not fit into memory.
+    """
+    remaining = iter(rows)
+    groups = iter(lambda: list(islice(remaining, ROWS_PER_GROUP)), [])
+    return write_groups(path, (pa.Table.from_pylist(group, schema=schema) for group in groups), schema=schema)
+
+
+def write_groups(path: Path, groups: Iterable[pa.Table], *, schema: pa.Schema) -> int:
+    """Writes tables of `ROWS_PER_GROUP` rows at most as the groups of one Parquet file; returns the number of rows.
+
+    The file takes its name only when it is complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    remaining = iter(rows)
     num_rows = 0
     # Statistics would copy whole pictures into the footer.
     with pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=False, write_statistics=False) as out:
-        while group := list(islice(remaining, ROWS_PER_GROUP)):
-            out.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=ROWS_PER_GROUP)
+        for group in groups:
+            out.write_table(group, row_group_size=ROWS_PER_GROUP)
             num_rows += len(group)
     partial.replace(path)
     return num_rows
@@ -304,6 +312,23 @@ class TooManyBadRows(RuntimeError):
     """More rows in quarantine than `data.max_bad_fraction` allows; the message counts them by reason."""
 
 
+def check_bad_rows(counts: Mapping[str, int], first: Quarantined, num_rows: int, max_bad_fraction: float) -> None:
+    """Stops a job whose data are bad.
+
+    counts: bad rows by reason.
+
+    Raises:
+        TooManyBadRows: they are more than `max_bad_fraction` of `num_rows`.
+    """
+    num_bad = sum(counts.values())
+    if num_bad > max_bad_fraction * num_rows:
+        raise TooManyBadRows(
+            f"{num_bad} of {num_rows} rows were refused "
+            f"({', '.join(f'{count} {reason}' for reason, count in counts.items())}); data.max_bad_fraction is "
+            f"{max_bad_fraction:g}. First: {first.row_id}: {first.detail}"
+        )
+
+
 class Quarantine:
     """The rows refused so far. A row counts once, by its first reason, however often it is drawn."""
 
@@ -333,13 +358,8 @@ class Quarantine:
         Raises:
             TooManyBadRows: more than `max_bad_fraction` of `num_rows` are here.
         """
-        if len(self) > max_bad_fraction * num_rows:
-            counts = ", ".join(f"{count} {reason}" for reason, count in self.counts().items())
-            first = next(iter(self._rows.values()))
-            raise TooManyBadRows(
-                f"{len(self)} of {num_rows} rows were refused ({counts}); data.max_bad_fraction is "
-                f"{max_bad_fraction:g}. First: {first.row_id}: {first.detail}"
-            )
+        if self._rows:
+            check_bad_rows(self.counts(), next(iter(self)), num_rows, max_bad_fraction)
 
     def write(self, path: Path) -> None:
         """Writes the rows as Parquet: row_id, reason, detail."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import sqlite3
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,12 @@ def marks(text: str, group: str = "") -> NDArray[np.uint64]:
     return signature(text, num_permutations=128, shingle=5, group=group)
 
 
+def memory() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:")
+
+
 def near_texts(threshold: float = 0.8) -> NearDuplicates:
-    return NearDuplicates(threshold=threshold, num_permutations=128)
+    return NearDuplicates(memory(), threshold=threshold, num_permutations=128)
 
 
 def test_text_keys_ignore_case_blanks_and_compatibility_forms_alone() -> None:
@@ -156,7 +161,7 @@ def test_near_pictures_are_those_that_comparing_all_pairs_would_find(max_distanc
     for base in hashes[:40]:
         flips = choose.sample(range(64), choose.randint(0, 14))
         hashes.append(base ^ sum(1 << bit for bit in flips))
-    images, kept = NearImages(max_distance=max_distance), dict[str, int]()
+    images, kept = NearImages(memory(), max_distance=max_distance), dict[str, int]()
     for place, each in enumerate(hashes):
         near = [name for name, other in kept.items() if (each ^ other).bit_count() <= max_distance]
         found = images.add(str(place), [each])
@@ -167,7 +172,7 @@ def test_near_pictures_are_those_that_comparing_all_pairs_would_find(max_distanc
 
 
 def test_pictures_are_compared_within_their_group_one_by_one() -> None:
-    images = NearImages(max_distance=4)
+    images = NearImages(memory(), max_distance=4)
     assert images.add("one", [0, 2**40], group="a") is None
     assert images.find([1, 2**40], group="b") is None
     assert images.find([1, 2**40 + 1], group="a") == "one"
@@ -197,7 +202,7 @@ HUM = Audio(samples=np.ones(800, dtype=np.float32), sampling_rate=16_000)
 
 def test_one_question_about_two_pictures_and_two_questions_about_one_are_four_rows() -> None:
     steps = steps_of("dedup.exact", "dedup.near_text", "dedup.near_image")
-    duplicates = Duplicates(steps)
+    duplicates = Duplicates(steps, memory())
     for place, (text, image) in enumerate(
         (text, image)
         for text in ("<image>What digit is this?", "<image>What colours do you see in it?")
@@ -209,7 +214,7 @@ def test_one_question_about_two_pictures_and_two_questions_about_one_are_four_ro
 
 def test_one_question_with_two_answers_is_two_rows() -> None:
     steps = steps_of("dedup.exact", "dedup.near_text", "dedup.near_image")
-    duplicates = Duplicates(steps)
+    duplicates = Duplicates(steps, memory())
     duplicates.admit("a", printed(steps, "<image>Is it so?", SKY, answer="yes"))
     duplicates.admit("b", printed(steps, "<image>Is it so?", SKY, answer="no"))
     # Both were taken in: each is found again as itself.
@@ -219,20 +224,20 @@ def test_one_question_with_two_answers_is_two_rows() -> None:
 
 def test_near_texts_need_equal_media_and_equal_answers_unless_told_otherwise() -> None:
     steps = steps_of("dedup.near_text")
-    duplicates = Duplicates(steps)
+    duplicates = Duplicates(steps, memory())
     duplicates.admit("a", printed(steps, STORY, HUM))
     duplicates.admit("b", printed(steps, STORY))
     duplicates.admit("c", printed(steps, STORY + "!", answer="no"))
     assert refused(duplicates, "d", printed(steps, STORY + "!", HUM)) == (Reason.NEAR_DUPLICATE, "a")
     loose = steps_of("dedup.near_text", same_answer=False)
-    duplicates = Duplicates(loose)
+    duplicates = Duplicates(loose, memory())
     duplicates.admit("a", printed(loose, STORY))
     assert refused(duplicates, "b", printed(loose, STORY + "!", answer="no")) == (Reason.NEAR_DUPLICATE, "a")
 
 
 def test_near_pictures_need_equal_words_and_equal_sounds() -> None:
     steps = steps_of("dedup.near_image")
-    duplicates = Duplicates(steps)
+    duplicates = Duplicates(steps, memory())
     again = Image(pixels=saved(SKY.pixels, format="JPEG", quality=60))
     duplicates.admit("a", printed(steps, "<image><audio>Does it fit?", SKY, HUM))
     duplicates.admit("b", printed(steps, "<image><audio>Does it rain?", again, HUM))
@@ -244,7 +249,7 @@ def test_near_pictures_need_equal_words_and_equal_sounds() -> None:
 
 def test_a_row_that_one_step_refuses_leaves_no_trace_in_the_others() -> None:
     steps = steps_of("dedup.near_text", "dedup.near_image")
-    duplicates = Duplicates(steps)
+    duplicates = Duplicates(steps, memory())
     again = Image(pixels=saved(SKY.pixels, format="JPEG", quality=60))
     duplicates.admit("a", printed(steps, "<image>" + STORY, SKY))
     near = printed(steps, "<image>" + STORY, again)
@@ -253,7 +258,7 @@ def test_a_row_that_one_step_refuses_leaves_no_trace_in_the_others() -> None:
 
 
 def test_without_dedup_steps_nothing_is_refused_and_nothing_extra_is_computed() -> None:
-    duplicates = Duplicates(())
+    duplicates = Duplicates((), memory())
     print = printed((), STORY, SKY)
     assert (print.signature, print.picture_hashes, print.picture_group) == (None, (), "")
     duplicates.admit("a", print)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,47 +14,29 @@ from pyarrow import fs
 
 from pipeline.config import Recipe
 from pipeline.data.filesystems import filesystem
-from pipeline.data.ingest.parts import PROMPTS
+from pipeline.data.ingest.index import PROMPTS, Index
 from pipeline.data.ingest.splits import NAMES
 
 FILE = "prepare.json"
-Row = Mapping[str, Any]
 
 
 def summarise(
-    rows: Sequence[Row],
-    *,
-    num_read: int,
-    refused: Mapping[str, int],
-    left_out: Mapping[str, int],
-    recipe: Recipe,
-    tables: Mapping[str, Mapping[str, int]],
+    index: Index, *, num_read: int, recipe: Recipe, tables: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
-    """Counts of a table.
-
-    rows: what the driver knows of the rows that stayed. tables: rows by table and split.
-    """
-
-    def count(by: str) -> dict[str, dict[str, int]]:
-        found: dict[str, Counter[str]] = defaultdict(Counter)
-        for row in rows:
-            values = row[by] if by != "modalities" else ["+".join(row[by]) or "text"]
-            for value in [values] if isinstance(values, str) else values:
-                found[value][row["split"]] += 1
-        return {value: dict(found[value]) for value in sorted(found)}
-
+    """Counts of a table. tables: rows by table and split."""
+    datasets = index.counts("dataset")
     return {
         "rows_read": num_read,
-        "rows": {split: sum(row["split"] == split for row in rows) for split in NAMES},
-        "refused": dict(refused),
-        "left_out": dict(left_out),
+        "rows": {split: sum(counts.get(split, 0) for counts in datasets.values()) for split in NAMES},
+        "refused": index.reasons(is_bad=True),
+        "left_out": index.reasons(is_bad=False),
         "tables": {name: dict(counts) for name, counts in tables.items()},
-        "datasets": count("dataset"),
-        "tasks": count("task"),
-        "modalities": count("modalities"),
-        "num_tokens": quantiles([row["num_tokens"] for row in rows]),
-        "num_answer_tokens": quantiles([row["num_answer_tokens"] for row in rows]),
-        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "datasets": datasets,
+        "tasks": index.counts("task"),
+        "modalities": _named(index.counts("modalities")),
+        "num_tokens": quantiles(index.histogram("num_tokens")),
+        "num_answer_tokens": quantiles(index.histogram("num_answer_tokens")),
+        "seconds": round(index.total("seconds"), 1),
         "settings": recipe.prepare.model_dump(
             mode="json", exclude={"train_rows", "validation_rows", "test_rows", "tasks"}
         ),
@@ -63,22 +45,31 @@ def summarise(
     }
 
 
-def quantiles(values: Sequence[int | None]) -> dict[str, float] | None:
-    """Mean and quantiles of what is known."""
-    known = [value for value in values if value is not None]
-    if not known:
+def _named(modalities: Mapping[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    return {name or "text": counts for name, counts in modalities.items()}
+
+
+def quantiles(histogram: Mapping[str, Mapping[float, int]]) -> dict[str, float] | None:
+    """Mean and quantiles over all splits of what is known."""
+    if not histogram:
         return None
-    places = {"min": 0, "p50": 50, "p95": 95, "max": 100}
+    values, counts = (
+        np.array([pair[place] for each in histogram.values() for pair in each.items()]) for place in (0, 1)
+    )
+    places = {"min": 0.0, "p50": 0.5, "p95": 0.95, "max": 1.0}
     return {
-        "mean": round(float(np.mean(known)), 1),
-        **{name: float(np.percentile(known, q)) for name, q in places.items()},
+        "mean": round(float(np.average(values, weights=counts)), 1),
+        **{
+            name: float(np.quantile(values, place, weights=counts, method="inverted_cdf"))
+            for name, place in places.items()
+        },
     }
 
 
-def write(directory: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> None:
+def write(directory: Path, summary: Mapping[str, Any], index: Index) -> None:
     """Writes `README.md`, `distributions.png` and `prepare.json`."""
     (directory / FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False))
-    draw(directory / "distributions.png", rows)
+    draw(directory / "distributions.png", summary, index)
     (directory / "README.md").write_text(card(summary))
 
 
@@ -149,7 +140,7 @@ def _cell(value: object) -> str:
     return text.replace("|", "\\|").replace("\n", " ")[:200]
 
 
-def draw(path: Path, rows: Sequence[Row]) -> None:
+def draw(path: Path, summary: Mapping[str, Any], index: Index) -> None:
     """A picture of how tokens, answers, seconds and modalities are distributed in each split."""
     from matplotlib.figure import Figure
 
@@ -161,12 +152,14 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
         (seconds, "seconds", "seconds of sound and video"),
     )
     for axes, name, title in measures:
-        values = [[row[name] for row in rows if row["split"] == split and row[name]] for split in NAMES]
-        if any(values):
-            axes.hist(values, bins=30, label=NAMES, stacked=True)
+        histogram = index.histogram(name)
+        by_split = [{value: n for value, n in histogram.get(split, {}).items() if value} for split in NAMES]
+        if any(by_split):
+            weights = [list(each.values()) for each in by_split]
+            axes.hist([list(each) for each in by_split], weights=weights, bins=30, label=NAMES, stacked=True)
             axes.legend()
         axes.set(xlabel=title, ylabel="rows")
-    counts = Counter("+".join(row["modalities"]) or "text" for row in rows)
+    counts = Counter({name: sum(by_split.values()) for name, by_split in summary["modalities"].items()})
     kinds.barh([name for name, _ in counts.most_common(12)], [n for _, n in counts.most_common(12)])
     kinds.invert_yaxis()
     kinds.set(xlabel="rows")

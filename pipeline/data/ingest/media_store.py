@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.records import MediaKind, Medium
@@ -47,10 +48,10 @@ class MediaStore:
             os.replace(partial, target)
         return str(target)
 
-    def keep_only(self, names: set[str]) -> None:
-        """Removes files that no row of the table uses."""
+    def remove_unless(self, is_used: Callable[[str], bool]) -> None:
+        """Removes files that no row of the table uses; asks by their names."""
         for file in self.directory.glob("*/*"):
-            if file.name not in names:
+            if not is_used(file.name):
                 file.unlink()
 
 

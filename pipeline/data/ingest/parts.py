@@ -1,13 +1,15 @@
-"""The files of a split, out of the rows that stay: prompts, comparisons and judgements.
+"""The files of all tables, out of the rows that stay: prompts, comparisons and judgements.
 
-staged/<split>/<shard>.parquet --masks--> [sort] --> rows_per_file rows --> <split>-00000-of-00003.parquet, ...
+index --places in order--> rows_per_file rows --> a worker takes them out of the staging files
+                                                   --> <split>-00000-of-00003.parquet, ...
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import pyarrow.parquet as pq
 import ray.data
 
 from pipeline.data.in_order import in_order
-from pipeline.data.ingest.worker import staged_file
+from pipeline.data.ingest.index import PROMPTS, Index
+from pipeline.data.ingest.splits import NAMES
+from pipeline.data.ingest.staging import Staged
 from pipeline.data.preferences import (
     JUDGEMENTS,
     PREFERENCES,
@@ -27,11 +31,9 @@ from pipeline.data.preferences import (
     pair_schema,
 )
 from pipeline.data.schema import PROMPT_SCHEMA
-from pipeline.data.table import ROWS_PER_GROUP, write_prompts
+from pipeline.data.table import ROWS_PER_GROUP, write_groups
 
-PROMPTS = "prompts"
-
-_WRITTEN = pa.schema([("table", pa.string()), ("path", pa.string()), ("rows", pa.int64())])
+_PLAN = pa.schema([("shard", pa.int64()), ("place", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,24 @@ class Contents:
     judgements: Kinds
     has_margin: bool
 
-    def schemas(self) -> dict[str, pa.Schema]:
-        return {
-            PROMPTS: PROMPT_SCHEMA,
-            PREFERENCES: pair_schema(self.preferences, has_margin=self.has_margin),
-            JUDGEMENTS: judgement_schema(self.judgements),
-        }
+    @classmethod
+    def of(cls, index: Index) -> Contents:
+        return cls(index.kinds(PREFERENCES), index.kinds(JUDGEMENTS), index.has_margins())
+
+    def schema(self, table: str) -> pa.Schema:
+        if table == PREFERENCES:
+            return pair_schema(self.preferences, has_margin=self.has_margin)
+        return judgement_schema(self.judgements) if table == JUDGEMENTS else PROMPT_SCHEMA
+
+    def rows(self, table: str, staged: pa.Table) -> pa.Table:
+        """Staged rows as rows of a table."""
+        schema = self.schema(table)
+        if table == PROMPTS:
+            return pa.Table.from_arrays(staged.select(schema.names).columns, schema=schema)
+        rows = staged.to_pylist()
+        if table == PREFERENCES:
+            return pa.Table.from_pylist([pair_row(row, self.preferences) for row in rows], schema=schema)
+        return pa.Table.from_pylist([judgement_row(row, self.judgements) for row in rows], schema=schema)
 
 
 def directory_of(table: str, directory: Path) -> Path:
@@ -55,89 +69,61 @@ def directory_of(table: str, directory: Path) -> Path:
     return directory if table == PROMPTS else directory / table
 
 
-def write_split(
-    split: str,
-    masks: Mapping[int, list[bool]],
-    *,
-    staging: Path,
-    directory: Path,
-    contents: Contents,
-    rows_per_file: int,
-    num_workers: int,
-    is_sorted: bool,
-) -> dict[str, int]:
-    """Writes the files of a split and returns the number of rows by table.
-
-    masks: of each shard, in order, which of the rows that it put aside stay.
-    """
-    shards = [
-        {"path": str(staged_file(staging, shard, split)), "mask": mask} for shard, mask in masks.items() if any(mask)
-    ]
-    if not shards:
-        return {}
-    with in_order():
-        rows = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-            _staying, batch_size=1, batch_format="numpy"
-        )
-        if is_sorted:
-            rows = rows.sort("sort_value")
-        written = rows.map_batches(
-            PartWriter,
-            batch_size=rows_per_file,
-            batch_format="pyarrow",
-            fn_constructor_args=(staging / "parts", contents),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers),
-        )
-    files: dict[str, list[Path]] = {}
-    counts: dict[str, int] = {}
-    for part in written.iter_rows():
-        files.setdefault(part["table"], []).append(Path(part["path"]))
-        counts[part["table"]] = counts.get(part["table"], 0) + part["rows"]
-    for table, paths in files.items():
-        target = directory_of(table, directory)
-        target.mkdir(parents=True, exist_ok=True)
-        for index, path in enumerate(paths):
-            path.replace(target / part_name(split, index, len(paths)))
-    return counts
-
-
 def part_name(split: str, index: int, total: int) -> str:
     """The name of one of `total` files of a split, as the Hugging Face hub has them."""
     return f"{split}.parquet" if total == 1 else f"{split}-{index:05d}-of-{total:05d}.parquet"
 
 
-def _staying(batch: Any) -> Iterator[pa.Table]:
-    """The rows of staged files that stay, a row group at a time."""
-    for path, mask in zip(batch["path"], batch["mask"], strict=True):
-        first = 0
-        for rows in pq.ParquetFile(path).iter_batches(batch_size=ROWS_PER_GROUP, use_threads=False):
-            staying = pa.array([bool(stays) for stays in mask[first : first + len(rows)]])
-            first += len(rows)
-            if staying.true_count:
-                yield pa.Table.from_batches([rows]).filter(staying)
+def write_tables(
+    index: Index, *, staging: Path, directory: Path, rows_per_file: int, num_workers: int, sort_train: bool
+) -> dict[str, dict[str, int]]:
+    """Writes the files of all splits and returns the number of rows by table and split.
+
+    sort_train: the train split goes by ascending sort value.
+    """
+    tables: dict[str, dict[str, int]] = {}
+    parts: list[dict[str, str]] = []
+    for table in (PROMPTS, PREFERENCES, JUDGEMENTS):
+        for split in NAMES:
+            num_rows = index.size(table, split)
+            if not num_rows:
+                continue
+            tables.setdefault(table, {})[split] = num_rows
+            places = index.places(table, split, is_sorted=sort_train and split == "train")
+            num_parts = -(-num_rows // rows_per_file)
+            for number in range(num_parts):
+                path = directory_of(table, directory) / part_name(split, number, num_parts)
+                plan = staging / "plans" / f"{len(parts):06d}.parquet"
+                write_plan(plan, list(islice(places, rows_per_file)))
+                parts.append({"table": table, "path": str(path), "plan": str(plan)})
+    if not parts:
+        return tables
+    with in_order():
+        written = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+            partial(_write, staging=staging, contents=Contents.of(index)),
+            batch_size=1,
+            compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(parts))),
+        )
+    written.materialize()
+    return tables
 
 
-class PartWriter:
-    """Writes the rows of a batch as files with names of their own, and says which: the order gives the final names."""
+def write_plan(path: Path, places: list[tuple[int, int]]) -> None:
+    """Which rows a file is made of: on disk, so that nothing grows with their number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shards, numbers = zip(*places, strict=True)
+    pq.write_table(pa.table([shards, numbers], schema=_PLAN), path)
 
-    def __init__(self, directory: Path, contents: Contents) -> None:
-        self._directory = directory
-        self._contents = contents
-        directory.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        rows: dict[str, list[dict[str, Any]]] = {PROMPTS: [], PREFERENCES: [], JUDGEMENTS: []}
-        for row in batch.to_pylist():
-            if row["label"] is not False:  # a bad completion is nobody's reference answer
-                rows[PROMPTS].append(row)
-            if row["label"] is not None:
-                rows[JUDGEMENTS].append(judgement_row(row, self._contents.judgements))
-            if row["rejected"] is not None:
-                rows[PREFERENCES].append(pair_row(row, self._contents.preferences))
-        written: list[dict[str, Any]] = []
-        for table, schema in self._contents.schemas().items():
-            if rows[table]:
-                path = self._directory / f"{uuid.uuid4().hex}.parquet"
-                write_prompts(path, rows[table], schema=schema)
-                written.append({"table": table, "path": str(path), "rows": len(rows[table])})
-        return pa.Table.from_pylist(written, schema=_WRITTEN)
+def _write(batch: Any, *, staging: Path, contents: Contents) -> Any:
+    """Writes the files of a batch."""
+    for table, path, plan in zip(batch["table"], batch["path"], batch["plan"], strict=True):
+        groups = (contents.rows(table, rows) for rows in _planned(Path(plan), Staged(staging)))
+        write_groups(Path(path), groups, schema=contents.schema(table))
+    return {"path": batch["path"]}
+
+
+def _planned(plan: Path, staged: Staged) -> Iterator[pa.Table]:
+    for group in pq.read_table(plan, schema=_PLAN).to_batches(max_chunksize=ROWS_PER_GROUP):
+        shards, places = (column.to_pylist() for column in group.columns)
+        yield staged.rows(shards, places)

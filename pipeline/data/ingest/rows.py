@@ -5,7 +5,6 @@ Everything that can be wrong with a row by itself shows here, and comes back as 
 
 from __future__ import annotations
 
-import math
 import posixpath
 import zlib
 from collections.abc import Mapping, Sequence
@@ -139,7 +138,6 @@ class RowPreparer:
             "rejected": draft.rejected,
             "margin": draft.margin,
             "label": draft.label,
-            "sort_value": _sort_value(num_tokens if self._settings.sort_by == NUM_TOKENS else draft.sort_value),
         }
         index = {
             "id": prompt.id,
@@ -153,6 +151,7 @@ class RowPreparer:
             "is_pair": draft.rejected is not None,
             "has_margin": draft.margin is not None,
             "label": draft.label,
+            "sort_value": num_tokens if self._settings.sort_by == NUM_TOKENS else draft.sort_value,
             "media_keys": [each.key for each in media],
             "files": self._store and [posixpath.basename(each["path"]) for each in _files(row)],
             **_fingerprint(self._settings.steps, prompt, media),
@@ -304,11 +303,6 @@ def _fingerprint(steps: Sequence[Step], prompt: Prompt, media: Sequence[_Medium]
         "picture_group": found.picture_group,
         "picture_hashes": list(found.picture_hashes),
     }
-
-
-def _sort_value(value: float | None) -> float:
-    """Rows that say nothing of how hard they are come last."""
-    return math.inf if value is None else float(value)
 
 
 def _seconds(decoded: DecodedMedium) -> float:

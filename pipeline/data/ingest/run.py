@@ -1,4 +1,4 @@
-"""Preparing all shards on a cluster with Ray Data; what comes back is the index, in the order of the sources."""
+"""Preparing all shards on a cluster with Ray Data; what comes back describes the rows, in the order of the sources."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def workers_of(recipe: Recipe) -> int:
     return recipe.prepare.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def index_of(
+def rows_of(
     recipe: Recipe,
     shards: Sequence[Shard],
     *,
@@ -60,6 +60,7 @@ def index_of(
     processor: Callable[[], PromptProcessor] | None,
 ) -> Iterator[dict[str, Any]]:
     """Prepares the shards in parallel and yields rows of `worker.INDEX_SCHEMA` in the order of the shards."""
+    num_workers = min(len(shards), workers_of(recipe))
     with in_order():
         index: Any = ray.data.from_items(
             [{"number": number} for number in range(len(shards))], override_num_blocks=len(shards)
@@ -67,7 +68,7 @@ def index_of(
             ShardWorker,
             batch_size=1,
             fn_constructor_args=(recipe, tuple(shards), directory, staging, processor),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(len(shards), workers_of(recipe))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers, initial_size=num_workers),
             num_cpus=1,
         )
     batches: Iterator[Any] = index.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from pipeline.config import ConfigError, Form, Source
 from pipeline.data.filesystems import files_below, filesystem
 
-JSON_BYTES = 2**18
-"""About a thousand rows that name their media by path."""
-_MOST_PIECES = 1024
-PARQUET_ROWS = 2048
+JSON_BYTES = 2**16
+"""A piece of a small file: some hundred rows that name their media by path."""
+_PIECES, _MOST_PIECES = 32, 1024
+_LARGE_JSON_BYTES = 2**20
+PARQUET_ROWS = 512
 FOLDER_FILES = 512
 
 SUFFIXES: dict[Form, tuple[str, ...]] = {
@@ -124,7 +125,7 @@ def _pieces(source: int, form: Form, path: str) -> Iterator[Shard]:
     elif form is Form.JSON and not path.lower().endswith(".json"):
         system, inner = filesystem(path)
         size = system.get_file_info(inner).size or 0
-        step = max(JSON_BYTES, size // _MOST_PIECES)
+        step = max(JSON_BYTES, min(size // _PIECES, _LARGE_JSON_BYTES), size // _MOST_PIECES)
         for start in range(0, max(size, 1), step):
             yield Shard(source, form, (path,), start, min(start + step, size))
     else:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.config import Recipe
 from pipeline.data.ingest.readers import read
-from pipeline.data.ingest.rows import Prepared, RowPreparer
+from pipeline.data.ingest.rows import RowPreparer
 from pipeline.data.ingest.shards import Shard
-from pipeline.data.schema import STAGED_SCHEMA
-from pipeline.data.table import ROWS_PER_GROUP
+from pipeline.data.ingest.staging import StagingFile
 from pipeline.records import Quarantined
 
 if TYPE_CHECKING:
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
 INDEX_SCHEMA = pa.schema(
     [
         ("shard", pa.int64()),
+        ("place", pa.int64()),
         ("id", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -37,6 +35,7 @@ INDEX_SCHEMA = pa.schema(
         ("is_pair", pa.bool_()),
         ("has_margin", pa.bool_()),
         ("label", pa.bool_()),
+        ("sort_value", pa.float64()),
         ("prompt_key", pa.string()),
         ("row_key", pa.string()),
         ("media_keys", pa.list_(pa.string())),
@@ -46,14 +45,9 @@ INDEX_SCHEMA = pa.schema(
         ("files", pa.list_(pa.string())),
     ]
 )
-"""What the driver learns of a row. Refused rows have a reason; the others lie in the file of their shard and split."""
+"""What the driver learns of a row. Refused rows have a reason; the others lie at their place of their shard's file."""
 
 _INDEX_ROWS = 256
-
-
-def staged_file(directory: Path, shard: int, split: str) -> Path:
-    """Where the good rows of a shard are put aside."""
-    return directory / split / f"{shard:06d}.parquet"
 
 
 class ShardWorker:
@@ -79,56 +73,15 @@ class ShardWorker:
 
     def _shard(self, number: int, shard: Shard) -> Iterator[pa.Table]:
         source = self._recipe.prepare.sources[shard.source]
-        staged = _Staged(self._staging, number)
         index: list[dict[str, Any]] = []
-        with staged:
+        with StagingFile(self._staging, number) as staged:
             for raw in read(shard, root=source.path.rstrip("/")):
                 row = self._prepare(raw, shard.source)
                 if isinstance(row, Quarantined):
                     index.append({"shard": number, "id": row.row_id, "reason": row.reason, "detail": row.detail})
                 else:
-                    staged.add(row)
-                    index.append({"shard": number, **row.index})
+                    index.append({"shard": number, "place": staged.add(row.row), **row.index})
                 if len(index) == _INDEX_ROWS:
                     yield pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
                     index = []
         yield pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
-
-
-class _Staged:
-    """The files of one shard, one a split, written a row group at a time."""
-
-    def __init__(self, directory: Path, shard: int) -> None:
-        self._directory = directory
-        self._shard = shard
-        self._rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        self._writers: dict[str, pq.ParquetWriter] = {}
-
-    def __enter__(self) -> _Staged:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for split in self._rows:
-            self._flush(split)
-        for writer in self._writers.values():
-            writer.close()
-
-    def add(self, row: Prepared) -> None:
-        rows = self._rows[row.split]
-        rows.append(row.row)
-        if len(rows) == ROWS_PER_GROUP:
-            self._flush(row.split)
-
-    def _flush(self, split: str) -> None:
-        rows = self._rows[split]
-        if not rows:
-            return
-        if split not in self._writers:
-            path = staged_file(self._directory, self._shard, split)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Not compressed: media are, and the rows are read once more at most.
-            self._writers[split] = pq.ParquetWriter(
-                path, STAGED_SCHEMA, compression="none", use_dictionary=False, write_statistics=False
-            )
-        self._writers[split].write_table(pa.Table.from_pylist(rows, schema=STAGED_SCHEMA))
-        rows.clear()

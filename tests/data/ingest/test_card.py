@@ -10,27 +10,31 @@ import yaml
 from jobs.evaluate import read_counts
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.ingest import card
-
-
-def row(split: str, tokens: int | None, *modalities: str, task: str = "a") -> dict[str, Any]:
-    known = {"split": split, "task": task, "dataset": "set", "modalities": list(modalities), "seconds": 0.5}
-    return {**known, "num_tokens": tokens, "num_answer_tokens": 2}
+from pipeline.data.ingest.index import Index
+from pipeline.records import Quarantined
+from tests.data.ingest.index_rows import described
 
 
 def written(directory: Path) -> tuple[Recipe, dict[str, Any]]:
     steps = "prepare.steps=[{step: text.normalise}, {step: image.resize, max_side: 64}]"
     recipe = load_recipe(None, [f"run.directory={directory}", f"data.path={directory}/data", steps])
-    rows = [row("train", 10, "image"), row("train", 30, "image", "audio"), row("test", None, task="b|c")]
-    summary = card.summarise(
-        rows,
-        num_read=8,
-        refused={"not_found": 2},
-        left_out={"leak": 3},
-        recipe=recipe,
-        tables={"prompts": {"train": 2, "test": 1}, "preferences": {"train": 1}},
+    index = Index(":memory:")
+    known: dict[str, Any] = {"seconds": 0.5, "num_answer_tokens": 2}
+    rows = (
+        described("a", modalities=["image"], num_tokens=10, **known),
+        described("b", modalities=["image", "audio"], num_tokens=30, **known),
+        described("c", split="test", task="b|c", **known),
+        described("d", modalities=["video"], num_tokens=1000, **known),
     )
+    for number, row in enumerate(rows):
+        index.add(number, row, contents=())
+    index.leave_out(3)
+    for number, reason in enumerate(("not_found", "not_found", "leak", "leak", "leak")):
+        index.refuse(number, Quarantined(str(number), reason, ""), is_bad=reason != "leak")
+    tables = {"prompts": {"train": 2, "test": 1}, "preferences": {"train": 1}}
+    summary = card.summarise(index, num_read=8, recipe=recipe, tables=tables)
     (directory / "data").mkdir(parents=True)
-    card.write(directory / "data", summary, rows)
+    card.write(directory / "data", summary, index)
     return recipe, summary
 
 
@@ -39,7 +43,9 @@ def test_counts_by_task_modality_and_split_and_quantiles_of_tokens(tmp_path: Pat
     assert summary["rows"] == {"train": 2, "validation": 0, "test": 1}
     assert summary["tasks"] == {"a": {"train": 2}, "b|c": {"test": 1}}
     assert summary["modalities"] == {"image": {"train": 1}, "image+audio": {"train": 1}, "text": {"test": 1}}
-    assert summary["num_tokens"] == {"mean": 20.0, "min": 10.0, "p50": 20.0, "p95": 29.0, "max": 30.0}
+    assert summary["num_tokens"] == {"mean": 20.0, "min": 10.0, "p50": 10.0, "p95": 30.0, "max": 30.0}
+    assert summary["seconds"] == 1.5
+    assert summary["refused"] == {"not_found": 2} and summary["left_out"] == {"leak": 3}
     assert card.read(str(tmp_path / "data")) == summary
     assert card.read(str(tmp_path / "elsewhere")) is None
 

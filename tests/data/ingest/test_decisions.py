@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,40 +10,31 @@ import pytest
 from pipeline.config import ConfigError, Leaks, Prepare, Splitting
 from pipeline.config.steps import DedupExact
 from pipeline.data.ingest.decisions import Decisions
+from pipeline.data.ingest.index import PROMPTS, Index
+from pipeline.data.ingest.splits import NAMES
+from pipeline.data.table import Quarantine, TooManyBadRows
+from tests.data.ingest.index_rows import described as row
+from tests.data.ingest.index_rows import refused
 
 
-def row(id: str, *, split: str = "train", media: tuple[str, ...] = (), text: str = "", **more: Any) -> dict[str, Any]:
-    return {
-        "shard": 0,
-        "id": id,
-        "reason": None,
-        "detail": None,
-        "split": split,
-        "media_keys": list(media),
-        "prompt_key": text or id,
-        "row_key": text + "".join(media) or id,
-        "signature": None,
-        "picture_group": "",
-        "picture_hashes": [],
-        **more,
-    }
-
-
-def decided(*rows: dict[str, Any], leaks: Leaks = Leaks.LEAVE_OUT, exact: bool = False) -> Decisions:
+def decided(*rows: dict[str, Any], leaks: Leaks = Leaks.LEAVE_OUT, exact: bool = False) -> Index:
+    """Rows by their order: row number n lies at place n of its shard."""
     settings = Prepare(split=Splitting(leaks=leaks), steps=(DedupExact(),) if exact else ())
-    decisions = Decisions(settings)
-    for each in rows:
-        decisions.add(each)
+    index = Index(":memory:")
+    decisions = Decisions(settings, index)
+    for place, each in enumerate(rows):
+        decisions.add({**each, "place": place})
     decisions.resolve_leaks()
-    return decisions
+    assert decisions.num_rows == len(rows)
+    return index
 
 
-def kept(decisions: Decisions) -> list[str]:
-    return [each["id"] for each in decisions.kept()]
+def places(index: Index, *splits: str) -> list[int]:
+    return [place for split in splits or NAMES for _, place in index.places(PROMPTS, split, is_sorted=False)]
 
 
 def test_a_row_that_shares_a_medium_with_a_later_split_is_left_out_whichever_comes_first() -> None:
-    decisions = decided(
+    index = decided(
         row("a", media=("one",)),
         row("b", media=("two", "three")),
         row("c", split="test", media=("three",)),
@@ -50,59 +42,59 @@ def test_a_row_that_shares_a_medium_with_a_later_split_is_left_out_whichever_com
         row("e", split="validation", media=("four",)),
         row("f", media=("four",)),
     )
-    assert sorted(kept(decisions)) == ["a", "c", "e"]
-    assert decisions.left_out.counts() == {"leak": 3}
-    assert len(decisions.bad) == 0
+    assert places(index) == [0, 4, 2]
+    assert index.reasons(is_bad=False) == {"leak": 3}
+    assert index.reasons(is_bad=True) == {}
+
+
+def test_a_row_that_leaked_itself_owns_nothing() -> None:
+    index = decided(
+        row("a", media=("two",)),
+        row("b", split="validation", media=("one", "two")),
+        row("c", split="test", media=("one",)),
+    )
+    assert places(index) == [0, 2]
 
 
 def test_texts_leak_only_where_there_is_no_medium() -> None:
-    decisions = decided(
+    index = decided(
         row("a", text="What is it?", media=("one",)),
         row("b", text="What is it?", media=("two",), split="test"),
         row("c", text="1 + 1?"),
         row("d", text="1 + 1?", split="test"),
     )
-    assert sorted(kept(decisions)) == ["a", "b", "d"]
+    assert places(index) == [0, 1, 3]
 
 
 def test_leaks_stop_the_job_or_stay_where_the_recipe_says_so() -> None:
     rows = (row("a", media=("one",)), row("b", media=("one",), split="test"))
-    assert sorted(kept(decided(*rows, leaks=Leaks.ALLOW))) == ["a", "b"]
+    assert places(decided(*rows, leaks=Leaks.ALLOW)) == [0, 1]
     with pytest.raises(ConfigError, match=r"1 rows share a medium .* first a \(train and test share a content\)"):
         decided(*rows, leaks=Leaks.STOP)
 
 
-def test_masks_say_of_each_shard_which_of_its_rows_stay() -> None:
-    decisions = decided(
-        row("a", text="same"),
-        row("b", text="same", shard=1),
-        row("c", shard=1),
-        row("d", split="test", shard=1),
-        {"shard": 1, "id": "e", "reason": "not_found", "detail": "gone"},
-        row("c", shard=2),
-        exact=True,
-    )
-    assert decisions.masks("train") == {0: [True], 1: [False, True], 2: [False]}
-    assert decisions.masks("test") == {1: [True]}
-    assert decisions.bad.counts() == {"not_found": 1, "duplicate_id": 1}
-    assert decisions.left_out.counts() == {"duplicate": 1}
-    assert len(decisions.quarantine()) == 3
-    assert decisions.num_rows == 6
-
-
-def test_every_row_that_was_read_stays_or_is_counted_whatever_its_id() -> None:
-    bad = {"shard": 0, "id": "a", "reason": "not_found", "detail": "gone"}
+def test_every_row_that_was_read_stays_or_is_counted_whatever_its_id(tmp_path: Path) -> None:
     rows = (
-        bad,
-        bad,
+        refused("a"),
+        refused("a"),
         row("a", text="x"),
         row("b", text="x"),
-        {**bad, "id": "b"},
+        refused("b"),
         row("b", text="y"),
         row("a", text="z"),
     )
-    decisions = decided(*rows, exact=True)
-    assert kept(decisions) == ["a"]
-    assert decisions.bad.counts() == {"not_found": 3, "duplicate_id": 2}
-    assert decisions.left_out.counts() == {"duplicate": 1}
-    assert len(decisions.quarantine()) + len(decisions.kept()) == decisions.num_rows == 7
+    index = decided(*rows, exact=True)
+    assert places(index) == [2]
+    assert index.reasons(is_bad=True) == {"not_found": 3, "duplicate_id": 2}
+    assert index.reasons(is_bad=False) == {"duplicate": 1}
+    index.write_quarantine(tmp_path / "quarantine.parquet")
+    assert [each.row_id for each in Quarantine.read(tmp_path / "quarantine.parquet")] == [
+        *("a", "a (row 2)", "b", "b (row 5)", "b (row 6)", "a (row 7)")
+    ]
+
+
+def test_too_many_bad_rows_stop_the_job_and_what_is_left_out_makes_none_bad() -> None:
+    index = decided(row("a", text="x"), row("b", text="x"), row("c"), refused("d"), exact=True)
+    index.check(4, 0.25)
+    with pytest.raises(TooManyBadRows, match=r"1 of 4 rows were refused \(1 not_found\).*First: d: gone"):
+        index.check(4, 0.2)

@@ -1,0 +1,62 @@
+"""What is on disk of all rows: which are in which table, in which order, and what the card counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from pipeline.data.ingest.index import CACHE_MIB, PROMPTS, Index
+from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
+from pipeline.records import MediaKind
+from tests.data.ingest.index_rows import described, key
+
+
+def test_rows_go_to_the_tables_they_are_for_in_the_order_of_the_sources() -> None:
+    index = Index(":memory:")
+    rows = (
+        described("plain", place=3),
+        described("pair", place=1, is_pair=True, has_margin=True, modalities=["image", "audio"]),
+        described("good", place=2, label=True, modalities=["video"]),
+        described("bad", shard=1, label=False),
+        described("gone", shard=1, place=1, is_pair=True, modalities=["video"]),
+        described("other", shard=1, place=2, split="test"),
+    )
+    for number, row in enumerate(rows):
+        assert index.add(number, row, contents=())
+    index.leave_out(4)
+    of = {table: list(index.places(table, "train", is_sorted=False)) for table in (PROMPTS, PREFERENCES, JUDGEMENTS)}
+    assert of == {PROMPTS: [(0, 3), (0, 1), (0, 2)], PREFERENCES: [(0, 1)], JUDGEMENTS: [(0, 2), (1, 0)]}
+    assert {table: index.size(table, "train") for table in of} == {table: len(rows) for table, rows in of.items()}
+    assert index.kinds(PREFERENCES) == {MediaKind.IMAGE, MediaKind.AUDIO}
+    assert index.kinds(JUDGEMENTS) == {MediaKind.VIDEO}
+    assert index.has_margins()
+    assert index.counts("task") == {"a": {"test": 1, "train": 4}}
+
+
+def test_a_sorted_split_ends_with_what_nobody_knows_the_value_of_and_equals_keep_their_order() -> None:
+    index = Index(":memory:")
+    for number, value in enumerate((2.0, None, 1.0, 2.0, None, 0.5)):
+        index.add(number, described(str(number), place=number, sort_value=value), contents=())
+    assert [place for _, place in index.places(PROMPTS, "train", is_sorted=True)] == [5, 2, 0, 3, 1, 4]
+
+
+def test_an_id_is_taken_once_and_files_are_in_use_as_long_as_a_row_stays() -> None:
+    index = Index(":memory:")
+    assert index.add(1, described("a", files=["x.png", "y.png"]), contents=())
+    assert not index.add(2, described("a", files=["z.png"]), contents=())
+    assert index.add(3, described("b", files=["x.png", "x.png"]), contents=())
+    index.leave_out(1)
+    assert [index.uses(name) for name in ("x.png", "y.png", "z.png")] == [True, False, False]
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    index, process = Index(tmp_path / "index.sqlite"), psutil.Process()
+    used: list[int] = []
+    for number in range(40_000):
+        index.add(number, described(f"{number:01000}"), contents=[bytes.fromhex(key(str(number)))])
+        if number % 20_000 == 19_999:
+            used.append(process.memory_full_info().uss)
+    assert index.size(PROMPTS, "train") == 40_000
+    assert (tmp_path / "index.sqlite").stat().st_size > 4 * CACHE_MIB * 2**20
+    assert used[1] - used[0] < CACHE_MIB * 2**20 / 2
