@@ -1,7 +1,7 @@
 """Tables on disk: prompts (some rows at a time), preferences, and the quarantine.
 
 Training reads the prompt table as a stream (`stream.py`). Here it is read by id or by the number of the row, where a
-few rows are asked for, or all ids, tasks and answers of a small split. `PromptOrder` orders what fits into memory.
+few rows are asked for, or all ids, tasks and answers of a small split.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -113,9 +113,7 @@ class PromptTable:
         self.layout = Layout.read(directory or ".", name.removesuffix(".parquet"))
         """Its row groups."""
         self._store = MediaStore(directory or ".")
-        self._rows_of = lru_cache(maxsize=_CACHED_GROUPS)(self._read_group)
-        self._ids_of = lru_cache(maxsize=_CACHED_GROUPS)(partial(self._read_group, columns=["id"]))
-        self._part = cache(lambda part: Part(self.layout.directory, self.layout.names[part]).file)
+        self._rows = _RowReader(self.layout)
         self._index: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -127,13 +125,9 @@ class PromptTable:
         Raises:
             ValueError: two rows have the same id.
         """
-        infos: list[PromptInfo] = []
-        layout = self.layout.head(num_rows)
-        for index in range(len(layout.num_rows)):
-            group = layout.group(index)
-            present = self._part(group.part).schema_arrow.names
-            columns = [name for name in ("id", "task", "answer", "demonstration", "prompt") if name in present]
-            infos += map(_info, self._read_group(group, columns).slice(0, group.num_rows).to_pylist())
+        columns = ("id", "task", "answer", "demonstration", "prompt")
+        groups = _RowReader(self.layout.head(num_rows)).groups(columns)
+        infos = [_info(row) for group in groups for row in group.to_pylist()]
         for id, count in Counter(info.id for info in infos).most_common(1):
             if count > 1:
                 raise self._ambiguous(id)
@@ -151,7 +145,8 @@ class PromptTable:
         unknown: list[str] = []
         for id in ids:
             start, end = (int(np.searchsorted(hashes, _hash(id), side=side)) for side in ("left", "right"))
-            matches = [int(row) for row in numbers[start:end] if self._id(int(row)) == id]
+            alike = self._rows.cells(numbers[start:end].tolist(), ("id",))
+            matches = [row for row, cells in alike.items() if cells["id"] == id]
             if len(matches) > 1:
                 raise self._ambiguous(id)
             found += matches
@@ -171,39 +166,25 @@ class PromptTable:
 
     def read_rows(self, rows: Sequence[int], *, prefix: str = "") -> list[Prompt | Quarantined]:
         """The prompts in rows of these numbers; a row that cannot be used comes as `Quarantined`."""
-        found: dict[int, Prompt | Quarantined] = {}
-        for row in sorted(set(rows)):  # by place, so that each group is read once
-            group = self.layout.group_of(row)
-            cells = self._rows_of(group).slice(row - group.first, 1).to_pylist()[0]
-            found[row] = prompt_of(cells, store=self._store, name=f"row {row}", prefix=prefix)
+        found = {
+            row: prompt_of(cells, store=self._store, name=f"row {row}", prefix=prefix)
+            for row, cells in self._rows.cells(rows).items()
+        }
         return [found[row] for row in rows]
 
     def sources(self) -> dict[str, list[str]]:
         """The sources of each row by its id, for leakage checks."""
-        parts = [
-            self._part(part).read(columns=["id", "sources"], use_threads=False)
-            for part in range(len(self.layout.names))
-        ]
-        return {row["id"]: row["sources"] or [] for table in parts for row in table.to_pylist()}
+        groups = self._rows.groups(("id", "sources"))
+        return {row["id"]: row["sources"] or [] for group in groups for row in group.to_pylist()}
 
     def _hashes(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Hashes of all ids, sorted, and the number of each one's row."""
         if self._index is None:
-            hashes = np.empty(len(self), np.uint64)
-            for index in range(len(self.layout.num_rows)):
-                group = self.layout.group(index)
-                ids = self._ids_of(group)["id"].to_pylist()
-                hashes[group.first : group.first + group.num_rows] = [_hash(id or "") for id in ids]
+            ids = (id for group in self._rows.groups(("id",)) for id in group["id"].to_pylist())
+            hashes = np.fromiter((_hash(id or "") for id in ids), np.uint64, len(self))
             order = np.argsort(hashes, kind="stable")
             self._index = hashes[order], order
         return self._index
-
-    def _id(self, row: int) -> str:
-        group = self.layout.group_of(row)
-        return self._ids_of(group)["id"][row - group.first].as_py()
-
-    def _read_group(self, group: Group, columns: list[str] | None = None) -> Any:
-        return self._part(group.part).read_row_group(group.place, columns=columns, use_threads=False)
 
     def _ambiguous(self, id: str) -> ValueError:
         return ValueError(f"{self.path}: two rows have the id {id!r}; ids must be unique in a split")
@@ -224,76 +205,40 @@ def _info(row: Mapping[str, Any]) -> PromptInfo:
     )
 
 
-class PromptOrder:
-    """Which prompts each step draws: endless epochs, each a fresh permutation, cut into batches.
-
-    A batch depends on (seed, step, size) alone, so a run that resumes draws what it would have drawn. Batches run
-    across the end of an epoch. There, prompts that the old epoch has already put into the batch move back in the
-    new epoch, so that no batch holds an id twice (as long as `size <= len(ids)`).
-    """
-
-    def __init__(self, ids: Sequence[str], seed: int) -> None:
-        if not ids:
-            raise ValueError("no ids to draw from")
-        self._ids = tuple(ids)
-        self._seed = seed
-        self._known: tuple[int, int, NDArray[np.int64]] | None = None  # size, epoch, order: where the last walk ended
-
-    def batch(self, step: int, size: int) -> list[str]:
-        """The ids of batch number `step` (from 0)."""
-        if step < 0 or size < 1:
-            raise ValueError(f"step={step}, size={size}: a step counts from 0 and a batch holds at least one prompt")
-        batch: list[str] = []
-        position = step * size
-        while len(batch) < size:
-            epoch, start = divmod(position, len(self._ids))
-            taken = self._order(epoch, size)[start : start + size - len(batch)]
-            batch.extend(self._ids[index] for index in taken)
-            position += len(taken)
-        return batch
-
-    def _order(self, epoch: int, size: int) -> NDArray[np.int64]:
-        """The order of an epoch: indices int64 [len(ids)]. Each leans on the one before, so they are made in turn."""
-        if self._known is None or self._known[0] != size or self._known[1] > epoch:
-            self._known = (size, 0, self._permutation(0))
-        _, current, order = self._known
-        while current < epoch:
-            current += 1
-            num_straddling = (current * len(self._ids)) % size  # of the batch that began in the epoch before
-            order = self._apart(self._permutation(current), order, num_straddling, size - num_straddling)
-        self._known = (size, current, order)
-        return order
-
-    def _apart(
-        self, order: NDArray[np.int64], previous: NDArray[np.int64], num_before: int, num_after: int
-    ) -> NDArray[np.int64]:
-        """`order`, with none of the last `num_before` of `previous` among its first `num_after`."""
-        if num_before == 0 or num_before + num_after > len(order):
-            return order
-        free = np.flatnonzero(~np.isin(order, previous[-num_before:]))[:num_after]
-        return np.concatenate([order[free], np.delete(order, free)])
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._ids))
+def write_preferences(path: Path, preferences: Iterable[Preference]) -> int:
+    """Writes comparisons, as they come, as one Parquet file with `PREFERENCE_SCHEMA`; returns their number."""
+    rows = ({**vars(preference), "rater_kind": preference.rater_kind.value} for preference in preferences)
+    return write_prompts(path, rows, schema=PREFERENCE_SCHEMA)
 
 
-def write_preferences(path: Path, preferences: Sequence[Preference]) -> None:
-    """Writes comparisons as one Parquet file with `PREFERENCE_SCHEMA`."""
-    rows = [{**vars(preference), "rater_kind": preference.rater_kind.value} for preference in preferences]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=PREFERENCE_SCHEMA), path, compression="zstd")
+class PreferenceTable:
+    """Comparisons on disk. Opening it reads the footer alone; rows have numbers, from 0."""
 
+    def __init__(self, path: Path) -> None:
+        """Opens what `write_preferences` wrote.
 
-def read_preferences(path: Path) -> list[Preference]:
-    """Reads what `write_preferences` wrote.
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no preference table here; make one with `python -m jobs.reward_model`")
+        self.path = path
+        self.layout = Layout.read(str(path.parent), path.stem)
+        """Its row groups."""
+        self._rows = _RowReader(self.layout)
 
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no preference table here; make one with `python -m jobs.reward_model`")
-    rows = cast("list[dict[str, Any]]", pq.read_table(path, schema=PREFERENCE_SCHEMA).to_pylist())
-    return [_preference(**row) for row in rows]
+    def __len__(self) -> int:
+        return self.layout.total_rows
+
+    def read(self, rows: Iterable[int] | None = None) -> list[Preference]:
+        """The comparisons in rows of these numbers; None reads all."""
+        numbers = list(range(len(self)) if rows is None else rows)
+        cells = self._rows.cells(numbers)
+        return [_preference(**cells[number]) for number in numbers]
+
+    def raters(self) -> list[str]:
+        """Who compared, each once, sorted."""
+        return sorted({each for group in self._rows.groups(["rater"]) for each in group["rater"].to_pylist()})
 
 
 def _preference(
@@ -306,6 +251,35 @@ def _preference(
         error_rate=error_rate,
         **texts,
     )
+
+
+class _RowReader:
+    """Reads some rows of a split; the groups that were read last are kept."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._part = cache(lambda part: Part(layout.directory, layout.names[part]).file)
+        self._kept = lru_cache(maxsize=_CACHED_GROUPS)(self.group)
+
+    def cells(self, rows: Iterable[int], columns: tuple[str, ...] | None = None) -> dict[int, dict[str, Any]]:
+        """The rows of these numbers."""
+        found: dict[int, dict[str, Any]] = {}
+        for row in sorted(set(rows)):  # by place, so that each group is read once
+            group = self._layout.group_of(row)
+            found[row] = self._kept(group, columns).slice(row - group.first, 1).to_pylist()[0]
+        return found
+
+    def groups(self, columns: Sequence[str]) -> Iterator[Any]:
+        """All groups, one after the other; of the columns, those that are there."""
+        for index in range(len(self._layout.num_rows)):
+            group = self._layout.group(index)
+            present = self._part(group.part).schema_arrow.names
+            yield self.group(group, tuple(name for name in columns if name in present)).slice(0, group.num_rows)
+
+    def group(self, group: Group, columns: tuple[str, ...] | None = None) -> Any:
+        """A group as a table."""
+        chosen = None if columns is None else list(columns)
+        return self._part(group.part).read_row_group(group.place, columns=chosen, use_threads=False)
 
 
 class TooManyBadRows(RuntimeError):

@@ -7,17 +7,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.data.schema import PROMPT_SCHEMA, to_row
 from pipeline.data.table import (
     ROWS_PER_GROUP,
-    PromptOrder,
+    PreferenceTable,
     PromptTable,
     Quarantine,
     TooManyBadRows,
-    read_preferences,
     write_preferences,
     write_prompts,
 )
@@ -116,50 +113,18 @@ def test_two_rows_with_one_id_are_an_error(tmp_path: Path) -> None:
             look_up()
 
 
-@settings(max_examples=60, deadline=None)
-@given(num_ids=st.integers(1, 40), size=st.integers(1, 40), seed=st.integers(0, 5))
-def test_every_epoch_is_a_permutation_and_no_batch_repeats_an_id(num_ids: int, size: int, seed: int) -> None:
-    ids = [str(number) for number in range(num_ids)]
-    order = PromptOrder(ids, seed)
-    batches = [order.batch(step, size) for step in range(3 * num_ids // size + 2)]
-    drawn = [id for batch in batches for id in batch]
-    for start in range(0, 3 * num_ids, num_ids):
-        assert sorted(drawn[start : start + num_ids]) == sorted(ids)
-    for batch in batches:
-        assert len(batch) == size
-        if size <= num_ids:
-            assert len(set(batch)) == size
-
-
-def test_a_batch_depends_on_seed_step_and_size_alone() -> None:
-    ids = [str(number) for number in range(23)]
-    forward = PromptOrder(ids, 7)
-    batches = [forward.batch(step, 5) for step in range(30)]
-    forward.batch(2, 11)
-    for step in (29, 3, 17, 0):
-        assert PromptOrder(ids, 7).batch(step, 5) == batches[step] == forward.batch(step, 5)
-    assert PromptOrder(ids, 8).batch(0, 5) != batches[0]
-    epochs = [
-        [id for step in range(4 * epoch, 4 * epoch + 4) for id in PromptOrder(ids[:20], 7).batch(step, 5)]
-        for epoch in range(2)
-    ]
-    assert epochs[0] != epochs[1], "each epoch has an order of its own"
-
-
-def test_an_order_of_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no ids"):
-        PromptOrder([], 0)
-
-
 def test_preferences_come_back_as_they_were(tmp_path: Path) -> None:
     preferences = [
         Preference("row-1", (1, 2), (3,), "yes", "no", "oracle", RaterKind.SCRIPTED, 0.05),
         Preference("row-2", (4,), (), "ja", "", "anna", RaterKind.HUMAN),
     ]
     write_preferences(tmp_path / "preferences.parquet", preferences)
-    assert read_preferences(tmp_path / "preferences.parquet") == preferences
+    table = PreferenceTable(tmp_path / "preferences.parquet")
+    assert (len(table), table.raters()) == (2, ["anna", "oracle"])
+    assert table.read() == preferences
+    assert table.read([1, 0, 1]) == [preferences[1], *preferences]
     with pytest.raises(FileNotFoundError, match=r"nothing\.parquet"):
-        read_preferences(tmp_path / "nothing.parquet")
+        PreferenceTable(tmp_path / "nothing.parquet")
 
 
 def test_the_quarantine_counts_each_row_once_and_by_its_first_reason(tmp_path: Path) -> None:
