@@ -92,7 +92,7 @@ def test_content_splits_into_text_and_media_places() -> None:
         ({"prompt": [{"role": "robot", "content": "Hi"}]}, Reason.BAD_ROLE),
         ({"prompt": [{"role": "assistant", "content": "Hi"}]}, Reason.BAD_ROLE),
         ({"answer": " "}, Reason.EMPTY_ANSWER),
-        ({"answer": None}, Reason.EMPTY_ANSWER),
+        ({"answer": ""}, Reason.EMPTY_ANSWER),
         ({"images": [{"bytes": b"one", "path": None}]}, Reason.PLACEHOLDER_MISMATCH),
         ({"videos": None}, Reason.PLACEHOLDER_MISMATCH),
         ({"videos": [{"bytes": None, "path": "/tmp/film.mp4"}]}, Reason.MISSING_BYTES),
