@@ -299,6 +299,7 @@ def test_prompts_that_nobody_answered_are_prepared_learned_from_and_evaluated(
         tiny_checkpoint,
         [Source(path=str(tmp_path / "rows.jsonl"), name="open")],
         "prepare.answers=optional",
+        "prepare.num_workers=1",
         "prepare.count_tokens=false",
         "prepare.split={validation: 0, test: 0}",
         "rlhf={num_steps: 1, prompts_per_step: 4, group_size: 2, samples_every: 1, parity: {num_rows: 0}}",
