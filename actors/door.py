@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from actors.encoder import Needs, PromptRef
 from actors.roles import Encoding, Roles
@@ -13,21 +13,41 @@ from pipeline.data.order import Mixture, Order
 from pipeline.data.schema import Reason
 from pipeline.data.stream import RowStream
 from pipeline.data.table import Quarantine
-from pipeline.records import MediaKind, Quarantined
+from pipeline.records import MediaKind, PromptInfo, Quarantined
 
 MIN_JUDGED_ROWS = 1000
 """Rows (or the whole table) whose share of bad ones `data.max_bad_fraction` bounds at least: among the first few rows,
 one bad row is many."""
 
+Lacks = Callable[[PromptInfo], str | None]
+"""What a row lacks for a stage, and the cure, for the quarantine; None where it lacks nothing."""
+
+
+def nothing(info: PromptInfo) -> None:
+    """What a row lacks for a stage that needs no answer."""
+
+
+def given(text: str | None) -> str:
+    """An answer without which the door lets no row in."""
+    if text is None:
+        raise ValueError("a row without the answer that this stage needs came through; its door must ask (`lacks`)")
+    return text
+
 
 class Door:
     """Lets the good rows of one split in, and remembers why others were refused."""
 
-    def __init__(self, roles: Roles, recipe: Recipe, split: str, *, stage: str, needs: Needs):
+    def __init__(self, roles: Roles, recipe: Recipe, split: str, *, stage: str, needs: Needs, lacks: Lacks = nothing):
+        """Opens the tables.
+
+        needs: what is made of each prompt. lacks: tells the rows that this stage can make no use of, as they have no
+        answer; they are refused as `empty_answer`.
+        """
         self._roles = roles
         self._recipe = recipe
         self.split = split
         self._needs = needs
+        self.lacks = lacks
         self._file = recipe.run.directory / "quarantine" / f"{stage}_{split}.parquet"
         self.datasets = Datasets(recipe.datasets, split)
         """The tables, for reading some of their rows."""
@@ -65,6 +85,8 @@ class Door:
             elif row_of.setdefault(prompt.id, prompt.row) != prompt.row:
                 detail = f"rows {row_of[prompt.id].row} and {prompt.row.row} have this id"
                 self.quarantine.add(Quarantined(prompt.id, Reason.DUPLICATE_ID.value, detail))
+            elif (detail := self.lacks(prompt.info)) is not None:
+                self.quarantine.add(Quarantined(prompt.id, Reason.EMPTY_ANSWER.value, detail))
             else:
                 admitted.append(prompt)
         if len(self.quarantine) > num_refused or not self._file.is_file():

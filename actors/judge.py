@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.door import Lacks
 from actors.encoder import PromptRef
 from actors.reward import RewardWorker
 from actors.roles import Roles, collect
@@ -18,7 +19,7 @@ from actors.scoring import Group, score
 from pipeline.algorithms.shaping import combine, overlong_penalty, varied_groups
 from pipeline.config import Recipe, RewardName
 from pipeline.records import Rollout
-from pipeline.rewards import score_rules
+from pipeline.rewards import needs_answer, score_rules
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,13 @@ class Judged:
         """The groups whose rewards differ."""
         is_varied = varied_groups(rewards=self.rewards.view(len(self.rollouts), -1))
         return self.select(is_varied.nonzero()[:, 0].tolist(), reason="groups_without_variance")
+
+
+def lacks(recipe: Recipe) -> Lacks:
+    """What rows lack for the recipe's rewards: an answer, where one of them compares with it."""
+    comparing = ", ".join(name for name in recipe.rlhf.rewards if needs_answer(name))
+    detail = f"no answer, which rlhf.rewards compares with ({comparing}); rewards={{learned: 1.0}} needs none"
+    return lambda info: detail if comparing and info.answer is None else None
 
 
 def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, step: int) -> Judged:

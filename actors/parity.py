@@ -39,7 +39,8 @@ def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) 
     Raises:
         ParityError: they differ by more than rounding; the table names the rows, modalities and causes.
     """
-    infos = mixed_sample(door.datasets.infos(SCANNED_ROWS), recipe.rlhf.parity.num_rows)
+    usable = [info for info in door.datasets.infos(SCANNED_ROWS) if door.lacks(info) is None]
+    infos = mixed_sample(usable, recipe.rlhf.parity.num_rows)
     prompts = door.admit([info.id for info in infos])
     rollouts = _completions(roles, recipe, prompts)
     groups: list[Group] = [

@@ -5,6 +5,7 @@
                  -> samples.jsonl, summary.json, report.html
 
 The true reward is the exact match of sampled completions: its mean is what the policy is worth as it samples.
+Rows without an answer have the learned reward and the KL alone, and are counted.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
             for mode in Mode:
                 samples += sample(roles, recipe, prompts, infos, model=model, mode=mode)
             if recipe.evaluate.blind and model is ModelName.RLHF:
-                for blanked in blankings(list(infos.values())):
-                    ids = [info.id for info in infos.values() if blanked <= set(info.modalities)]
+                answered = [info for info in infos.values() if info.answer is not None]
+                for blanked in blankings(answered):
+                    ids = [info.id for info in answered if blanked <= set(info.modalities)]
                     unseen = door.admit(ids, blanked=blanked)
                     samples += sample(roles, recipe, unseen, infos, model=model, mode=Mode.GREEDY, blanked=blanked)
     write_samples(samples_file(recipe), samples)
@@ -154,7 +156,12 @@ def flat(calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
 
 
 def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
-    """The measures that fit a row: WER where something is heard, overlap for longer answers, the others always."""
+    """The measures that fit a row: WER where something is heard, overlap for longer answers, the others always.
+
+    Where there is no answer, none fits.
+    """
+    if info.answer is None:
+        return {}
     rewards = {
         "exact_match": exact_match(completion.text, info.answer),
         "contains": contains(completion.text, info.answer),
@@ -189,6 +196,7 @@ def publish(
     prompts = read_prompts(recipe, list({sample.prompt_id: None for sample in samples}))
     evaluation = summarise(samples, seed=recipe.run.seed)
     stage_s, counts = read_stages(recipe), read_counts(recipe)
+    counts["rows_without_answer"] = len({sample.prompt_id for sample in samples if sample.answer is None})
     summary = summary_json(
         evaluation, stage_s=stage_s, total_s=sum(stage_s.values()), seed=recipe.run.seed, counts=counts
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 import ray
 
 from actors import supervised
-from actors.door import Batches, Door
+from actors.door import Batches, Door, given, nothing
 from actors.encoder import needs_of
 from actors.group import split
 from actors.metrics import ray_sinks
@@ -30,7 +30,7 @@ from pipeline.data.preferences import read_pairs
 from pipeline.data.table import read_preferences, write_preferences
 from pipeline.feedback.scripted import ScriptedRater
 from pipeline.models.processing import load_processor
-from pipeline.records import Preference, RaterKind
+from pipeline.records import Preference, PromptInfo, RaterKind
 from pipeline.tracking import Tracker
 
 # Seeds of the compared samples are those of a step that training never takes.
@@ -48,7 +48,9 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     with crew_of(recipe, crew) as workers:
         roles = workers.roles(roles_needed)
         needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
-        door = Door(roles, recipe, "train", stage="reward_model", needs=needs)
+        # Comparisons that are there speak for themselves.
+        asked = nothing if table.is_file() else lacks
+        door = Door(roles, recipe, "train", stage="reward_model", needs=needs, lacks=asked)
         num_steps = recipe.reward_model.num_steps
         with Tracker(
             recipe.run, "reward_model", num_steps=num_steps, extra_sinks=ray_sinks(recipe.run, "reward_model")
@@ -58,6 +60,13 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
             ):
                 supervised.show(tracker, step, metrics)
     return target
+
+
+def lacks(info: PromptInfo) -> str | None:
+    """What a row lacks for the scripted rater."""
+    if info.answer is not None:
+        return None
+    return "no answer for the scripted rater to compare with; bring comparisons instead (preferences.parquet)"
 
 
 def comparisons(
@@ -128,7 +137,9 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
     )
     rater = ScriptedRater(error_rate=settings.error_rate, seed=recipe.run.seed)
     rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
-    judged = [rater.compare(rollout, prompt.info.answer) for prompt, rollout in zip(prompts, rollouts, strict=True)]
+    judged = [
+        rater.compare(rollout, given(prompt.info.answer)) for prompt, rollout in zip(prompts, rollouts, strict=True)
+    ]
     preferences = [preference for preference in judged if preference is not None]
     print(
         f"{len(judged) - len(preferences)} of {len(judged)} groups have no better completion: no preference", flush=True

@@ -27,7 +27,7 @@ from actors.critic import CriticWorker
 from actors.door import Batches, Door
 from actors.encoder import EncoderWorker, PromptRef
 from actors.group import WorkerGroup
-from actors.judge import Judged, groups_of, judged_batch
+from actors.judge import Judged, groups_of, judged_batch, lacks
 from actors.metrics import ray_sinks
 from actors.policy import Minibatch, PolicyWorker, plan_update
 from actors.reference import ReferenceWorker
@@ -54,7 +54,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
         state = checkpoints.LoopState.start(algorithm.kl)
         if resume:
             state = checkpoints.resume(roles, recipe)
-        door = Door(roles, recipe, "train", stage="rlhf", needs=loop_needs(recipe))
+        door = Door(roles, recipe, "train", stage="rlhf", needs=loop_needs(recipe), lacks=lacks(recipe))
         if settings.parity.num_rows and not resume:
             parity.check(roles, recipe, door, stage="after loading", stock=True)
         sync_weights(roles, state.step)

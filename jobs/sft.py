@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from actors import supervised
-from actors.door import Batches, Door
+from actors.door import Batches, Door, given
 from actors.encoder import needs_of
 from actors.metrics import ray_sinks
 from actors.roles import Crew, crew_of
 from jobs.command import main
 from pipeline.config import Recipe
+from pipeline.records import PromptInfo
 from pipeline.tracking import Tracker
 
 ENCODED_AHEAD = 2
@@ -33,7 +34,8 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     settings = recipe.sft
     with crew_of(recipe, crew) as workers:
         roles = workers.roles({"encoder": source})
-        door = Door(roles, recipe, "train", stage="sft", needs=needs_of(recipe, source, settings.parts))
+        needs = needs_of(recipe, source, settings.parts)
+        door = Door(roles, recipe, "train", stage="sft", needs=needs, lacks=lacks)
         batches = Batches(door, recipe, size=settings.batch_size, num_rows=settings.rows)
         # Of each batch that lies ready: metrics tell of the step, and not of how far reading is ahead of it.
         drawn: deque[dict[str, float]] = deque()
@@ -44,7 +46,9 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
                 prompts = batches.take()
                 refused = {f"counts/quarantined:{name}": float(n) for name, n in door.quarantine.counts().items()}
                 drawn.append({**batches.metrics(), **refused})
-                yield {"items": [supervised.Demonstration(prompt, prompt.info.demonstration) for prompt in prompts]}
+                yield {
+                    "items": [supervised.Demonstration(prompt, given(prompt.info.demonstration)) for prompt in prompts]
+                }
 
         tracker = Tracker(recipe.run, "sft", num_steps=settings.num_steps, extra_sinks=ray_sinks(recipe.run, "sft"))
         with tracker, closing(batches):
@@ -52,6 +56,13 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
                 supervised.show(tracker, step, {**metrics, **(drawn.popleft() if step >= 0 else {})})
                 workers.start_next()
     return target
+
+
+def lacks(info: PromptInfo) -> str | None:
+    """What a row lacks to be learned."""
+    if info.demonstration is not None:
+        return None
+    return "neither demonstration nor answer; give SFT a data.path, or first sft.rows, in which every row has one"
 
 
 if __name__ == "__main__":

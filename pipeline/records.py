@@ -85,14 +85,15 @@ class Message:
 class Prompt:
     """A row of the prompt table: messages, media in the order of their tags, and the reference answer.
 
-    `demonstration` is what a demonstrator answered, for SFT; None where that is the reference answer.
+    `answer` is None where nobody knows one. `demonstration` is what a demonstrator answered, for SFT; None where that
+    is the reference answer, or where there is neither.
     """
 
     id: str
     task: str
     messages: tuple[Message, ...]
     media: tuple[Medium, ...]
-    answer: str
+    answer: str | None
     demonstration: str | None = None
 
 
@@ -102,9 +103,10 @@ class PromptInfo:
 
     id: str
     task: str
-    answer: str
-    demonstration: str
-    """What SFT learns: the demonstrator's answer, or the reference answer where there is none."""
+    answer: str | None
+    """The reference answer; None where nobody knows one."""
+    demonstration: str | None
+    """What SFT learns: the demonstrator's answer, or else the reference answer; None where there is neither."""
     modalities: tuple[MediaKind, ...]
     """The kinds present in the prompt, each once, in the order of `MediaKind`."""
 

@@ -22,7 +22,7 @@ from pipeline.config.checkpoints import BestMode, Checkpoints
 from pipeline.config.data import Access, Data, Dataset, MediaLimits, RowOrder
 from pipeline.config.loading import describe, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
-from pipeline.config.prepare import Form, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
+from pipeline.config.prepare import Answers, Form, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
 from pipeline.config.recipe import (
     Cluster,
     Device,
@@ -46,6 +46,7 @@ __all__ = [
     "AdvantageEstimator",
     "Aggregation",
     "Algorithm",
+    "Answers",
     "BestMode",
     "Checkpoints",
     "Cluster",

@@ -38,6 +38,11 @@ class MediaAs(StrEnum):
     REFERENCES = "references"
 
 
+class Answers(StrEnum):
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
 class Source(Section):
     path: str
     """A file or a directory, on disk or at an address that pyarrow or fsspec opens (`s3://bucket/data`)."""
@@ -83,6 +88,9 @@ class Prepare(Section):
     """What the table is made of. Empty: the built-in data."""
     map: dict[str, str] = Field(default_factory=dict[str, str])
     """Where columns have other names than usual: our name to theirs, for all sources. `--map answer=label` adds one."""
+    answers: Answers = Answers.REQUIRED
+    """`required`: a row without an answer is refused; `optional`: it is kept, with a null in its place. Rewards that
+    compare with an answer refuse such rows in training. A blank answer is refused either way."""
     steps: Steps = ()
     """Preprocessing, in this order: docs/preprocessing.md."""
     split: Splitting = Splitting()

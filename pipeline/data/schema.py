@@ -197,8 +197,8 @@ def from_row(row: Mapping[str, Any]) -> Prompt:
     """The prompt of a row, its media interleaved in the order of their tags. Media are not decoded here.
 
     Raises:
-        RowError: no id, no messages, an unknown role or an end that is not the user's turn, no answer,
-            tags that do not match the media, or a medium without bytes.
+        RowError: no id, no messages, an unknown role or an end that is not the user's turn, a blank answer (null is
+            none at all), tags that do not match the media, or a medium without bytes.
     """
     messages = messages_of(row)
     if not row.get("id"):
@@ -210,9 +210,9 @@ def from_row(row: Mapping[str, Any]) -> Prompt:
             raise RowError(Reason.BAD_ROLE, f"role {message.role!r} is none of {', '.join(ROLES)}")
     if messages[-1].role != "user":
         raise RowError(Reason.BAD_ROLE, f"the last message is by {messages[-1].role!r}; a prompt ends with the user")
-    answer = cast("str | None", row.get("answer")) or ""
-    if not answer.strip():
-        raise RowError(Reason.EMPTY_ANSWER, "column answer is empty")
+    answer = cast("str | None", row.get("answer"))
+    if answer is not None and not answer.strip():
+        raise RowError(Reason.EMPTY_ANSWER, "the answer is blank; where nobody knows one it must be null")
     return Prompt(
         id=cast(str, row["id"]),
         task=cast("str | None", row.get("task")) or "",

@@ -195,7 +195,7 @@ def _hash(id: str) -> np.uint64:
 
 
 def _info(row: Mapping[str, Any]) -> PromptInfo:
-    answer = row["answer"] or ""
+    answer = row.get("answer")
     return PromptInfo(
         id=row["id"] or "",
         task=row["task"] or "",

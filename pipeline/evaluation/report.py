@@ -179,6 +179,8 @@ def duration(seconds: float) -> str:
 def verdict(overall: Slice) -> str:
     """What the paired difference allows one to say, in one sentence."""
     gain = overall.gain
+    if gain is None and len(overall.models) > 1:
+        return "No prompt with a reference answer was answered by both models, so there is nothing to compare."
     if gain is None:
         return "Only one model was evaluated, so there is nothing to compare."
     points = f"{abs(gain.value) * 100:.1f} points"

@@ -48,6 +48,7 @@ class SampleResult:
 
     modalities: kinds of media in the prompt, each once; empty for text alone.
     blanked: kinds whose media were blanked for this completion; empty where the prompt was shown whole.
+    answer: the reference answer; None where nobody knows one.
     token_kl: policy minus reference logprob of each completion token, in nats; empty where it was not measured.
     rewards: by name: `exact_match` in [0, 1], `wer` (an error rate: lower is better), `bleu` and `rouge_l` in [0, 1].
         A name that does not apply, or whose scoring failed, is left out.
@@ -60,7 +61,7 @@ class SampleResult:
     model: ModelName
     mode: Mode
     blanked: tuple[str, ...]
-    answer: str
+    answer: str | None
     text: str
     finish_reason: str
     num_tokens: int

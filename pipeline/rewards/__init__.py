@@ -23,7 +23,7 @@ from pipeline.rewards.length import length_reward
 from pipeline.rewards.wer import wer_reward
 
 Rule = Callable[[Completion, str], float]
-"""(completion, reference answer) -> finite reward."""
+"""(completion, reference answer) -> finite reward. Every rule compares: where there is no answer it says nothing."""
 
 
 def _length_rule(completion: Completion, answer: str) -> float:
@@ -36,6 +36,14 @@ RULES: dict[RewardName, Rule] = {
     RewardName.WER: lambda completion, answer: wer_reward(completion.text, answer),
     RewardName.LENGTH: _length_rule,
 }
+
+
+def needs_answer(name: RewardName) -> bool:
+    """Whether a reward compares with the reference answer: all rules do (to `length` it is the longest that is free).
+
+    The reward model alone judges completions of prompts that have none.
+    """
+    return name in RULES
 
 
 @dataclass(frozen=True)
@@ -73,18 +81,19 @@ def score_rules(
     *,
     names: Sequence[RewardName],
     completions: Sequence[Completion],
-    answers: Sequence[str],
+    answers: Sequence[str | None],
     rules: Mapping[RewardName, Rule] = RULES,
 ) -> RuleScores:
     """Scores B completions by the named rules.
 
     A rule that raises, or gives NaN or infinity, stops nothing: that reward is 0.0 (NaN would spread over the whole
-    step through whitening and running scales) and becomes a `RuleFailure`, for the caller to count and report.
+    step through whitening and running scales) and becomes a `RuleFailure`, for the caller to count and report. So does
+    that of a prompt without an answer.
 
     Args:
         names: which rules; `learned` is not one.
         completions: B.
-        answers: B reference answers, one a completion.
+        answers: B reference answers, one a completion; None where there is none.
         rules: where the names are looked up.
 
     Raises:
@@ -101,6 +110,8 @@ def score_rules(
         values[name] = torch.zeros(len(completions))
         for row, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
             try:
+                if answer is None:
+                    raise ValueError("no answer to compare with")
                 value = rules[name](completion, answer)
                 if not math.isfinite(value):
                     raise ValueError(f"the rule gave {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import pytest
 
-from actors.door import Batches, Door
+from actors.door import Batches, Door, Lacks, nothing
 from actors.encoder import Needs, PromptRef
+from actors.judge import lacks as lacks_for_rewards
+from jobs import reward_model, sft
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.datasets import Datasets, RowRef
 from pipeline.data.table import Quarantine, TooManyBadRows, info_of, write_prompts
@@ -67,8 +70,10 @@ def _changed(directory: Path, changes: Mapping[int, Mapping[str, Any]]) -> Path:
 
 
 @contextmanager
-def _opened(recipe: Recipe, *, size: int, cursor: int = 0, **options: Any) -> Generator[tuple[Door, Batches]]:
-    door = Door(cast(Any, ReadingRoles(recipe)), recipe, "train", stage="test", needs=Needs())
+def _opened(
+    recipe: Recipe, *, size: int, cursor: int = 0, lacks: Lacks = nothing, **options: Any
+) -> Generator[tuple[Door, Batches]]:
+    door = Door(cast(Any, ReadingRoles(recipe)), recipe, "train", stage="test", needs=Needs(), lacks=lacks)
     with closing(Batches(door, recipe, size=size, cursor=cursor, **options)) as batches:
         yield door, batches
 
@@ -131,6 +136,50 @@ def test_a_batch_without_a_good_row_is_passed_over(table: Path) -> None:
     directory = _changed(table, {row: {"answer": ""} for row in range(5, 10)})
     with _opened(_recipe(directory, *IN_ORDER, "data.max_bad_fraction=0.5"), size=5) as (_, batches):
         assert [batch[0] for batch in _ids(batches, 2)] == ["row-0", "row-10"] and batches.cursor == 3
+
+
+NEITHER: Mapping[str, Any] = {"answer": None, "demonstration": None}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "cure"),
+    [
+        ("{learned: 1.0}", None),
+        ("{learned: 1.0, exact_match: 1.0}", r"rlhf\.rewards compares with \(exact_match\); rewards=\{learned: 1\.0\}"),
+        ("{wer: 1.0, learned: 1.0, length: 0.1}", r"\(wer, length\)"),
+    ],
+)
+def test_rlhf_takes_rows_without_an_answer_where_no_reward_compares_with_it(
+    table: Path, rewards: str, cure: str | None
+) -> None:
+    directory = _changed(table, {3: NEITHER, 4: {"answer": None, "demonstration": "said"}})
+    recipe = _recipe(directory, f"rlhf.rewards={rewards}", "data.max_bad_fraction=0.1")
+    with _opened(recipe, size=60, lacks=lacks_for_rewards(recipe)) as (door, batches):
+        assert len(batches.take()) == (60 if cure is None else 58)
+        assert door.quarantine.counts() == ({} if cure is None else {"empty_answer": 2})
+        assert all(re.search(str(cure), row.detail) for row in door.quarantine)
+
+
+def test_sft_takes_a_demonstration_for_an_answer_and_refuses_what_has_neither(table: Path) -> None:
+    directory = _changed(table, {3: NEITHER, 4: {"answer": None, "demonstration": "said"}})
+    recipe = _recipe(directory, *IN_ORDER, "data.max_bad_fraction=0.1")
+    with _opened(recipe, size=60, lacks=sft.lacks) as (door, batches):
+        learned = {prompt.id: prompt.info.demonstration for prompt in batches.take()}
+    assert learned == {f"row-{row}": "said" if row == 4 else str(row) for row in range(60) if row != 3}
+    (refused,) = Quarantine.read(table.parent / "run" / "quarantine" / "test_train.parquet")
+    assert (refused.row_id, refused.reason) == ("row-3", "empty_answer") and "sft.rows" in refused.detail
+    assert len(door.quarantine) == 1
+
+
+def test_the_scripted_rater_needs_an_answer_and_a_demonstration_is_none(table: Path) -> None:
+    directory = _changed(table, {row: {"answer": None, "demonstration": "said"} for row in range(60)})
+    recipe = _recipe(directory)
+    message = r"20 empty_answer.*First: row-\d+: .*preferences\.parquet"
+    with (
+        _opened(recipe, size=20, lacks=reward_model.lacks) as (_, batches),
+        pytest.raises(TooManyBadRows, match=message),
+    ):
+        batches.take()
 
 
 def test_datasets_of_a_mixture_keep_apart_ids_that_they_share(table: Path) -> None:

@@ -63,6 +63,13 @@ def test_a_text_prompt_needs_no_media() -> None:
     assert from_row(to_row(prompt, [])) == prompt
 
 
+def test_a_prompt_may_have_no_answer_and_its_table_no_such_column() -> None:
+    prompt = Prompt(id="t", task="text", messages=(Message("user", "Hello?"),), media=(), answer=None)
+    row = to_row(prompt, [])
+    assert pa.Table.from_pylist([row], schema=PROMPT_SCHEMA).to_pylist()[0]["answer"] is None
+    assert from_row(row) == from_row({name: row[name] for name in row if name != "answer"}) == prompt
+
+
 def test_the_schema_tells_hugging_face_which_columns_hold_pictures_sounds_and_videos() -> None:
     features = json.loads(PROMPT_SCHEMA.metadata[b"huggingface"])["info"]["features"]
     assert list(features) == PROMPT_SCHEMA.names
@@ -92,7 +99,7 @@ def test_content_splits_into_text_and_media_places() -> None:
         ({"prompt": [{"role": "robot", "content": "Hi"}]}, Reason.BAD_ROLE),
         ({"prompt": [{"role": "assistant", "content": "Hi"}]}, Reason.BAD_ROLE),
         ({"answer": " "}, Reason.EMPTY_ANSWER),
-        ({"answer": None}, Reason.EMPTY_ANSWER),
+        ({"answer": ""}, Reason.EMPTY_ANSWER),
         ({"images": [{"bytes": b"one", "path": None}]}, Reason.PLACEHOLDER_MISMATCH),
         ({"videos": None}, Reason.PLACEHOLDER_MISMATCH),
         ({"videos": [{"bytes": None, "path": "/tmp/film.mp4"}]}, Reason.MISSING_BYTES),

@@ -156,12 +156,22 @@ def test_a_job_stops_above_the_allowed_fraction_and_not_at_it() -> None:
 
 
 def test_sft_learns_the_demonstration_and_the_answer_where_there_is_none(tmp_path: Path) -> None:
-    def row(name: str, demonstration: str | None) -> dict[str, Any]:
-        return to_row(Prompt(name, "task", (Message("user", "?"),), (), "7", demonstration), ())
+    def row(name: str, demonstration: str | None, answer: str | None = "7") -> dict[str, Any]:
+        return to_row(Prompt(name, "task", (Message("user", "?"),), (), answer, demonstration), ())
 
     path = tmp_path / "train.parquet"
-    write_prompts(path, [row("given", "7 maybe"), row("empty", ""), row("none", None)])
-    assert [info.demonstration for info in PromptTable(path).infos()] == ["7 maybe", "7", "7"]
-    without = pq.read_table(path).drop_columns(["demonstration"])
-    pq.write_table(without, path)
-    assert [info.demonstration for info in PromptTable(path).infos()] == ["7", "7", "7"]
+    rows = [
+        row("given", "7 maybe"),
+        row("empty", ""),
+        row("none", None),
+        row("alone", "7", None),
+        row("no", None, None),
+    ]
+    write_prompts(path, rows)
+    assert [info.demonstration for info in PromptTable(path).infos()] == ["7 maybe", "7", "7", "7", None]
+    assert [info.answer for info in PromptTable(path).infos()] == ["7", "7", "7", None, None]
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["demonstration"]), path)
+    assert [info.demonstration for info in PromptTable(path).infos()] == ["7", "7", "7", None, None]
+    pq.write_table(table.drop_columns(["answer"]), path)
+    assert [info.answer for info in PromptTable(path).infos()] == [None] * 5

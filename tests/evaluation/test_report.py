@@ -109,7 +109,7 @@ def completions(prompt: Prompt, kinds: tuple[str, ...], dice: random.Random) -> 
         shown = [(Mode.GREEDY, ()), (Mode.SAMPLED, ()), (Mode.SAMPLED, ())]
         for mode, blanked in shown + [(Mode.GREEDY, blank) for blank in blanks if model == ModelName.RLHF]:
             right = dice.random() < (0.15 if blanked else skill)
-            text = prompt.answer if right else dice.choice(["seven", "a red square moves left", "12"])
+            text = prompt.answer or "" if right else dice.choice(["seven", "a red square moves left", "12"])
             tokens = (*text, "<|im_end|>")
             kl = tuple(dice.gauss(0.3, 0.9) if model == ModelName.RLHF else 0.0 for _ in tokens)
             rewards = {"exact_match": float(right), "wer": 0.0 if right else 1.0}
@@ -232,6 +232,16 @@ def test_an_evaluation_of_one_model_or_of_nothing_still_makes_a_report(tmp_path:
     empty = report(tmp_path, demo, summarise([]), samples=[], curves={}, stage_s={}, notes=())
     assert "No metrics were logged." in empty
     assert payload(empty)["rows"] == []
+
+
+def test_an_evaluation_without_a_single_answer_still_makes_a_report(tmp_path: Path, demo: Demo) -> None:
+    prompts = [replace(prompt, answer=None) for prompt in demo.prompts]
+    samples = [replace(sample, answer=None, rewards={}) for sample in demo.samples if not sample.blanked]
+    rows = browser_rows(prompts, samples, limit=3)
+    text = report(tmp_path, demo, summarise(samples, num_resamples=20), samples=rows)
+    assert "No prompt with a reference answer" in text and "nan" not in text.split("<script")[0].lower()
+    assert payload(text)["rows"][0]["answer"] is None
+    assert payload(text)["rows"][0]["change"] == 0
 
 
 def test_browser_rows_take_the_first_of_every_task_in_turn(demo: Demo) -> None:

@@ -100,6 +100,19 @@ def test_a_completion_that_could_not_be_scored_is_counted_and_in_no_mean() -> No
     assert (sft.num_samples, sft.num_unscored) == (3, 2)
 
 
+def test_prompts_without_an_answer_have_the_measures_that_need_none_and_spoil_no_mean(tmp_path: Path) -> None:
+    unknown: dict[str, Any] = {"answer": None, "learned_reward": 3.0, "task": "open"}
+    rows = [sample("a", SFT, 1.0, learned_reward=1.0), *(sample("b", model, None, **unknown) for model in (SFT, RLHF))]
+    evaluation = summarise(rows)
+    sft, opened = evaluation.overall.models[SFT], evaluation.tasks["open"]
+    assert (value(sft.true_reward), sft.learned_reward, sft.num_unscored) == (1.0, 2.0, 1)
+    assert (opened.models[RLHF].true_reward, opened.gain, opened.models[RLHF].metrics) == (None, None, {})
+    assert summary(evaluation)["tasks"]["open"]["rlhf"]["learned_reward"] == 3.0
+    write_samples(tmp_path / "samples.jsonl", rows)
+    assert read_samples(tmp_path / "samples.jsonl") == rows
+    assert json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[1])["answer"] is None
+
+
 def test_the_gain_compares_only_prompts_that_both_models_answered() -> None:
     rows = [sample("a", SFT, 0.0), sample("a", RLHF, 1.0), sample("only-rlhf", RLHF, 0.0)]
     gain = summarise(rows).overall.gain

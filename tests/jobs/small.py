@@ -27,13 +27,18 @@ SMALL = (
 
 def small_recipe(directory: Path, checkpoint: Path, data: Path, *overrides: str) -> Recipe:
     """The recipe; `base`, `sft` and `reward_model` are all the untrained `checkpoint`."""
+    stages_done(directory, checkpoint)
+    return load_recipe(
+        None, [*SMALL, f"run.directory={directory}", f"data.path={data}", f"model.path={checkpoint}", *overrides]
+    )
+
+
+def stages_done(directory: Path, checkpoint: Path) -> None:
+    """Makes `checkpoint` what SFT and the training of the reward model left."""
     for stage in ("sft", "reward_model"):
         target = directory / "checkpoints" / stage
         if not target.exists():
             shutil.copytree(checkpoint, target)
-    return load_recipe(
-        None, [*SMALL, f"run.directory={directory}", f"data.path={data}", f"model.path={checkpoint}", *overrides]
-    )
 
 
 def curve(recipe: Recipe, stage: str = "rlhf") -> list[dict[str, Any]]:

@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import prepare, reward_model, sft
-from pipeline.config import ConfigError, Recipe, load_recipe
+from actors.roles import crew_of
+from jobs import evaluate, prepare, reward_model, rlhf, sft
+from pipeline.config import ConfigError, Recipe, Source, load_recipe
 from pipeline.data.ingest import shards
 from pipeline.data.media import decode_image
-from pipeline.data.table import PromptTable, Quarantine, TooManyBadRows, read_preferences
+from pipeline.data.table import PromptTable, Quarantine, TooManyBadRows, read_preferences, write_preferences
 from pipeline.records import Prompt, RaterKind
 from tests.data.ingest import samples
-from tests.jobs.small import curve
+from tests.jobs.small import curve, stages_done
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -281,3 +282,46 @@ def test_the_short_options_say_what_their_fields_say() -> None:
     assert [source.path for source in recipe.prepare.sources] == ["a b.jsonl", "s3://c/d"]
     assert recipe.prepare.map == {"answer": "label", "id": "key"}
     assert recipe.data.max_bad_fraction == 0.2
+
+
+def test_prompts_that_nobody_answered_are_prepared_learned_from_and_evaluated(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    (tmp_path / "0.png").write_bytes(samples.digit(0)[0])
+    rows: list[dict[str, Any]] = [
+        {"id": f"{kind}-{number}", "prompt": [{"role": "user", "content": f"{number}: what is it?"}], "images": images}
+        for number in range(4)
+        for kind, images in (("text", []), ("image", ["0.png"]))
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = recipe_of(
+        tmp_path / "run",
+        tiny_checkpoint,
+        [Source(path=str(tmp_path / "rows.jsonl"), name="open")],
+        "prepare.answers=optional",
+        "prepare.num_workers=1",
+        "prepare.count_tokens=false",
+        "prepare.split={validation: 0, test: 0}",
+        "rlhf={num_steps: 1, prompts_per_step: 4, group_size: 2, samples_every: 1, parity: {num_rows: 0}}",
+        "rlhf.algorithm.advantage=rloo",
+        "rlhf.rewards={learned: 1.0}",
+        "rlhf.sampling.max_new_tokens=4",
+        "evaluate={split: train, samples_per_prompt: 1}",
+    )
+    assert prepare.run(recipe) == {"train/open": 8}
+    assert [row["answer"] for row in rows_of(recipe.data_path)] == [None] * 8
+    stages_done(recipe.run.directory, tiny_checkpoint)
+    write_preferences(recipe.run.directory / "preferences.parquet", [])
+    with crew_of(recipe) as crew:
+        rlhf.run(recipe, crew=crew)
+        evaluate.run(recipe, crew=crew)
+
+    (step,) = curve(recipe)
+    assert np.isfinite(step["reward/learned"]) and not any("quarantined" in name for name in step)
+    sampled = [json.loads(line) for line in (recipe.run.directory / "samples.jsonl").read_text().splitlines()]
+    assert sampled and {row["answer"] for row in sampled} == {None}
+    summary = json.loads((recipe.run.directory / "summary.json").read_text())
+    found = summary["overall"]["rlhf"]
+    assert (summary["counts"]["rows_without_answer"], summary["overall"]["num_prompts"]) == (8, 8)
+    assert (found["true_reward"], found["num_unscored"], summary["overall"]["gain"]) == (None, 16, None)
+    assert np.isfinite([found["learned_reward"], found["kl"]]).all() and "exact_match" not in found

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import RewardName
 from pipeline.records import Completion, FinishReason
-from pipeline.rewards import RULES, RuleFailure, score_rules
+from pipeline.rewards import RULES, RuleFailure, needs_answer, score_rules
 
 
 def completion(text: str) -> Completion:
@@ -28,6 +28,18 @@ def _fails_on_seven(made: Completion, answer: str) -> float:
 
 def test_every_reward_of_the_recipe_but_the_learned_one_has_a_rule() -> None:
     assert set(RULES) == set(RewardName) - {RewardName.LEARNED}
+
+
+def test_the_learned_reward_alone_needs_no_answer() -> None:
+    assert [name for name in RewardName if not needs_answer(name)] == [RewardName.LEARNED]
+
+
+def test_where_there_is_no_answer_a_rule_fails_and_is_counted() -> None:
+    names = [name for name in RewardName if needs_answer(name)]
+    scores = score_rules(names=names, completions=[completion("six"), completion("six")], answers=[None, "six"])
+    assert [scores.values[name].tolist() for name in names] == [[0.0, 1.0]] * 3 + [[0.0, 0.0]]
+    assert scores.num_failures == {f"reward_failed:{name}": 1 for name in names}
+    assert scores.failures[0].detail == "ValueError: no answer to compare with"
 
 
 def test_rules_score_each_completion_against_its_answer() -> None:

@@ -20,8 +20,9 @@ class MediumSource:
 class Draft:
     """A row of any source in our terms; a tag in the messages for each medium, in their order.
 
-    `rejected` makes it a comparison in which `answer` was preferred, by `margin` where that is known. `label` makes it
-    a judgement of `answer` alone. `split` and `group` are what the source says, `sort_value` what it is sorted by.
+    `answer` is None where the source has none. `rejected` makes it a comparison in which `answer` was preferred, by
+    `margin` where that is known. `label` makes it a judgement of `answer` alone. Both have an answer. `split` and
+    `group` are what the source says, `sort_value` what it is sorted by.
     """
 
     id: str
@@ -29,7 +30,7 @@ class Draft:
     dataset: str
     messages: tuple[Message, ...]
     media: tuple[MediumSource, ...]
-    answer: str
+    answer: str | None
     demonstration: str | None = None
     rejected: str | None = None
     margin: float | None = None

@@ -70,13 +70,19 @@ class Columns:
 
     def get(self, name: str) -> Any:
         """The value of a column, None where it is absent or empty."""
-        known = (self._names[name],) if name in self._names else NAMES[name]
-        given = (self._raw[column] for column in known if column in self._raw)
-        return next((value for value in given if value is not None and not _is_empty(value)), None)
+        return next((value for value in self._given(name) if not _is_empty(value)), None)
+
+    def has_empty_text(self, name: str) -> bool:
+        """Whether a text of no length stands there, which is not the same as none."""
+        return any(isinstance(value, str | bytes) and not value for value in self._given(name))
 
     def text(self, name: str) -> str | None:
         value = self.get(name)
         return None if value is None else text_of(value, name)
+
+    def _given(self, name: str) -> list[Any]:
+        known = (self._names[name],) if name in self._names else NAMES[name]
+        return [self._raw[column] for column in known if self._raw.get(column) is not None]
 
 
 def _is_empty(value: object) -> bool:
@@ -124,6 +130,8 @@ def draft_of(
         answer, last = last, None
     if answer is None and label is not None:
         answer = text_of(label, "label")
+    if answer is None and columns.has_empty_text("answer"):
+        answer = ""
     _check_turns([message for message, _ in turns])
     messages, filled = fill(turns, media)
     return Draft(
@@ -132,7 +140,7 @@ def draft_of(
         dataset=dataset,
         messages=messages,
         media=filled,
-        answer=_without_tags(answer or "", "the answer"),
+        answer=None if answer is None else _without_tags(answer, "the answer"),
         demonstration=_spoken(columns, "demonstration") or last,
         rejected=_without_tags(_answer(rejected, "rejected"), "rejected") if rejected else None,
         margin=_number(columns.get("margin"), "margin"),

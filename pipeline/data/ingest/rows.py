@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import MediaAs, Recipe, SplitBy
+from pipeline.config import Answers, MediaAs, Recipe, SplitBy
 from pipeline.config.steps import Step, TextPart, VideoKeepSound
 from pipeline.data.access import Reader
 from pipeline.data.duplicates import conversation_text, fingerprint, text_key
@@ -147,6 +147,7 @@ class RowPreparer:
             "modalities": [kind.value for kind in MediaKind if any(each.file.kind is kind for each in media)],
             "num_tokens": num_tokens,
             "num_answer_tokens": num_answer_tokens,
+            "has_answer": prompt.answer is not None,
             "seconds": sum(map(_seconds, (each.decoded for each in media))),
             "is_pair": draft.rejected is not None,
             "has_margin": draft.margin is not None,
@@ -172,7 +173,7 @@ class RowPreparer:
             messages=tuple(
                 Message(turn.role, stepped(turn.content, TextPart.MESSAGE) or "") for turn in draft.messages
             ),
-            answer=answer or "",
+            answer=answer,
             demonstration=stepped(draft.demonstration, TextPart.ANSWER),
             rejected=rejected,
         )
@@ -182,6 +183,8 @@ class RowPreparer:
         bare = Prompt(draft.id, draft.task, draft.messages, (), draft.answer, draft.demonstration)
         without_tags = tuple(Message(turn.role, _without_tags(turn.content)) for turn in draft.messages)
         from_row(to_row(replace(bare, messages=without_tags), ()))
+        if draft.answer is None and self._settings.answers is Answers.REQUIRED:
+            raise RowError(Reason.EMPTY_ANSWER, "no answer; prepare.answers=optional keeps prompts without one")
         root = directory_of(self._settings.sources[source].path, path)
         media = tuple(self._fetched(medium, path, root) for medium in draft.media)
         return from_row(to_row(replace(bare, media=media), ()))
@@ -236,11 +239,13 @@ class RowPreparer:
         return replace(prompt, messages=tuple(messages)), every
 
     def _count(self, prompt: Prompt, media: Sequence[_Medium]) -> tuple[int | None, int | None]:
-        """Tokens of the prompt, placeholders included, and of its answer."""
+        """Tokens of the prompt, placeholders included, and of its answer if it has one."""
         if self._processor is None:
             return None, None
         kinds, decoded = [each.file.kind for each in media], [each.decoded for each in media]
         processed = self._processor.process(prompt.id, self._processor.template(prompt), kinds, decoded)
+        if prompt.answer is None:
+            return len(processed.input_ids), None
         answer = self._processor.processor.tokenizer(prompt.answer, add_special_tokens=False).input_ids
         return len(processed.input_ids), len(answer) + 1  # and the end token
 
@@ -294,7 +299,7 @@ def _fingerprint(steps: Sequence[Step], prompt: Prompt, media: Sequence[_Medium]
         messages=prompt.messages,
         media=[each.original for each in media],
         media_keys=[each.key for each in media],
-        answer=prompt.answer,
+        answer=prompt.answer or "",  # which no row has that has an answer
     )
     return {
         "prompt_key": text_key(conversation_text(prompt.messages)),

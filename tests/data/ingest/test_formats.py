@@ -130,6 +130,31 @@ def test_earlier_turns_stay_and_the_last_answer_is_what_is_learned() -> None:
     assert draft({"history": [["1", "2"]], "query": "3", "response": "4"}).messages == found.messages
 
 
+@pytest.mark.parametrize(
+    ("raw", "answer", "demonstration"),
+    [
+        ({"prompt": "Q"}, None, None),
+        ({"prompt": [{"role": "user", "content": "Q"}], "answer": None, "completion": []}, None, None),
+        ({"prompt": "Q", "demonstration": "D"}, None, "D"),
+        ({"prompt": "Q", "answer": ""}, "", None),
+        ({"prompt": "Q", "answer": None, "output": b""}, "", None),
+        ({"prompt": "Q", "answer": " "}, " ", None),
+        ({"prompt": "Q", "answer": "", "label": "A"}, "A", None),
+        ({"messages": [{"role": "user", "content": "Q"}, CHOSEN], "answer": ""}, "a cat", None),
+        ({"messages": [{"role": "user", "content": "Q"}, CHOSEN], "demonstration": "D"}, "a cat", "D"),
+    ],
+)
+def test_no_answer_is_none_and_a_blank_one_stays_blank(
+    raw: dict[str, Any], answer: str | None, demonstration: str | None
+) -> None:
+    found = draft(raw)
+    assert (found.answer, found.demonstration) == (answer, demonstration)
+
+
+def test_a_mapped_answer_alone_says_whether_there_is_one() -> None:
+    assert draft({"prompt": "Q", "gold": None, "text": ""}, names={"answer": "gold"}).answer is None
+
+
 def test_what_a_row_says_of_itself_beats_what_holds_for_its_source() -> None:
     raw = {"uid": 7, "task": "own", "prompt": "Q", "answer": 5, "fold": "val", "speaker": "ann", "hard": "0.5"}
     found = draft(raw, split="train", split_column="fold", group_column="speaker", sort_column="hard")

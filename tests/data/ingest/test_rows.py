@@ -92,6 +92,59 @@ def test_tokens_are_those_of_the_model_and_too_many_are_refused_now(tmp_path: Pa
     assert isinstance(forged, Quarantined) and forged.reason == Reason.SPECIAL_TOKEN
 
 
+NO_ANSWER: dict[str, Any] = {"question": "What is it?", "answer": None}
+OPTIONAL = "prepare.answers=optional"
+
+
+def test_a_row_without_an_answer_is_refused_with_the_cure_unless_answers_are_optional(tmp_path: Path) -> None:
+    refused = asked(recipe_of(tmp_path), NO_ANSWER, "rows.jsonl")
+    assert isinstance(refused, Quarantined) and refused.reason == Reason.EMPTY_ANSWER
+    assert "prepare.answers=optional" in refused.detail
+    kept = prepared(recipe_of(tmp_path, OPTIONAL), NO_ANSWER)
+    assert (kept.row["answer"], kept.row["demonstration"], kept.index["has_answer"]) == (None, None, False)
+    assert prepared(recipe_of(tmp_path, OPTIONAL), {**NO_ANSWER, "answer": "x"}).index["has_answer"] is True
+
+
+@pytest.mark.parametrize("answer", ["", " ", "\t\n"])
+def test_a_blank_answer_is_refused_even_so(tmp_path: Path, answer: str) -> None:
+    refused = asked(recipe_of(tmp_path, OPTIONAL), {**NO_ANSWER, "answer": answer}, "rows.jsonl")
+    assert isinstance(refused, Quarantined) and refused.reason == Reason.EMPTY_ANSWER
+    assert "blank" in refused.detail
+
+
+def test_an_answer_that_its_steps_leave_blank_is_refused_and_not_taken_for_unknown(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, OPTIONAL, "prepare.steps=[{step: text.remove_controls}]")
+    refused = asked(recipe, {**NO_ANSWER, "answer": "\0"}, "rows.jsonl")
+    assert isinstance(refused, Quarantined) and refused.reason == Reason.EMPTY_ANSWER
+    assert prepared(recipe, NO_ANSWER).row["answer"] is None
+
+
+def test_a_comparison_and_a_judgement_need_their_answers(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, OPTIONAL)
+    question = {"question": "What is it?"}
+    for values, reason in (
+        ({"rejected": "b"}, Reason.BAD_PREFERENCE),
+        ({"chosen": [{"role": "assistant", "content": ""}], "rejected": "b"}, Reason.EMPTY_ANSWER),
+        ({"label": True}, Reason.WRONG_TYPE),
+        ({"completion": "", "label": True}, Reason.WRONG_TYPE),
+    ):
+        refused = asked(recipe, {**question, **values}, "rows.jsonl")
+        assert isinstance(refused, Quarantined) and refused.reason == reason, values
+
+
+def test_prompts_without_an_answer_equal_each_other_and_none_that_has_one(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, OPTIONAL, "prepare.steps=[{step: dedup.exact}]")
+    first, again = (prepared(recipe, NO_ANSWER, path).index["row_key"] for path in ("a.jsonl", "b.jsonl"))
+    other = prepared(recipe, {**NO_ANSWER, "answer": "x"}).index["row_key"]
+    assert first == again != other
+
+
+def test_an_answer_that_is_not_there_has_no_number_of_tokens(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    recipe = recipe_of(tmp_path, OPTIONAL)
+    index = prepared(recipe, NO_ANSWER, processor=processor_alone(recipe, tiny_checkpoint)).index
+    assert index["num_tokens"] > 0 and index["num_answer_tokens"] is None
+
+
 def test_augmentation_touches_the_training_split_alone_and_draws_by_the_row(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "prepare.split.by=column", "prepare.steps=[{step: audio.noise, probability: 1}]")
     sound = samples.tone(3)
