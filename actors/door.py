@@ -12,8 +12,8 @@ from pipeline.data.datasets import Datasets, RowKey, RowRef
 from pipeline.data.order import Mixture, Order
 from pipeline.data.schema import Reason
 from pipeline.data.stream import RowStream
-from pipeline.data.table import Quarantine
-from pipeline.records import MediaKind, PromptInfo, Quarantined
+from pipeline.data.table import PreferenceTable, Quarantine
+from pipeline.records import MediaKind, Preference, PromptInfo, Quarantined
 
 MIN_JUDGED_ROWS = 1000
 """Rows (or the whole table) whose share of bad ones `data.max_bad_fraction` bounds at least: among the first few rows,
@@ -94,6 +94,10 @@ class Door:
         self.quarantine.check(max(num_seen, min(num_rows, MIN_JUDGED_ROWS)), self._recipe.data.max_bad_fraction)
         return admitted
 
+    def metrics(self) -> dict[str, float]:
+        """Refused rows so far, by reason."""
+        return {f"counts/quarantined:{name}": float(count) for name, count in self.quarantine.counts().items()}
+
 
 class Batches:
     """Batches of `size` rows of a split in the order of the recipe, let in by the door. Close it when done.
@@ -167,3 +171,54 @@ class Batches:
                 for name, count, order in zip(self._names, drawn, self._orders, strict=True)
             },
         }
+
+
+class PairBatches:
+    """Batches of `size` comparisons in the order of the recipe, with their prompts, let in by the door."""
+
+    def __init__(self, door: Door, recipe: Recipe, table: PreferenceTable, *, size: int, num_rows: int):
+        """num_rows: how many comparisons are used, the first ones."""
+        self.num_refused = 0
+        """Comparisons so far whose prompt was refused."""
+        self._door = door
+        self._table = table
+        self._size = size
+        self._order = Order(
+            table.layout.head(num_rows),
+            seed=recipe.run.seed,
+            batch_rows=size,
+            order=recipe.data.order,
+            shuffle_rows=recipe.data.shuffle_rows,
+        )
+        self._num_drawn = 0
+        self._num_taken = 0
+        self._pending: deque[tuple[list[Preference], Encoding]] = deque()
+
+    def announce(self, count: int = 1) -> None:
+        """Has the prompts of the next `count` batches processed, so that they are ready when they are taken."""
+        while len(self._pending) < count:
+            pairs = self._table.read(self._order.rows(self._num_drawn, self._size))
+            self._num_drawn += self._size
+            keys = self._door.datasets.keys(list({pair.prompt_id: None for pair in pairs}))
+            self._pending.append((pairs, self._door.begin([RowRef(key) for key in keys])))
+
+    def take(self) -> list[tuple[Preference, PromptRef]]:
+        """The next batch that has a good prompt: comparisons whose prompts are good.
+
+        Raises:
+            KeyError: the tables have no such prompt.
+            TooManyBadRows: more than `data.max_bad_fraction` of the prompts seen so far were refused, or all.
+        """
+        while True:
+            self.announce()
+            pairs, encoding = self._pending.popleft()
+            self._num_taken += self._size
+            num_rows = self._order.num_rows
+            num_seen = min(self._num_taken, num_rows)
+            prompts = {each.id: each for each in self._door.finish(encoding, num_seen=num_seen, num_rows=num_rows)}
+            found = [(pair, prompts[pair.prompt_id]) for pair in pairs if pair.prompt_id in prompts]
+            self.num_refused += len(pairs) - len(found)
+            if found:
+                return found
+            if num_seen == num_rows:
+                self._door.quarantine.check(num_seen, 0.0)

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from queue import Empty
 from typing import Any, TypeVar
@@ -32,7 +31,6 @@ from actors.placement import resolve_device
 from actors.scoring import blank_media, own_towers
 from pipeline.algorithms.preference import bradley_terry_loss
 from pipeline.config import ConfigError, Device, Recipe, RewardModel, Supervised
-from pipeline.data.table import PromptOrder
 from pipeline.models.batch import collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_policy, load_reward_model, save_checkpoint
 from pipeline.models.parts import parameter_groups, parameter_table, set_parts
@@ -61,7 +59,7 @@ class Comparison:
 
 
 STEPS_AHEAD = 3
-"""Batches of SFT that lie ready for its workers."""
+"""Batches that lie ready for the workers."""
 T = TypeVar("T", Demonstration, Comparison)
 Losses = Callable[[Sequence[T], float], dict[str, Tensor]]
 
@@ -114,8 +112,8 @@ class Training:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Trains from checkpoint `source` to `target`, and yields (step, metrics) meanwhile.
 
-        `data` gives what the workers read, a message after the other: SFT a batch a step, a few steps ahead; the
-        reward model all its pairs. The first ones are asked for while the workers start and load.
+        `data` gives what the workers read, a message a step, a few steps ahead: `items`, the batch; the reward model's
+        first one also the pairs `held_out`. The first ones are asked for while the workers start and load.
         """
         self._send({"source": source.absolute(), "target": target.absolute()})
         for _ in range(STEPS_AHEAD):
@@ -206,12 +204,7 @@ def train_sft(config: dict[str, Any]) -> None:
     def size(item: Demonstration) -> GroupSize:
         return GroupSize(item.prompt.num_tokens, 1, len(answer_ids(item)))
 
-    def batches() -> Iterator[Sequence[Demonstration]]:
-        # No rank is a message ahead of another: sums over the ranks end every step.
-        while _receive(config):
-            yield config["items"]
-
-    if _train(config, engine, losses, size, lambda sizes: float(sum(each.longest for each in sizes)), batches()):
+    if _train(config, engine, losses, size, lambda sizes: float(sum(each.longest for each in sizes)), _batches(config)):
         _export(config, engine)
 
 
@@ -244,16 +237,9 @@ def train_reward_model(config: dict[str, Any]) -> None:
             "accuracy": (chosen > rejected).float().sum() / num_pairs,
         }
 
-    if not _receive(config):
-        return
-    settings: RewardModel = config["settings"]
-    items: Sequence[Comparison] = config["items"]
-    order = PromptOrder([str(index) for index in range(len(items))], recipe.run.seed)
-    drawn = (order.batch(step, settings.batch_size) for step in count())
-    batches = ([items[int(index)] for index in batch] for batch in drawn)
-    _train(config, engine, losses, _pair_size, lambda sizes: float(len(sizes)), batches)
-    _standardise(config, engine, scores)
-    _export(config, engine)
+    if _train(config, engine, losses, _pair_size, lambda sizes: float(len(sizes)), _batches(config)):
+        _standardise(config, engine, scores)
+        _export(config, engine)
 
 
 @torch.no_grad()
@@ -321,6 +307,12 @@ def _receive(config: dict[str, Any]) -> bool:
     data: dict[str, Any] | None = ray.get(message)
     config.update(data or {})
     return data is not None
+
+
+def _batches(config: dict[str, Any]) -> Iterator[Sequence[Any]]:
+    """A batch a message. No rank is a message ahead of another: sums over the ranks end every step."""
+    while _receive(config):
+        yield config["items"]
 
 
 def _train(

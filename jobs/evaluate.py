@@ -33,7 +33,7 @@ from pipeline.config import FROZEN, Recipe
 from pipeline.data.datasets import Datasets, RowRef
 from pipeline.data.demo import MANNERS
 from pipeline.data.ingest import card
-from pipeline.data.table import Quarantine, read_preferences
+from pipeline.data.table import PreferenceTable, Quarantine
 from pipeline.evaluation.report import browser_rows, write_report
 from pipeline.evaluation.results import Mode, ModelName, SampleResult, summarise, summary_json, write_samples
 from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
@@ -241,7 +241,7 @@ def read_counts(recipe: Recipe) -> dict[str, int]:
 
 def notes(recipe: Recipe) -> list[str]:
     """What a reader must know to read the figures right."""
-    raters = sorted({item.rater for item in read_preferences(recipe.run.directory / "preferences.parquet")})
+    raters = PreferenceTable(recipe.run.directory / "preferences.parquet").raters()
     lines = [
         f"Preferences come from: {', '.join(raters)}. A scripted rater is no person: it knows the reference answer.",
         "The true reward is the exact match of completions sampled at "

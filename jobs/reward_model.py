@@ -1,24 +1,28 @@
 """Reward model: sample pairs from the SFT model, have them judged, learn to judge.
 
     train prompts -> encoder -> rollout (SFT model) -> rater -> preferences.parquet
-    preferences   -> Ray Train x DeepSpeed: Bradley-Terry -> checkpoints/reward_model
+    preferences, a batch a step -> their prompts through the door -> Ray Train x DeepSpeed: Bradley-Terry
+                                                                       -> checkpoints/reward_model
 
 The rater of this job is scripted: it knows the reference answer, and errs as often as `preferences.error_rate` says.
 Where the prepared table holds comparisons, or `<run>/preferences.parquet` lies there already (from people, say), they
-are used as they are and nothing is sampled.
+are used as they are and nothing is sampled. The last tenth is held out: it is what scores are standardised by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import ray
 
 from actors import supervised
-from actors.door import Batches, Door, given, nothing
-from actors.encoder import needs_of
+from actors.door import Batches, Door, PairBatches, given, nothing
+from actors.encoder import PromptRef, needs_of
 from actors.group import split
 from actors.metrics import ray_sinks
 from actors.roles import Crew, Roles, crew_of
@@ -27,7 +31,7 @@ from jobs.command import main
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.datasets import Datasets
 from pipeline.data.preferences import read_pairs
-from pipeline.data.table import read_preferences, write_preferences
+from pipeline.data.table import PreferenceTable, write_preferences
 from pipeline.feedback.scripted import ScriptedRater
 from pipeline.models.processing import load_processor
 from pipeline.records import Preference, PromptInfo, RaterKind
@@ -35,15 +39,17 @@ from pipeline.tracking import Tracker
 
 # Seeds of the compared samples are those of a step that training never takes.
 SAMPLING_STEP = -1
-HELD_OUT_FRACTION = 0.1
+HELD_OUT_FRACTION, MAX_HELD_OUT = 0.1, 512
+ENCODED_AHEAD = 2
+"""Batches that the encoders are at while the next one is sent."""
 
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
     source, target = recipe.checkpoint("sft"), recipe.checkpoint("reward_model")
     table = recipe.run.directory / "preferences.parquet"
-    if not table.is_file() and (given := given_preferences(recipe, source)):
-        write_preferences(table, given)
+    if not table.is_file() and (first := next(preferences := given_preferences(recipe, source), None)):
+        write_preferences(table, chain([first], preferences))
     roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}
     with crew_of(recipe, crew) as workers:
         roles = workers.roles(roles_needed)
@@ -51,14 +57,20 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
         # Comparisons that are there speak for themselves.
         asked = nothing if table.is_file() else lacks
         door = Door(roles, recipe, "train", stage="reward_model", needs=needs, lacks=asked)
-        num_steps = recipe.reward_model.num_steps
-        with Tracker(
-            recipe.run, "reward_model", num_steps=num_steps, extra_sinks=ray_sinks(recipe.run, "reward_model")
-        ) as tracker:
+        # Of each batch that lies ready: metrics tell of the step, and not of how far reading is ahead of it.
+        drawn: deque[dict[str, float]] = deque()
+        tracker = Tracker(
+            recipe.run,
+            "reward_model",
+            num_steps=recipe.reward_model.num_steps,
+            extra_sinks=ray_sinks(recipe.run, "reward_model"),
+        )
+        with tracker:
             for step, metrics in workers.training("reward_model").run(
-                source=source, target=target, data=comparisons(recipe, roles, door, table)
+                source=source, target=target, data=comparisons(recipe, roles, door, table, drawn)
             ):
-                supervised.show(tracker, step, metrics)
+                refused = drawn.popleft() if drawn and step >= 0 else {}
+                supervised.show(tracker, step, {**metrics, **refused})
     return target
 
 
@@ -70,56 +82,69 @@ def lacks(info: PromptInfo) -> str | None:
 
 
 def comparisons(
-    recipe: Recipe, roles: Roles, door: Door, table: Path
+    recipe: Recipe, roles: Roles, door: Door, path: Path, drawn: deque[dict[str, float]]
 ) -> Iterator[dict[str, list[supervised.Comparison]]]:
-    """The preferences of the table, made first where there is none, as training and held-out pairs: one message."""
-    if not table.is_file():
-        write_preferences(table, sample_preferences(recipe, roles, door))
-    preferences = read_preferences(table)
-    prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in preferences}))}
-    pairs = [
-        supervised.Comparison(prompts[item.prompt_id], item.chosen_ids, item.rejected_ids)
-        for item in preferences
-        if item.prompt_id in prompts
-    ]
-    if len(pairs) < len(preferences):
-        print(f"{len(preferences) - len(pairs)} of {len(preferences)} preferences: the prompt was refused", flush=True)
-    num_held_out = max(1, int(len(pairs) * HELD_OUT_FRACTION))
-    if len(pairs) - num_held_out < recipe.reward_model.batch_size:
+    """The preferences of the table, made first where there is none: a batch a step, the first with the held-out ones.
+
+    drawn: takes what was refused so far, of each batch.
+    """
+    if not path.is_file():
+        write_preferences(path, sample_preferences(recipe, roles, door))
+    table, settings = PreferenceTable(path), recipe.reward_model
+    num_held_out = max(1, min(int(len(table) * HELD_OUT_FRACTION), MAX_HELD_OUT))
+    num_rows = len(table) - num_held_out
+    if num_rows < settings.batch_size:
         raise ConfigError(
-            f"{table}: {len(pairs)} usable preferences are too few for "
-            f"reward_model.batch_size={recipe.reward_model.batch_size}; raise preferences.num_prompts"
+            f"{path}: {len(table)} preferences are too few for reward_model.batch_size={settings.batch_size}; raise "
+            "preferences.num_prompts"
         )
-    print(f"{len(pairs)} preferences by {', '.join(sorted({item.rater for item in preferences}))}", flush=True)
-    yield {"items": pairs[num_held_out:], "held_out": pairs[:num_held_out]}
+    print(f"{len(table)} preferences by {', '.join(table.raters())}", flush=True)
+    batches = PairBatches(door, recipe, table, size=settings.batch_size, num_rows=num_rows)
+    message = {"held_out": held_out(door, table.read(range(num_rows, len(table))))}
+    for step in range(settings.num_steps):
+        batches.announce(min(1 + ENCODED_AHEAD, settings.num_steps - step))
+        yield {**message, "items": [compared(*each) for each in batches.take()]}
+        message = {}
+        drawn.append({**door.metrics(), "counts/pairs_refused": float(batches.num_refused)})
 
 
-def given_preferences(recipe: Recipe, source: Path) -> list[Preference]:
+def held_out(door: Door, preferences: Sequence[Preference]) -> list[supervised.Comparison]:
+    """The comparisons that are not learned.
+
+    Raises:
+        ConfigError: the door refused all their prompts.
+    """
+    prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in preferences}))}
+    found = [compared(item, prompts[item.prompt_id]) for item in preferences if item.prompt_id in prompts]
+    if not found:
+        raise ConfigError(f"the prompts of all {len(preferences)} held-out preferences were refused; see quarantine/")
+    return found
+
+
+def compared(preference: Preference, prompt: PromptRef) -> supervised.Comparison:
+    """A comparison as it is learned."""
+    return supervised.Comparison(prompt, preference.chosen_ids, preference.rejected_ids)
+
+
+def given_preferences(recipe: Recipe, source: Path) -> Iterator[Preference]:
     """The comparisons that came with the data, in tokens of the model."""
-    pairs = [
-        (each.prefix + pair.prompt_id, pair)
-        for each in Datasets(recipe.datasets, "train").sources
-        for pair in read_pairs(each.dataset.path, "train")
-    ]
-    if not pairs:
-        return []
-    tokenizer = load_processor(source, trust_remote_code=recipe.model.trust_remote_code).tokenizer
+    load = cache(partial(load_processor, source, trust_remote_code=recipe.model.trust_remote_code))
 
     def tokens(text: str) -> tuple[int, ...]:
+        tokenizer = load().tokenizer
         return (*tokenizer.encode(text), tokenizer.eos_token_id)
 
-    return [
-        Preference(
-            prompt_id=prompt_id,
-            chosen_ids=tokens(pair.chosen),
-            rejected_ids=tokens(pair.rejected),
-            chosen=pair.chosen,
-            rejected=pair.rejected,
-            rater=pair.dataset,
-            rater_kind=RaterKind.DATASET,
-        )
-        for prompt_id, pair in pairs
-    ]
+    for each in Datasets(recipe.datasets, "train").sources:
+        for pair in read_pairs(each.dataset.path, "train"):
+            yield Preference(
+                prompt_id=each.prefix + pair.prompt_id,
+                chosen_ids=tokens(pair.chosen),
+                rejected_ids=tokens(pair.rejected),
+                chosen=pair.chosen,
+                rejected=pair.rejected,
+                rater=pair.dataset,
+                rater_kind=RaterKind.DATASET,
+            )
 
 
 def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:

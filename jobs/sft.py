@@ -44,8 +44,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
             for step in range(settings.num_steps):
                 batches.announce(min(1 + ENCODED_AHEAD, settings.num_steps - step))
                 prompts = batches.take()
-                refused = {f"counts/quarantined:{name}": float(n) for name, n in door.quarantine.counts().items()}
-                drawn.append({**batches.metrics(), **refused})
+                drawn.append({**batches.metrics(), **door.metrics()})
                 yield {
                     "items": [supervised.Demonstration(prompt, given(prompt.info.demonstration)) for prompt in prompts]
                 }

@@ -19,7 +19,7 @@ from jobs import evaluate, prepare, reward_model, rlhf, sft
 from pipeline.config import ConfigError, Recipe, Source, load_recipe
 from pipeline.data.ingest import shards
 from pipeline.data.media import decode_image
-from pipeline.data.table import PromptTable, Quarantine, TooManyBadRows, read_preferences, write_preferences
+from pipeline.data.table import PreferenceTable, PromptTable, Quarantine, TooManyBadRows, write_preferences
 from pipeline.records import Prompt, RaterKind
 from tests.data.ingest import samples
 from tests.jobs.small import curve, stages_done
@@ -93,7 +93,7 @@ def test_the_reward_model_learns_the_comparisons_that_came_with_the_data(prepare
     if not recipe.checkpoint("sft").exists():
         shutil.copytree(recipe.checkpoint("base"), recipe.checkpoint("sft"))
     reward_model.run(recipe)
-    given = read_preferences(recipe.run.directory / "preferences.parquet")
+    given = PreferenceTable(recipe.run.directory / "preferences.parquet").read()
     assert {(item.rater, item.rater_kind) for item in given} == {("preferences", RaterKind.DATASET)}
     assert all(item.rejected == f"{item.chosen} maybe" for item in given)
     assert len(curve(recipe, "reward_model")) == 3  # two steps, and the accuracy on held-out pairs

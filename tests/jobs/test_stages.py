@@ -13,7 +13,7 @@ from jobs import quickstart, sft
 from pipeline.config import load_recipe
 from pipeline.data.media import encode_wav
 from pipeline.data.schema import to_row
-from pipeline.data.table import PromptTable, Quarantine, TooManyBadRows, read_preferences, write_prompts
+from pipeline.data.table import PreferenceTable, PromptTable, Quarantine, TooManyBadRows, write_prompts
 from pipeline.records import Audio, MediaKind, Medium, Message, Prompt, RaterKind
 from tests.jobs.small import curve
 
@@ -64,7 +64,7 @@ def test_the_stages_run_unchanged_on_every_architecture(
         assert set(task["sft"]) >= {"true_reward", "learned_reward"}
         assert set(task["rlhf"]) >= {"true_reward", "learned_reward", "kl"}
     assert summary["counts"]["quarantined"] == 0
-    preferences = read_preferences(tmp_path / "preferences.parquet")
+    preferences = PreferenceTable(tmp_path / "preferences.parquet").read()
     assert {item.rater_kind for item in preferences} == {RaterKind.SCRIPTED}
     assert "scripted (error rate 0.1)" in report.read_text()
     losses = [row["loss"] for row in curve(recipe, "sft")]

@@ -31,6 +31,7 @@ def summarise(
         "refused": index.reasons(is_bad=True),
         "left_out": index.reasons(is_bad=False),
         "tables": {name: dict(counts) for name, counts in tables.items()},
+        "without_answer": index.counts("has_answer").get(False, {}),
         "datasets": datasets,
         "tasks": index.counts("task"),
         "modalities": _named(index.counts("modalities")),
@@ -108,6 +109,7 @@ def card(summary: Mapping[str, Any]) -> str:
         "![Distributions](distributions.png)",
         *(_section(f"Rows by {title}", [title, *NAMES], _by_split(summary[key])) for title, key in _COUNTED),
         _section("Rows by table", ["table", *NAMES], _by_split(summary["tables"])),
+        _section("Rows without an answer", list(NAMES), _without_answer(summary)),
         _section("Tokens", ["", "mean", "min", "p50", "p95", "max"], tokens),
         _section("Rows that are not here (`quarantine.parquet`)", ["reason", "rows"], [list(row) for row in refused]),
         _section("Preprocessing, in this order", ["step", "parameters"], steps),
@@ -118,6 +120,11 @@ def card(summary: Mapping[str, Any]) -> str:
         + "```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _without_answer(summary: Mapping[str, Any]) -> list[list[int]]:
+    counts = summary["without_answer"]
+    return [[counts.get(split, 0) for split in NAMES]] if counts else []
 
 
 _COUNTED = (("task", "tasks"), ("modality", "modalities"), ("dataset", "datasets"))

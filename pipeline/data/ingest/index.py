@@ -28,7 +28,7 @@ _ROWS_OF = {PROMPTS: "label IS NOT 0", PREFERENCES: "is_pair", JUDGEMENTS: "labe
 
 _COLUMNS = (
     *("number", "shard", "place", "split", "id", "dataset", "task", "modalities", "num_tokens", "num_answer_tokens"),
-    *("seconds", "is_pair", "has_margin", "label", "sort_value"),
+    *("has_answer", "seconds", "is_pair", "has_margin", "label", "sort_value"),
 )
 _SCHEMA = f"""
     CREATE TABLE rows (number INTEGER PRIMARY KEY, {", ".join(_COLUMNS[1:])}, stays INTEGER DEFAULT 1);
@@ -156,9 +156,9 @@ class Index:
         statement = "SELECT 1 FROM files JOIN rows USING (number) WHERE stays AND name = ? LIMIT 1"
         return any(self._each(statement, file))
 
-    def counts(self, column: str) -> dict[str, dict[str, int]]:
+    def counts(self, column: str) -> dict[Any, dict[str, int]]:
         """Rows that stay by a column and split."""
-        found: dict[str, dict[str, int]] = defaultdict(dict)
+        found: dict[Any, dict[str, int]] = defaultdict(dict)
         for value, split, count in self._each(
             f"SELECT {column}, split, COUNT(*) FROM rows WHERE stays GROUP BY 1, 2 ORDER BY 1, 2"
         ):

@@ -30,6 +30,7 @@ INDEX_SCHEMA = pa.schema(
         ("task", pa.string()),
         ("modalities", pa.list_(pa.string())),
         ("num_tokens", pa.int64()),
+        ("has_answer", pa.bool_()),
         ("num_answer_tokens", pa.int64()),
         ("seconds", pa.float64()),
         ("is_pair", pa.bool_()),

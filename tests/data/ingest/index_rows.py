@@ -25,6 +25,7 @@ def described(id: str, *, media: Sequence[str] = (), text: str = "", **more: Any
         "dataset": "set",
         "task": "a",
         "modalities": [],
+        "has_answer": True,
         "seconds": 0.0,
         "is_pair": False,
         "has_margin": False,

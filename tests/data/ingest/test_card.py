@@ -23,7 +23,7 @@ def written(directory: Path) -> tuple[Recipe, dict[str, Any]]:
     rows = (
         described("a", modalities=["image"], num_tokens=10, **known),
         described("b", modalities=["image", "audio"], num_tokens=30, **known),
-        described("c", split="test", task="b|c", **known),
+        described("c", split="test", task="b|c", has_answer=False, **known),
         described("d", modalities=["video"], num_tokens=1000, **known),
     )
     for number, row in enumerate(rows):
@@ -45,6 +45,7 @@ def test_counts_by_task_modality_and_split_and_quantiles_of_tokens(tmp_path: Pat
     assert summary["modalities"] == {"image": {"train": 1}, "image+audio": {"train": 1}, "text": {"test": 1}}
     assert summary["num_tokens"] == {"mean": 20.0, "min": 10.0, "p50": 10.0, "p95": 30.0, "max": 30.0}
     assert summary["seconds"] == 1.5
+    assert summary["without_answer"] == {"test": 1}
     assert summary["refused"] == {"not_found": 2} and summary["left_out"] == {"leak": 3}
     assert card.read(str(tmp_path / "data")) == summary
     assert card.read(str(tmp_path / "elsewhere")) is None
@@ -64,7 +65,13 @@ def test_the_card_has_a_head_that_says_which_files_are_which_split(tmp_path: Pat
         },
         {"config_name": "preferences", "data_files": [{"split": "train", "path": "preferences/train*.parquet"}]},
     ]
-    for line in ("| b\\|c | 0 | 0 | 1 |", "| not_found | 2 |", "| leak (left out) | 3 |", "8 rows read, 3 kept"):
+    for line in (
+        "| b\\|c | 0 | 0 | 1 |",
+        "| not_found | 2 |",
+        "| leak (left out) | 3 |",
+        "8 rows read, 3 kept",
+        "| 0 | 0 | 1 |",
+    ):
         assert line in text
 
 
