@@ -11,14 +11,21 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import pytest
 
-from actors.door import Batches, Door, Lacks, nothing
+from actors.door import Batches, Door, Lacks, PairBatches, nothing
 from actors.encoder import Needs, PromptRef
 from actors.judge import lacks as lacks_for_rewards
 from jobs import reward_model, sft
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.datasets import Datasets, RowRef
-from pipeline.data.table import Quarantine, TooManyBadRows, info_of, write_prompts
-from pipeline.records import Prompt, Quarantined
+from pipeline.data.table import (
+    PreferenceTable,
+    Quarantine,
+    TooManyBadRows,
+    info_of,
+    write_preferences,
+    write_prompts,
+)
+from pipeline.records import Preference, Prompt, Quarantined, RaterKind
 from tests.data.tables import write_parts
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -198,3 +205,24 @@ def test_datasets_of_a_mixture_keep_apart_ids_that_they_share(table: Path) -> No
         assert door.datasets.num_rows == len(door.datasets.infos()) == 68
         with pytest.raises(KeyError, match="begins with the name of no dataset; there are first, small"):
             door.admit(["row-3"])
+
+
+def test_comparisons_come_in_batches_of_which_an_epoch_holds_each_once_without_refused_prompts(table: Path) -> None:
+    directory = _changed(table, {3: {"images": []}})
+    recipe = _recipe(directory, "data.max_bad_fraction=0.1")
+    pairs = [
+        Preference(f"row-{number % 10}", (number,), (0,), "yes", "no", "anna", RaterKind.HUMAN) for number in range(45)
+    ]
+    write_preferences(table.parent / "preferences.parquet", pairs)
+    door = Door(cast(Any, ReadingRoles(recipe)), recipe, "train", stage="test", needs=Needs())
+    batches = PairBatches(door, recipe, PreferenceTable(table.parent / "preferences.parquet"), size=8, num_rows=40)
+    batches.announce(3)
+    taken = [batches.take() for _ in range(5)]
+    assert [prompt.id for batch in taken for _, prompt in batch] == [
+        pair.prompt_id for each in taken for pair, _ in each
+    ]
+    numbers = [pair.chosen_ids[0] for batch in taken for pair, _ in batch]
+    assert sorted(numbers) == [number for number in range(40) if number % 10 != 3], "not in the last five"
+    assert numbers != sorted(numbers)
+    assert batches.num_refused == 4
+    assert door.metrics() == {"counts/quarantined:placeholder_mismatch": 1.0}
