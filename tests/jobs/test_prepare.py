@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import prepare, reward_model, sft
-from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.config import ConfigError, Recipe, Source, load_recipe
 from pipeline.data.ingest import shards
 from pipeline.data.media import decode_image
 from pipeline.data.table import PromptTable, Quarantine, TooManyBadRows, read_preferences
 from pipeline.records import Prompt, RaterKind
 from tests.data.ingest import samples
+from tests.jobs.dying import deaths_in, dying
 from tests.jobs.small import curve
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -281,3 +283,20 @@ def test_the_short_options_say_what_their_fields_say() -> None:
     assert [source.path for source in recipe.prepare.sources] == ["a b.jsonl", "s3://c/d"]
     assert recipe.prepare.map == {"answer": "label", "id": "key"}
     assert recipe.data.max_bad_fraction == 0.2
+
+
+def test_a_worker_that_is_killed_half_way_through_a_shard_costs_no_row_and_doubles_none(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": f"row-{n}", "question": f"How much is {n} and {n}?", "answer": str(2 * n)} for n in range(900)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = tmp_path / "deaths"
+    # Three shards of about 300 rows; the worker dies near the end of the second.
+    monkeypatch.setattr(shards, "JSON_BYTES", (tmp_path / "rows.jsonl").stat().st_size // 3 + 1)
+    monkeypatch.setattr(prepare, "processor_alone", partial(dying, log, "row-590", 1))
+    source = Source(path=str(tmp_path / "rows.jsonl"), name="sums")
+    recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [source], "prepare.split={validation: 0, test: 0}")
+    assert prepare.run(recipe) == {"train/sums": 900}
+    assert deaths_in(log) == 1
+    assert [row["id"] for row in rows_of(recipe.data_path)] == [row["id"] for row in rows]
+    assert len(Quarantine.read(recipe.data_path / "quarantine.parquet")) == 0
