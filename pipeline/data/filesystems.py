@@ -16,7 +16,7 @@ from pyarrow import fs
 _URI = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs")
 _PATIENCE = "retry_limit_seconds=60"
-"""Google's client tries for 15 minutes by itself, also where there are no credentials at all."""
+"""Google's client tries for many minutes by itself, also where there are no credentials at all."""
 
 
 def is_uri(path: str) -> bool:

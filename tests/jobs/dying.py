@@ -1,4 +1,4 @@
-"""A worker that is killed at one row, as by the kernel when memory runs out. It imports no torch: workers start soon."""
+"""A worker that is killed at one row, as where memory runs out. It imports no torch, so that workers start soon."""
 
 from __future__ import annotations
 

@@ -285,18 +285,22 @@ def test_the_short_options_say_what_their_fields_say() -> None:
     assert recipe.data.max_bad_fraction == 0.2
 
 
+def sums(directory: Path, monkeypatch: pytest.MonkeyPatch, *, deaths: int) -> list[str]:
+    """Writes 900 rows and has them cut into three shards; a worker dies near the end of the second. Returns ids."""
+    rows = [{"id": f"row-{n}", "question": f"How much is {n} and {n}?", "answer": str(2 * n)} for n in range(900)]
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(shards, "JSON_BYTES", (directory / "rows.jsonl").stat().st_size // 3 + 1)
+    monkeypatch.setattr(prepare, "processor_alone", partial(dying, directory / "deaths", "row-590", deaths))
+    return [str(row["id"]) for row in rows]
+
+
 def test_a_worker_that_is_killed_half_way_through_a_shard_costs_no_row_and_doubles_none(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [{"id": f"row-{n}", "question": f"How much is {n} and {n}?", "answer": str(2 * n)} for n in range(900)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    log = tmp_path / "deaths"
-    # Three shards of about 300 rows; the worker dies near the end of the second.
-    monkeypatch.setattr(shards, "JSON_BYTES", (tmp_path / "rows.jsonl").stat().st_size // 3 + 1)
-    monkeypatch.setattr(prepare, "processor_alone", partial(dying, log, "row-590", 1))
+    ids = sums(tmp_path, monkeypatch, deaths=1)
     source = Source(path=str(tmp_path / "rows.jsonl"), name="sums")
     recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [source], "prepare.split={validation: 0, test: 0}")
     assert prepare.run(recipe) == {"train/sums": 900}
-    assert deaths_in(log) == 1
-    assert [row["id"] for row in rows_of(recipe.data_path)] == [row["id"] for row in rows]
+    assert deaths_in(tmp_path / "deaths") == 1
+    assert [row["id"] for row in rows_of(recipe.data_path)] == ids
     assert len(Quarantine.read(recipe.data_path / "quarantine.parquet")) == 0
