@@ -304,3 +304,14 @@ def test_a_worker_that_is_killed_half_way_through_a_shard_costs_no_row_and_doubl
     assert deaths_in(tmp_path / "deaths") == 1
     assert [row["id"] for row in rows_of(recipe.data_path)] == ids
     assert len(Quarantine.read(recipe.data_path / "quarantine.parquet")) == 0
+
+
+def test_a_shard_of_which_every_worker_dies_stops_the_job_and_is_named(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums(tmp_path, monkeypatch, deaths=100)
+    recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [Source(path=str(tmp_path / "rows.jsonl"))])
+    with pytest.raises(RuntimeError, match=r"4 workers died, one after the other, .*rows\.jsonl, \d+ to \d+"):
+        prepare.run(recipe)
+    assert deaths_in(tmp_path / "deaths") == 4
+    assert not list(recipe.data_path.glob("train*")) and not (recipe.data_path / ".staging").exists()
