@@ -8,19 +8,34 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.config.section import Section
 
 _HOST = re.compile(r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+_STORE = re.compile(r"(?P<scheme>s3|gs|gcs)://([^/@:]*(?P<password>:[^/@]*)?@)?")
 
 
 def _text(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-Location = Annotated[str, BeforeValidator(_text)]
-"""A directory: a path on disk, or an address such as `s3://bucket/data`."""
+def _plain(path: str) -> str:
+    address = _STORE.match(path)
+    if address and ("?" in path or address["password"]):
+        variables = "AWS_REGION, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+        if address["scheme"] != "s3":
+            variables = "GOOGLE_APPLICATION_CREDENTIALS, CLOUD_STORAGE_EMULATOR_ENDPOINT"
+        raise ValueError(
+            f"an address takes neither options (?...) nor a password: write {address['scheme']}://bucket/path, and set "
+            f"{variables} in the environment that Ray is started in"
+        )
+    return path
+
+
+Location = Annotated[str, BeforeValidator(_text), AfterValidator(_plain)]
+"""A file or a directory: a path on disk, or an address such as `s3://bucket/data`."""
 
 
 class MediaLimits(Section):

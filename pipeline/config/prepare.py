@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, model_validator
 
+from pipeline.config.data import Location
 from pipeline.config.section import Section
 from pipeline.config.steps import Steps
 
@@ -44,7 +45,7 @@ class Answers(StrEnum):
 
 
 class Source(Section):
-    path: str
+    path: Location
     """A file or a directory, on disk or at an address that pyarrow or fsspec opens (`s3://bucket/data`)."""
     form: Form = Form.AUTO
     """`parquet`, `arrow` (what `datasets` saves to disk), `json` (arrays, or a row a line), `csv`, `webdataset` (tar

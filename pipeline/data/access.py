@@ -24,6 +24,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from pipeline.config import Access, MediaLimits
 from pipeline.data.fetching import fetch, short, too_large
+from pipeline.data.filesystems import filesystem
 from pipeline.data.schema import Reason, RowError
 
 MAX_ADDRESS = 4_096
@@ -67,8 +68,9 @@ class Reader:
         _check_words(address)
         if scheme in ("http", "https"):
             return fetch(address, access=self._access, limits=self._limits, tls=self._tls)
-        if scheme == "" and _scheme(self._base) != "" and not address.startswith("/"):
-            address, scheme = f"{self._base}/{address}", _scheme(self._base)
+        if scheme == "" and _scheme(self._base) not in ("", "file") and not address.startswith("/"):
+            _check_parts(address)
+            return self._from_store(self._base, address, f"{_without_secrets(self._base)}/{address}")
         if scheme in ("", "file"):
             return self._file(_local(address))
         return self._object(address)
@@ -124,7 +126,8 @@ class Reader:
     def _from_store(self, root: str, rest: str, address: str) -> bytes:
         try:
             if root not in self._stores:
-                self._stores[root] = _open_store(root)
+                place, _, options = (root, "", "") if root == self._base else root.partition("?")
+                self._stores[root] = _open_store(place, options)
             files, root_path, is_arrow = self._stores[root]
             path = f"{root_path.rstrip('/')}/{rest}"
             return (_from_arrow if is_arrow else _from_fsspec)(files, path, address, self._limits)
@@ -224,15 +227,12 @@ def _inline(address: str, limits: MediaLimits) -> bytes:
     return data
 
 
-def _open_store(root: str) -> _Store:
+def _open_store(root: str, options: str) -> _Store:
     if _scheme(root) in ("s3", "gs", "gcs"):
-        from pyarrow import fs
-
-        files, path = fs.FileSystem.from_uri(root)
-        return files, path, True
+        return *filesystem(root, options), True
     import fsspec.core
 
-    files, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(root))
+    files, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(f"{root}?{options}" if options else root))
     return files, path, False
 
 

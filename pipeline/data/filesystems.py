@@ -1,16 +1,22 @@
-"""Files wherever they lie: on disk, in S3 or Google Cloud (pyarrow's own clients), or where fsspec reaches."""
+"""Files wherever they lie: on disk, in S3 or Google Cloud (pyarrow's own clients), or where fsspec reaches.
+
+An address holds names as they are, as the stores' own tools have it: nothing in it is percent-encoded.
+"""
 
 from __future__ import annotations
 
 import os
 import posixpath
 import re
+from urllib.parse import quote
 
 import fsspec
 from pyarrow import fs
 
 _URI = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs")
+_PATIENCE = "retry_limit_seconds=60"
+"""Google's client tries for many minutes by itself, also where there are no credentials at all."""
 
 
 def is_uri(path: str) -> bool:
@@ -18,17 +24,22 @@ def is_uri(path: str) -> bool:
     return _URI.match(path) is not None
 
 
-def filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path inside it.
+def filesystem(path: str, options: str = "") -> tuple[fs.FileSystem, str]:
+    """The filesystem of a path or address, and the path inside it.
+
+    options: what pyarrow takes as a URI's query, such as `region=eu-west-1`. What is not said here is for the
+        environment to say.
 
     Raises:
-        ValueError: no filesystem is known for the URI's scheme.
+        ValueError: no filesystem is known for the address's scheme, or an option is unknown.
     """
     if not is_uri(path):
         return fs.LocalFileSystem(), os.path.abspath(path)
     scheme, _, rest = path.partition("://")
     if scheme in _ARROW_SCHEMES:
-        return fs.FileSystem.from_uri(path)
+        if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
+            options = f"{options}&{_PATIENCE}" if options else _PATIENCE
+        return fs.FileSystem.from_uri(f"{scheme}://{quote(rest, safe='/@:')}" + (f"?{options}" if options else ""))
     return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme))), rest
 
 

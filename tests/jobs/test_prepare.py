@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from pipeline.data.media import decode_image
 from pipeline.data.table import PreferenceTable, PromptTable, Quarantine, TooManyBadRows, write_preferences
 from pipeline.records import Prompt, RaterKind
 from tests.data.ingest import samples
+from tests.jobs.dying import deaths_in, dying
 from tests.jobs.small import curve, stages_done
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -325,3 +327,35 @@ def test_prompts_that_nobody_answered_are_prepared_learned_from_and_evaluated(
     assert (summary["counts"]["rows_without_answer"], summary["overall"]["num_prompts"]) == (8, 8)
     assert (found["true_reward"], found["num_unscored"], summary["overall"]["gain"]) == (None, 16, None)
     assert np.isfinite([found["learned_reward"], found["kl"]]).all() and "exact_match" not in found
+
+
+def sums(directory: Path, monkeypatch: pytest.MonkeyPatch, *, deaths: int) -> list[str]:
+    """Writes 900 rows and has them cut into three shards; a worker dies near the end of the second. Returns ids."""
+    rows = [{"id": f"row-{n}", "question": f"How much is {n} and {n}?", "answer": str(2 * n)} for n in range(900)]
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(shards, "JSON_BYTES", (directory / "rows.jsonl").stat().st_size // 3 + 1)
+    monkeypatch.setattr(prepare, "processor_alone", partial(dying, directory / "deaths", "row-590", deaths))
+    return [str(row["id"]) for row in rows]
+
+
+def test_a_worker_that_is_killed_half_way_through_a_shard_costs_no_row_and_doubles_none(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = sums(tmp_path, monkeypatch, deaths=1)
+    source = Source(path=str(tmp_path / "rows.jsonl"), name="sums")
+    recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [source], "prepare.split={validation: 0, test: 0}")
+    assert prepare.run(recipe) == {"train/sums": 900}
+    assert deaths_in(tmp_path / "deaths") == 1
+    assert [row["id"] for row in rows_of(recipe.data_path)] == ids
+    assert len(Quarantine.read(recipe.data_path / "quarantine.parquet")) == 0
+
+
+def test_a_shard_of_which_every_worker_dies_stops_the_job_and_is_named(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums(tmp_path, monkeypatch, deaths=100)
+    recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [Source(path=str(tmp_path / "rows.jsonl"))])
+    with pytest.raises(RuntimeError, match=r"4 workers died, one after the other, .*rows\.jsonl, \d+ to \d+"):
+        prepare.run(recipe)
+    assert deaths_in(tmp_path / "deaths") == 4
+    assert not list(recipe.data_path.glob("train*")) and not (recipe.data_path / ".staging").exists()

@@ -24,6 +24,8 @@ from pipeline.data.ingest.shards import SUFFIXES, Shard
 
 MAX_LINE_BYTES = 2**28
 _BATCH_ROWS = 32
+_BUFFER_BYTES = 2**20
+"""A store answers every read with a request: few large ones, then."""
 
 _ARROW_ERRORS = (OSError, ValueError, KeyError, pa.ArrowException)
 COLUMN_OF_SUFFIX: Mapping[str, str] = {
@@ -76,6 +78,12 @@ def relative(path: str, root: str) -> str:
     return posixpath.relpath(path, root) if path != root else posixpath.basename(path)
 
 
+def _stream(shard: Shard) -> Any:
+    """A shard's file from its beginning."""
+    system, inner = filesystem(shard.path)
+    return system.open_input_stream(inner, buffer_size=_BUFFER_BYTES)
+
+
 def _parquet(shard: Shard, root: str) -> Iterator[Raw]:
     system, inner = filesystem(shard.path)
     file = pq.ParquetFile(inner, filesystem=system)
@@ -86,8 +94,7 @@ def _parquet(shard: Shard, root: str) -> Iterator[Raw]:
 
 
 def _arrow(shard: Shard, root: str) -> Iterator[Raw]:
-    system, inner = filesystem(shard.path)
-    with system.open_input_stream(inner) as stream, pa.ipc.open_stream(stream) as reader:
+    with _stream(shard) as stream, pa.ipc.open_stream(stream) as reader:
         batches = (batch.slice(at, _BATCH_ROWS) for batch in reader for at in range(0, len(batch), _BATCH_ROWS))
         yield from _rows(batches, reader.schema, shard.path, root)
 
@@ -122,7 +129,8 @@ def _json_lines(shard: Shard, root: str) -> Iterator[Raw]:
     """Lines that begin in [start, end). The first line of a later shard is the one after the first line end."""
     system, inner = filesystem(shard.path)
     name = relative(shard.path, root)
-    with io.BufferedReader(system.open_input_file(inner)) as file:
+    size = max(io.DEFAULT_BUFFER_SIZE, min(_BUFFER_BYTES, cast(int, shard.end) - shard.start))
+    with io.BufferedReader(system.open_input_file(inner), size) as file:
         position = shard.start
         if position > 0:  # The shard before has the line that this position is in.
             file.seek(position - 1)
@@ -151,9 +159,8 @@ def _checked(values: object, place: str, path: str) -> Raw:
 
 def _json(shard: Shard, root: str) -> Iterator[Raw]:
     """An array of rows, `{"data": [rows]}`, or (under the wrong name) a row a line."""
-    system, inner = filesystem(shard.path)
     name = relative(shard.path, root)
-    with system.open_input_stream(inner) as stream:
+    with _stream(shard) as stream:
         content: bytes = stream.read()
     try:
         found = json.loads(content)
@@ -172,9 +179,8 @@ def _json(shard: Shard, root: str) -> Iterator[Raw]:
 
 
 def _csv(shard: Shard, root: str) -> Iterator[Raw]:
-    system, inner = filesystem(shard.path)
     name = relative(shard.path, root)
-    with io.BufferedReader(system.open_input_stream(inner)) as stream:
+    with io.BufferedReader(_stream(shard)) as stream:
         # Bytes that are no UTF-8 cost their row, not the file.
         text = (line.decode("utf-8", errors="surrogateescape") for line in stream)
         reader = csv.reader(text, dialect="excel-tab" if shard.path.lower().endswith(".tsv") else "excel")
@@ -193,9 +199,8 @@ def _csv(shard: Shard, root: str) -> Iterator[Raw]:
 
 def _webdataset(shard: Shard, root: str) -> Iterator[Raw]:
     """Samples of a tar file: neighbours whose names are equal up to the first dot, a field an extension."""
-    system, inner = filesystem(shard.path)
     name = relative(shard.path, root)
-    with system.open_input_stream(inner) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+    with _stream(shard) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
         members = (member for member in archive if not member.isdir())
         for key, sample in groupby(members, key=lambda member: _key_of(member.name)):
             values: dict[str, Any] = {}

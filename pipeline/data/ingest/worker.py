@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import ray
 
 from pipeline.config import Recipe
 from pipeline.data.ingest.readers import read
@@ -49,6 +51,8 @@ INDEX_SCHEMA = pa.schema(
 """What the driver learns of a row. Refused rows have a reason; the others lie at their place of their shard's file."""
 
 _INDEX_ROWS = 256
+_MOST_TRIES = 4
+"""As many workers may die of one shard, or while they are built."""
 
 
 class ShardWorker:
@@ -65,7 +69,9 @@ class ShardWorker:
         self._recipe = recipe
         self._shards = shards
         self._staging = staging
-        self._prepare = RowPreparer(recipe, directory=directory, processor=processor and processor())
+        actor = ray.get_runtime_context().get_actor_id()  # The same when Ray starts it anew.
+        with _few_tries(staging / "tries" / f"worker-{actor}", "while they were built"):
+            self._prepare = RowPreparer(recipe, directory=directory, processor=processor and processor())
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         """Prepares the shards of a batch and yields rows of `INDEX_SCHEMA`."""
@@ -75,7 +81,9 @@ class ShardWorker:
     def _shard(self, number: int, shard: Shard) -> Iterator[pa.Table]:
         source = self._recipe.prepare.sources[shard.source]
         index: list[dict[str, Any]] = []
-        with StagingFile(self._staging, number) as staged:
+        where = f"at {shard.path}" + ("" if shard.end is None else f", {shard.start} to {shard.end}")
+        tries = _few_tries(self._staging / "tries" / f"{number:06d}", where)
+        with tries, StagingFile(self._staging, number) as staged:
             for raw in read(shard, root=source.path.rstrip("/")):
                 row = self._prepare(raw, shard.source)
                 if isinstance(row, Quarantined):
@@ -86,3 +94,24 @@ class ShardWorker:
                     yield pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
                     index = []
         yield pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
+
+
+@contextmanager
+def _few_tries(file: Path, what: str) -> Generator[None]:
+    """Bounds how many workers may die of one thing: Ray Data by itself would give it to new ones for ever.
+
+    file: counts, wherever the workers are; gone when the thing is done.
+
+    Raises:
+        RuntimeError: they died; nothing is left out in silence.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab") as tries:
+        tries.write(b".")
+    if file.stat().st_size > _MOST_TRIES:
+        raise RuntimeError(
+            f"{_MOST_TRIES} workers died, one after the other, {what}; see Ray's log for what killed them. If memory "
+            "ran out, take prepare.num_workers down"
+        )
+    yield
+    file.unlink(missing_ok=True)
