@@ -1,7 +1,7 @@
 """`jobs.prepare` against a plain loop and against `datasets.map`: rows and megabytes a second, and memory by size.
 
     python -m benchmarks.ingest
-    python -m benchmarks.ingest --rows 4000 16000 --side 128 --repeats 3
+    python -m benchmarks.ingest --rows 4000 16000 --side 192 --repeats 3
 
 All three read the same JSON Lines with pictures by path, decode each picture, hash its pixels, shrink it to half,
 encode it again and write Parquet with the bytes inside. The loop does it in one process, `datasets` in two; neither
@@ -10,7 +10,7 @@ checks rows and repeated ids, finds duplicates and leaks, splits, and writes car
 
 Each side runs in a process of its own, one after the other, for every number of rows. Starting takes as long for few
 rows as for many, so the rate is that of the rows by which the largest and the smallest differ. Memory is the peak over
-the whole process tree of pages that only one process holds (USS); what Ray's object store holds stands beside it.
+the whole process tree of pages that only one process holds (USS).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from pipeline.data.media import encode_png
 RESULTS = Path(__file__).parent / "RESULTS.md"
 SOURCE = "rows.jsonl"
 ROWS_PER_GROUP = 32
+WATCH_S = 2.0
+"""Adding up the pages of Ray's twenty processes takes a tenth of a second."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ SIDES: dict[str, Callable[[Path, Path, int], None]] = {
 def watch(stop: threading.Event, peaks: dict[str, float]) -> None:
     """Keeps the peaks of memory of this process and of all below it, in MiB."""
     this = psutil.Process()
-    while not stop.wait(0.5):
+    while not stop.wait(WATCH_S):
         sizes: list[float] = []
         for process in (this, *this.children(recursive=True)):
             with suppress(psutil.Error):
@@ -212,7 +214,7 @@ def compare(rows: Sequence[int], side: int, repeats: int, directory: Path) -> It
 def main() -> None:
     """Measures and adds a section to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 8_000, 32_000], help="numbers of rows")
+    parser.add_argument("--rows", type=int, nargs="+", default=[4_000, 12_000, 36_000], help="numbers of rows")
     parser.add_argument("--side", type=int, default=128, help="side of the pictures, in pixels")
     parser.add_argument("--repeats", type=int, default=1, help="how often each side runs on each number of rows")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to which the table is added")

@@ -342,7 +342,8 @@ def blank(decoded: DecodedMedium) -> DecodedMedium:
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """A PNG file of `pixels` uint8 [H, W, 3] or [H, W]."""
     buffer = io.BytesIO()
-    pillow.fromarray(pixels).save(buffer, format="PNG")
+    # For photographs twice as fast as zlib's usual 6, and less than half a percent larger.
+    pillow.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
 
 

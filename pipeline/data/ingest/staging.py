@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from pipeline.data.schema import MEDIA_COLUMNS, STAGED_SCHEMA
 _BATCH_ROWS = 32
 _BATCH_BYTES = 2**28
 """Arrow counts the bytes of a batch in 31 bits."""
-_OPEN_FILES = 64
+_OPEN_FILES = 4
+"""What was read of an open file counts as memory of the process."""
 
 
 def _path(directory: Path, shard: int) -> Path:
@@ -60,15 +60,19 @@ class Staged:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._open = lru_cache(maxsize=_OPEN_FILES)(self._opened)
+        self._files: dict[int, Any] = {}
 
     def rows(self, shards: Sequence[int], places: Sequence[int]) -> pa.Table:
         """The rows at these places of these shards, in this order."""
         found: Iterable[pa.RecordBatch] = (
-            self._open(shard).get_batch(place // _BATCH_ROWS).slice(place % _BATCH_ROWS, 1)
+            self._file(shard).get_batch(place // _BATCH_ROWS).slice(place % _BATCH_ROWS, 1)
             for shard, place in zip(shards, places, strict=True)
         )
         return pa.Table.from_batches(found, schema=STAGED_SCHEMA)
 
-    def _opened(self, shard: int) -> Any:
-        return pa.ipc.open_file(pa.memory_map(str(_path(self._directory, shard))))
+    def _file(self, shard: int) -> Any:
+        if shard not in self._files:
+            if len(self._files) == _OPEN_FILES:
+                self._files.pop(next(iter(self._files)))
+            self._files[shard] = pa.ipc.open_file(pa.memory_map(str(_path(self._directory, shard))))
+        return self._files[shard]
