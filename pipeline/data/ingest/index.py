@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,7 +47,7 @@ class Index:
 
     def __init__(self, path: Path | str) -> None:
         """Makes the database; `:memory:` keeps it off the disk."""
-        self.database = sqlite3.connect(f"file:{path}?nolock=1", uri=True, isolation_level=None)
+        self.database = sqlite3.connect(f"file:{quote(str(path))}?nolock=1", uri=True, isolation_level=None)
         """Others may keep tables of their own here."""
         self.database.executescript(
             f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_MIB * 1024}; {_SCHEMA}"

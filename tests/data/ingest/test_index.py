@@ -51,6 +51,15 @@ def test_an_id_is_taken_once_and_files_are_in_use_as_long_as_a_row_stays() -> No
     assert [index.uses(name) for name in ("x.png", "y.png", "z.png")] == [True, False, False]
 
 
+def test_any_directory_may_hold_it(tmp_path: Path) -> None:
+    place = tmp_path / "100 % #1? a" / "index.sqlite"
+    place.parent.mkdir()
+    index = Index(place)
+    index.add(1, described("a"), contents=())
+    assert place.is_file() and index.size(PROMPTS, "train") == 1
+    assert Index(":memory:").size(PROMPTS, "train") == 0 and not Path(":memory:").exists()
+
+
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     index, process = Index(tmp_path / "index.sqlite"), psutil.Process()
     used: list[int] = []
