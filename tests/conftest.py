@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,13 +64,19 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of one node with more CPUs than the machine has: workers mostly wait for each other."""
-    import ray
+def local_ray() -> None:
+    """A Ray of one node with more CPUs than the machine has: workers mostly wait for each other.
 
+    It stays for the modules that follow. A test that needs another one shuts it down, and shuts down its own.
+    """
     from jobs.command import connect
 
-    ray.shutdown()
     connect(address="local", num_cpus=8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_ray_is_left() -> Iterator[None]:
+    """Ends the Ray that is there when all tests are done."""
     yield
-    ray.shutdown()
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()

@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from jobs import prepare
+from jobs.command import connect
 from pipeline.config import ConfigError, Form, Recipe, Source, load_recipe
 from pipeline.data.filesystems import files_below
 from pipeline.data.ingest.readers import Raw, read
@@ -50,10 +51,12 @@ def store(request: pytest.FixtureRequest) -> Store:
 
 
 @pytest.fixture(scope="module")
-def near_s3(s3: Store, request: pytest.FixtureRequest) -> Store:
+def near_s3(s3: Store) -> Iterator[Store]:
     """The store, and a Ray that was started when the environment named it: its workers inherit that."""
-    request.getfixturevalue("local_ray")
-    return s3
+    ray.shutdown()
+    connect(address="local", num_cpus=8)
+    yield s3
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -82,23 +81,31 @@ def test_every_row_of_every_form_is_in_the_table_once(prepared: Recipe) -> None:
     assert decode_image(picture["images"][0]["bytes"], prepared.data.limits).pixels.shape == (16, 16, 3)
 
 
-def test_training_reads_what_was_prepared(prepared: Recipe) -> None:
-    recipe = prepared.model_copy(update={"sft": prepared.sft.model_copy(update={"num_steps": 3, "batch_size": 8})})
-    sft.run(recipe)
-    losses = [row["loss"] for row in curve(recipe, "sft")]
+@pytest.fixture(scope="module")
+def trained(prepared: Recipe) -> Recipe:
+    """SFT and the reward model, a few steps each, on all forms in one table."""
+    recipe = prepared.model_copy(
+        update={
+            "sft": prepared.sft.model_copy(update={"num_steps": 3, "batch_size": 8}),
+            "reward_model": prepared.reward_model.model_copy(update={"num_steps": 2, "batch_size": 4}),
+        }
+    )
+    with crew_of(recipe) as crew:
+        sft.run(recipe, crew=crew)
+        reward_model.run(recipe, crew=crew)
+    return recipe
+
+
+def test_training_reads_what_was_prepared(trained: Recipe) -> None:
+    losses = [row["loss"] for row in curve(trained, "sft")]
     assert len(losses) == 3 and losses[-1] < losses[0]
 
 
-def test_the_reward_model_learns_the_comparisons_that_came_with_the_data(prepared: Recipe) -> None:
-    settings = prepared.reward_model.model_copy(update={"num_steps": 2, "batch_size": 4})
-    recipe = prepared.model_copy(update={"reward_model": settings})
-    if not recipe.checkpoint("sft").exists():
-        shutil.copytree(recipe.checkpoint("base"), recipe.checkpoint("sft"))
-    reward_model.run(recipe)
-    given = PreferenceTable(recipe.run.directory / "preferences.parquet").read()
+def test_the_reward_model_learns_the_comparisons_that_came_with_the_data(trained: Recipe) -> None:
+    given = PreferenceTable(trained.run.directory / "preferences.parquet").read()
     assert {(item.rater, item.rater_kind) for item in given} == {("preferences", RaterKind.DATASET)}
     assert all(item.rejected == f"{item.chosen} maybe" for item in given)
-    assert len(curve(recipe, "reward_model")) == 3  # two steps, and the accuracy on held-out pairs
+    assert len(curve(trained, "reward_model")) == 3  # two steps, and the accuracy on held-out pairs
 
 
 def test_datasets_opens_the_directory_as_it_is(prepared: Recipe) -> None:
