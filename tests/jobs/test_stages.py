@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.door import Door
+from actors.encoder import Needs
+from actors.roles import crew_of
 from jobs import quickstart, sft
 from pipeline.config import load_recipe
 from pipeline.data.media import encode_wav
@@ -91,10 +94,19 @@ def test_bad_rows_go_to_a_counted_quarantine_and_too_many_stop_the_job(
         f"model.path={tiny_checkpoint}",
         "sft={num_steps: 5, batch_size: 4}",
     ]
-    with pytest.raises(TooManyBadRows, match=r"[12] of 18 rows were refused .*data\.max_bad_fraction is 0\.01"):
-        sft.run(load_recipe(None, settings))
     recipe = load_recipe(None, [*settings, "data.max_bad_fraction=0.5"])
-    sft.run(recipe)
+    with crew_of(recipe) as crew:
+        sft.run(recipe, crew=crew)
+        # The same workers and rows, and this time too many.
+        with pytest.raises(TooManyBadRows, match=r"2 of 18 rows were refused .*data\.max_bad_fraction is 0\.01"):
+            door = Door(
+                crew.roles({"encoder": tiny_checkpoint}),
+                load_recipe(None, settings),
+                "train",
+                stage="again",
+                needs=Needs(),
+            )
+            door.admit([info.id for info in door.datasets.infos()])
     refused = Quarantine.read(tmp_path / "run" / "quarantine" / "sft_train.parquet")
     assert refused.counts() == {"corrupt_image": 1, "sound_too_short": 1}
     last = curve(recipe, "sft")[-1]
