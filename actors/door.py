@@ -207,7 +207,7 @@ class PairBatches:
 
         Raises:
             KeyError: the tables have no such prompt.
-            TooManyBadRows: more than `data.max_bad_fraction` of the prompts seen so far were refused, or all.
+            TooManyBadRows: the prompts refused so far are more than `data.max_bad_fraction` of the comparisons, or all.
         """
         while True:
             self.announce()

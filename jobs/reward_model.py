@@ -100,12 +100,14 @@ def comparisons(
         )
     print(f"{len(table)} preferences by {', '.join(table.raters())}", flush=True)
     batches = PairBatches(door, recipe, table, size=settings.batch_size, num_rows=num_rows)
-    message = {"held_out": held_out(door, table.read(range(num_rows, len(table))))}
+    kept = held_out(door, table.read(range(num_rows, len(table))))
+    message = {"held_out": kept}
     for step in range(settings.num_steps):
         batches.announce(min(1 + ENCODED_AHEAD, settings.num_steps - step))
         yield {**message, "items": [compared(*each) for each in batches.take()]}
         message = {}
-        drawn.append({**door.metrics(), "counts/pairs_refused": float(batches.num_refused)})
+        num_refused = batches.num_refused + num_held_out - len(kept)
+        drawn.append({**door.metrics(), "counts/pairs_refused": float(num_refused)})
 
 
 def held_out(door: Door, preferences: Sequence[Preference]) -> list[supervised.Comparison]:

@@ -136,11 +136,11 @@ class Index:
         """Rows of a table's split."""
         return next(self._each(f"SELECT COUNT(*) FROM rows WHERE stays AND split = ? AND {_ROWS_OF[table]}", split))[0]
 
-    def places(self, table: str, split: str, *, is_sorted: bool) -> Iterator[tuple[int, int]]:
-        """Shard and place of each row of a table's split, in order, or by ascending sort value (unknown ones last)."""
+    def places(self, table: str, split: str, *, is_sorted: bool) -> Iterator[tuple[int, int, str]]:
+        """Shard, place and id of each row of a table's split, in order, or by ascending sort value (unknown ones last)."""
         order = "sort_value NULLS LAST, number" if is_sorted else "number"
         yield from self._each(
-            f"SELECT shard, place FROM rows WHERE stays AND split = ? AND {_ROWS_OF[table]} ORDER BY {order}", split
+            f"SELECT shard, place, id FROM rows WHERE stays AND split = ? AND {_ROWS_OF[table]} ORDER BY {order}", split
         )
 
     def kinds(self, table: str) -> frozenset[MediaKind]:

@@ -33,7 +33,7 @@ from pipeline.data.preferences import (
 from pipeline.data.schema import PROMPT_SCHEMA
 from pipeline.data.table import ROWS_PER_GROUP, write_groups
 
-_PLAN = pa.schema([("shard", pa.int64()), ("place", pa.int64())])
+_PLAN = pa.schema([("shard", pa.int64()), ("place", pa.int64()), ("id", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -108,22 +108,30 @@ def write_tables(
     return tables
 
 
-def write_plan(path: Path, places: list[tuple[int, int]]) -> None:
+def write_plan(path: Path, places: list[tuple[int, int, str]]) -> None:
     """Which rows a file is made of: on disk, so that nothing grows with their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shards, numbers = zip(*places, strict=True)
-    pq.write_table(pa.table([shards, numbers], schema=_PLAN), path)
+    pq.write_table(pa.table(list(zip(*places, strict=True)), schema=_PLAN), path)
 
 
 def _write(batch: Any, *, staging: Path, contents: Contents) -> Any:
     """Writes the files of a batch."""
     for table, path, plan in zip(batch["table"], batch["path"], batch["plan"], strict=True):
-        groups = (contents.rows(table, rows) for rows in _planned(Path(plan), Staged(staging)))
+        groups = (contents.rows(table, rows) for rows in planned(Path(plan), Staged(staging)))
         write_groups(Path(path), groups, schema=contents.schema(table))
     return {"path": batch["path"]}
 
 
-def _planned(plan: Path, staged: Staged) -> Iterator[pa.Table]:
+def planned(plan: Path, staged: Staged) -> Iterator[pa.Table]:
+    """The rows of a file, a row group at a time.
+
+    Raises:
+        RuntimeError: another row lies in a place than the one that was decided about.
+    """
     for group in pq.read_table(plan, schema=_PLAN).to_batches(max_chunksize=ROWS_PER_GROUP):
-        shards, places = (column.to_pylist() for column in group.columns)
-        yield staged.rows(shards, places)
+        shards, places, ids = (column.to_pylist() for column in group.columns)
+        rows = staged.rows(shards, places)
+        # A shard whose worker died is prepared again; a decoder that ran out of time once may not do so twice.
+        if rows["id"].to_pylist() != ids:
+            raise RuntimeError(f"{plan.name}: a shard that was prepared twice gave other rows; run jobs.prepare again")
+        yield rows

@@ -30,7 +30,7 @@ def decided(*rows: dict[str, Any], leaks: Leaks = Leaks.LEAVE_OUT, exact: bool =
 
 
 def places(index: Index, *splits: str) -> list[int]:
-    return [place for split in splits or NAMES for _, place in index.places(PROMPTS, split, is_sorted=False)]
+    return [place for split in splits or NAMES for _, place, _ in index.places(PROMPTS, split, is_sorted=False)]
 
 
 def test_a_row_that_shares_a_medium_with_a_later_split_is_left_out_whichever_comes_first() -> None:

@@ -27,7 +27,11 @@ def test_rows_go_to_the_tables_they_are_for_in_the_order_of_the_sources() -> Non
         assert index.add(number, row, contents=())
     index.leave_out(4)
     of = {table: list(index.places(table, "train", is_sorted=False)) for table in (PROMPTS, PREFERENCES, JUDGEMENTS)}
-    assert of == {PROMPTS: [(0, 3), (0, 1), (0, 2)], PREFERENCES: [(0, 1)], JUDGEMENTS: [(0, 2), (1, 0)]}
+    assert of == {
+        PROMPTS: [(0, 3, "plain"), (0, 1, "pair"), (0, 2, "good")],
+        PREFERENCES: [(0, 1, "pair")],
+        JUDGEMENTS: [(0, 2, "good"), (1, 0, "bad")],
+    }
     assert {table: index.size(table, "train") for table in of} == {table: len(rows) for table, rows in of.items()}
     assert index.kinds(PREFERENCES) == {MediaKind.IMAGE, MediaKind.AUDIO}
     assert index.kinds(JUDGEMENTS) == {MediaKind.VIDEO}
@@ -39,7 +43,7 @@ def test_a_sorted_split_ends_with_what_nobody_knows_the_value_of_and_equals_keep
     index = Index(":memory:")
     for number, value in enumerate((2.0, None, 1.0, 2.0, None, 0.5)):
         index.add(number, described(str(number), place=number, sort_value=value), contents=())
-    assert [place for _, place in index.places(PROMPTS, "train", is_sorted=True)] == [5, 2, 0, 3, 1, 4]
+    assert [place for _, place, _ in index.places(PROMPTS, "train", is_sorted=True)] == [5, 2, 0, 3, 1, 4]
 
 
 def test_an_id_is_taken_once_and_files_are_in_use_as_long_as_a_row_stays() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.ingest import staging
+from pipeline.data.ingest import parts, staging
 from pipeline.data.ingest.staging import Staged, StagingFile
 from pipeline.data.schema import STAGED_SCHEMA
 
@@ -30,6 +30,17 @@ def test_any_row_is_found_by_the_place_that_it_was_given(
     wanted = [119, 0, 39, 40, 41, 40, 85]
     found = Staged(tmp_path).rows([places[each][0] for each in wanted], [places[each][1] for each in wanted])
     assert found["id"].to_pylist() == [str(100 * (each // 40) + each % 40) for each in wanted]
+
+
+def test_a_place_with_another_row_than_was_decided_about_stops_the_writing(tmp_path: Path) -> None:
+    with StagingFile(tmp_path, 0) as file:
+        places = [(0, file.add(row(number, 1)), str(number)) for number in range(3)]
+    parts.write_plan(tmp_path / "right.parquet", places)
+    (table,) = parts.planned(tmp_path / "right.parquet", Staged(tmp_path))
+    assert table["id"].to_pylist() == ["0", "1", "2"]
+    parts.write_plan(tmp_path / "wrong.parquet", [(0, 0, "1")])
+    with pytest.raises(RuntimeError, match=r"wrong\.parquet: a shard that was prepared twice gave other rows"):
+        list(parts.planned(tmp_path / "wrong.parquet", Staged(tmp_path)))
 
 
 def test_a_file_made_again_begins_anew(tmp_path: Path) -> None:
