@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from actors.encoder import Needs, PromptRef
 from actors.roles import Encoding, Roles
@@ -48,7 +51,9 @@ class Door:
         self.split = split
         self._needs = needs
         self.lacks = lacks
-        self._file = recipe.run.directory / "quarantine" / f"{stage}_{split}.parquet"
+        self.directory = recipe.run.directory
+        """Of the run."""
+        self._file = self.directory / "quarantine" / f"{stage}_{split}.parquet"
         self.datasets = Datasets(recipe.datasets, split)
         """The tables, for reading some of their rows."""
         self.quarantine = Quarantine()
@@ -161,6 +166,18 @@ class Batches:
         """Stops reading."""
         self._stream.close()
 
+    def record_rows(self, stage: str) -> None:
+        """Keeps which rows the run's stage has drawn so far, for `shared_rows`."""
+        rows = {
+            name: np.unique(order.rows(0, min(count, order.num_rows)))
+            for name, count, order in zip(
+                self._names, self._mixture.positions(self.cursor * self._size), self._orders, strict=True
+            )
+        }
+        file = rows_file(self._door.directory, stage)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **{f"{self._door.split}/{name}": found for name, found in rows.items()})
+
     def metrics(self) -> dict[str, float]:
         """Rows taken of each dataset so far, and how many epochs that is."""
         drawn = self._mixture.positions(self.cursor * self._size)
@@ -171,6 +188,21 @@ class Batches:
                 for name, count, order in zip(self._names, drawn, self._orders, strict=True)
             },
         }
+
+
+def rows_file(directory: Path, stage: str) -> Path:
+    """Where a run keeps the numbers of the rows that a stage has drawn: int64 by `split/dataset`."""
+    return directory / "rows" / f"{stage}.npz"
+
+
+def shared_rows(directory: Path, one: str, other: str) -> dict[str, int] | None:
+    """How many different rows two stages of a run have drawn, and how many both have; None where one did not end."""
+    files = [rows_file(directory, stage) for stage in (one, other)]
+    if not all(file.is_file() for file in files):
+        return None
+    first, second = (dict(np.load(file)) for file in files)
+    both = sum(len(np.intersect1d(rows, second[name])) for name, rows in first.items() if name in second)
+    return {one: sum(map(len, first.values())), other: sum(map(len, second.values())), "both": both}
 
 
 class PairBatches:

@@ -31,7 +31,7 @@ from actors.scoring import score
 from jobs.command import main, read_stages, record_stage
 from pipeline.config import FROZEN, Recipe
 from pipeline.data.datasets import Datasets, RowRef
-from pipeline.data.demo import MANNERS
+from pipeline.data.demo.tasks import MANNERS
 from pipeline.data.ingest import card
 from pipeline.data.table import PreferenceTable, Quarantine
 from pipeline.evaluation.report import browser_rows, write_report

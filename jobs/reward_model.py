@@ -56,7 +56,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
         needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
         # Comparisons that are there speak for themselves.
         asked = nothing if table.is_file() else lacks
-        door = Door(roles, recipe, "train", stage="reward_model", needs=needs, lacks=asked)
+        door = Door(roles, recipe, recipe.preferences.split, stage="reward_model", needs=needs, lacks=asked)
         # Of each batch that lies ready: metrics tell of the step, and not of how far reading is ahead of it.
         drawn: deque[dict[str, float]] = deque()
         tracker = Tracker(
@@ -136,8 +136,8 @@ def given_preferences(recipe: Recipe, source: Path) -> Iterator[Preference]:
         tokenizer = load().tokenizer
         return (*tokenizer.encode(text), tokenizer.eos_token_id)
 
-    for each in Datasets(recipe.datasets, "train").sources:
-        for pair in read_pairs(each.dataset.path, "train"):
+    for each in Datasets(recipe.datasets, recipe.preferences.split).sources:
+        for pair in read_pairs(each.dataset.path, recipe.preferences.split):
             yield Preference(
                 prompt_id=each.prefix + pair.prompt_id,
                 chosen_ids=tokens(pair.chosen),

@@ -54,7 +54,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
         state = checkpoints.LoopState.start(algorithm.kl)
         if resume:
             state = checkpoints.resume(roles, recipe)
-        door = Door(roles, recipe, "train", stage="rlhf", needs=loop_needs(recipe), lacks=lacks(recipe))
+        door = Door(roles, recipe, settings.split, stage="rlhf", needs=loop_needs(recipe), lacks=lacks(recipe))
         if settings.parity.num_rows and not resume:
             parity.check(roles, recipe, door, stage="after loading", stock=True)
         sync_weights(roles, state.step)
@@ -111,6 +111,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 if state.step % settings.checkpoints.save_every == 0 or state.step == settings.num_steps:
                     checkpoints.save(roles, state, recipe, metrics)
         ray.get(roles.policy.on_all(PolicyWorker.export, target.absolute()))
+        batches.record_rows("rlhf")
     return target
 
 

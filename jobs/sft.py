@@ -54,6 +54,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
             for step, metrics in workers.training("sft").run(source=source, target=target, data=data()):
                 supervised.show(tracker, step, {**metrics, **(drawn.popleft() if step >= 0 else {})})
                 workers.start_next()
+        batches.record_rows("sft")
     return target
 
 

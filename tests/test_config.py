@@ -301,7 +301,7 @@ def test_the_prompt_table_may_lie_at_an_address_or_be_a_mixture_of_several() -> 
 def test_what_cannot_be_prepared_is_refused_with_its_cure() -> None:
     with pytest.raises(ConfigError, match=r"sort_by=num_tokens needs the tokens counted: set count_tokens=true"):
         load_recipe(None, ["prepare.sort_by=num_tokens", "prepare.count_tokens=false"])
-    with pytest.raises(ConfigError, match=r"prepare.split: .*leave nothing to train on"):
+    with pytest.raises(ConfigError, match=r"prepare.split: .*leave no rows to train on"):
         load_recipe(None, ["prepare.split={validation: 0.5, test: 0.5}"])
     with pytest.raises(ConfigError, match=r"sources: a names two of them"):
         load_recipe(None, ["prepare.sources=[{path: x, name: a}, {path: y, name: a}]"])

@@ -67,18 +67,21 @@ class Splitting(Section):
     `column` says, or else the names of their files."""
     column: str | None = None
     """The source's column that holds the group, or the split."""
+    rl: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the split `rl`: prompts for the loop that SFT does not see (`rlhf.split=rl`)."""
     validation: float = Field(default=0.05, ge=0, lt=1)
     """Share of the validation split."""
     test: float = Field(default=0.05, ge=0, lt=1)
     """Share of the test split."""
     leaks: Leaks = Leaks.LEAVE_OUT
-    """What happens to a row that shares a medium, or its whole text, with a row of a later split (train, validation,
-    test): `leave_out` and count it, `stop`, or `allow`."""
+    """What happens to a row that shares a medium, or its whole text, with a row of a later split (train, rl,
+    validation, test): `leave_out` and count it, `stop`, or `allow`."""
 
     @model_validator(mode="after")
     def _check(self) -> Splitting:
-        if self.validation + self.test >= 1:
-            raise ValueError(f"validation={self.validation} and test={self.test} leave nothing to train on")
+        if self.rl + self.validation + self.test >= 1:
+            shares = f"rl={self.rl}, validation={self.validation} and test={self.test}"
+            raise ValueError(f"{shares} leave no rows to train on; make them smaller")
         return self
 
 
@@ -95,7 +98,7 @@ class Prepare(Section):
     steps: Steps = ()
     """Preprocessing, in this order: docs/preprocessing.md."""
     split: Splitting = Splitting()
-    """How rows are shared out among train, validation and test."""
+    """How rows are shared out among train, rl, validation and test."""
     media: MediaAs = MediaAs.BYTES
     """`bytes`: media lie in the table; `references`: each file once in `media/` beside it, named by its content."""
     sort_by: str | None = None
@@ -109,6 +112,8 @@ class Prepare(Section):
     """Rows in a Parquet file; a split of more has several."""
     train_rows: int = Field(default=480, gt=0)
     """Built-in data: rows of each task in the train split."""
+    rl_rows: int = Field(default=0, ge=0)
+    """Built-in data: rows of each task in the split `rl`, prompts that SFT does not see (`rlhf.split=rl`)."""
     validation_rows: int = Field(default=16, gt=0)
     """Built-in data: rows of each task in the validation split."""
     test_rows: int = Field(default=64, gt=0)

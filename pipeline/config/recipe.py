@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.data import Data, Dataset
 from pipeline.config.prepare import Prepare
@@ -98,6 +98,15 @@ class Recipe(Section):
     """The loop: generate -> score -> update."""
     evaluate: Evaluate = Evaluate()
     """The held-out evaluation and its report."""
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> Recipe:
+        for field, split in (("rlhf", self.rlhf.split), ("preferences", self.preferences.split)):
+            if split == self.evaluate.split:
+                raise ValueError(
+                    f"{field}.split={split}: evaluate.split names the same rows, which then are not held out; change one"
+                )
+        return self
 
     @property
     def data_path(self) -> Path:

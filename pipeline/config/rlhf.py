@@ -30,6 +30,9 @@ class Parity(Section):
 
 
 class Rlhf(Section):
+    split: str = "train"
+    """Split whose prompts the loop draws. `rl` has those that SFT does not see: a model finds little to improve on rows
+    that it knows by heart."""
     num_steps: int = Field(default=40, gt=0)
     """Steps of generate -> score -> update."""
     prompts_per_step: int = Field(default=32, gt=0)

@@ -26,8 +26,10 @@ class Supervised(Trained):
 
 
 class Preferences(Section):
+    split: str = "train"
+    """Split of the compared prompts, whether they are sampled from or come with comparisons."""
     num_prompts: int = Field(default=512, gt=0)
-    """Prompts of the train split for which the SFT model's samples are compared."""
+    """Prompts of that split for which the SFT model's samples are compared."""
     samples_per_prompt: int = Field(default=4, ge=2)
     """Completions sampled for each prompt; one pair of different ones is taken."""
     temperature: float = Field(default=1.8, gt=0)

@@ -137,7 +137,7 @@ class Index:
         return next(self._each(f"SELECT COUNT(*) FROM rows WHERE stays AND split = ? AND {_ROWS_OF[table]}", split))[0]
 
     def places(self, table: str, split: str, *, is_sorted: bool) -> Iterator[tuple[int, int, str]]:
-        """Shard, place and id of each row of a table's split, in order, or by ascending sort value (unknown ones last)."""
+        """Shard, place and id of each row of a split, in order, or by ascending sort value (unknown ones last)."""
         order = "sort_value NULLS LAST, number" if is_sorted else "number"
         yield from self._each(
             f"SELECT shard, place, id FROM rows WHERE stays AND split = ? AND {_ROWS_OF[table]} ORDER BY {order}", split

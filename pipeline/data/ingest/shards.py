@@ -34,6 +34,7 @@ SUFFIXES: dict[Form, tuple[str, ...]] = {
 
 SPLITS = {
     **{name: "train" for name in ("train", "training")},
+    **{name: "rl" for name in ("rl", "rlhf")},
     **{name: "validation" for name in ("validation", "valid", "val", "dev", "eval")},
     **{name: "test" for name in ("test", "testing", "heldout")},
 }

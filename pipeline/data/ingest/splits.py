@@ -8,7 +8,7 @@ from pipeline.config import SplitBy, Splitting
 from pipeline.data.ingest.shards import SPLITS
 from pipeline.data.schema import Reason, RowError
 
-NAMES = ("train", "validation", "test")
+NAMES = ("train", "rl", "validation", "test")
 
 
 def split_of(
@@ -50,4 +50,6 @@ def _drawn(key: str, splitting: Splitting) -> str:
     place = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
     if place < splitting.test:
         return "test"
-    return "validation" if place < splitting.test + splitting.validation else "train"
+    if place < splitting.test + splitting.validation:
+        return "validation"
+    return "rl" if place < splitting.test + splitting.validation + splitting.rl else "train"

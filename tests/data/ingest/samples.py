@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 
 from pipeline.config import Source
-from pipeline.data import drawing
+from pipeline.data.demo import drawing
 from pipeline.data.media import encode_png, encode_video, encode_wav
 from pipeline.records import Audio
 

@@ -26,6 +26,9 @@ SHAPES = ("square", "ring", "cross")
 RELATIONS = ("above", "below", "left of", "right of")
 DIRECTIONS: Mapping[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
+MOST_SHAPES = 7  # in a crowd
+
+_GRID = 3  # cells of a crowd along each side
 _FINE = 4  # drawn at four times the size and averaged: smooth edges
 _SCAN_SIDE = 14
 _SHADE = 160  # of 255, from edge to edge
@@ -75,6 +78,21 @@ class Motion:
     def source(self) -> str:
         """Identity of the clip."""
         return f"motion:{self.shape} {self.direction} on {self.background}"
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Equal shapes in some of the nine cells (0 to 8, row by row) of a picture, over a grey `background`."""
+
+    colour: str
+    kind: str
+    cells: tuple[int, ...]
+    background: int
+
+    @property
+    def source(self) -> str:
+        """Identity of the picture."""
+        return f"crowd:{self.colour} {self.kind} in {self.cells} on {self.background}"
 
 
 @cache
@@ -130,9 +148,31 @@ def random_motion(rng: np.random.Generator) -> Motion:
     return Motion(shape=shape, direction=direction, background=int(rng.integers(0, 30)))
 
 
+def random_crowd(rng: np.random.Generator) -> Crowd:
+    """One to `MOST_SHAPES` shapes, each number as likely as the others."""
+    num_shapes = int(rng.integers(1, MOST_SHAPES + 1))
+    cells = rng.choice(_GRID**2, size=num_shapes, replace=False)
+    return Crowd(
+        colour=list(COLOURS)[rng.integers(len(COLOURS))],
+        kind=SHAPES[rng.integers(len(SHAPES))],
+        cells=tuple(sorted(cells.tolist())),
+        background=int(rng.integers(0, 30)),
+    )
+
+
 def draw_scene(scene: Scene) -> NDArray[np.uint8]:
     """uint8 [24, 24, 3]."""
     return _draw((scene.first, scene.second), scene.background)
+
+
+def draw_crowd(crowd: Crowd) -> NDArray[np.uint8]:
+    """uint8 [24, 24, 3]."""
+    cell = SIDE // _GRID
+    shapes = [
+        Shape(crowd.colour, crowd.kind, x=at % _GRID * cell + cell // 2, y=at // _GRID * cell + cell // 2, radius=3)
+        for at in crowd.cells
+    ]
+    return _draw(shapes, crowd.background)
 
 
 def draw_motion(motion: Motion) -> NDArray[np.uint8]:
