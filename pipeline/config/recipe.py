@@ -104,7 +104,7 @@ class Recipe(Section):
         for field, split in (("rlhf", self.rlhf.split), ("preferences", self.preferences.split)):
             if split == self.evaluate.split:
                 raise ValueError(
-                    f"{field}.split={split}: evaluate.split names the same rows, which then are not held out; change one"
+                    f"{field}.split={split}: evaluate.split names the same rows, so that none are held out; change one"
                 )
         return self
 
