@@ -108,6 +108,11 @@ class Kl(Section):
                 "place=loss with estimator=k1: its gradient is zero on average, so that it would hold nothing; "
                 "use k2 or k3, or place=reward"
             )
+        if self.control is KlControl.ADAPTIVE and self.weight == 0:
+            raise ValueError(
+                "control=adaptive with weight=0: the controller multiplies the weight, which would stay 0; "
+                "start from a weight above 0, such as 0.05, or use control=fixed"
+            )
         return self
 
 
