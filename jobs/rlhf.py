@@ -7,7 +7,7 @@
 
 The driver holds ids, logprobs and rewards, never a medium: those travel as references in the object store.
 With `rlhf.staleness` above 0 the next batches are sampled while this one is scored and learned from.
-Left out on purpose: a second policy pass in steps that are on-policy. Their behaviour logprobs are the policy's own.
+Left out on purpose: a second policy pass where behaviour logprobs are the policy's own (`Recipe.scores_proximal`).
 """
 
 from __future__ import annotations
@@ -123,14 +123,14 @@ def shape(rewards: Tensor, scale: RunningScale, algorithm: Algorithm) -> Tensor:
 def begin_scoring(
     roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef], rollouts: Sequence[Rollout]
 ) -> dict[str, Scoring]:
-    """Asks for reference logprobs, values and, where behaviour logprobs may not be the policy's, proximal logprobs."""
+    """Asks for reference logprobs, values and, where behaviour logprobs may differ from the policy's, proximal ones."""
     groups, temperature = groups_of(prompts, rollouts), recipe.rlhf.sampling.temperature
     scorings: dict[str, Scoring] = {}
     if roles.reference:
         scorings["reference"] = score(roles.reference, ReferenceWorker.logprobs, groups, temperature=temperature)
     if roles.critic:
         scorings["critic"] = score(roles.critic, CriticWorker.values, groups)
-    if recipe.rlhf.is_off_policy:
+    if recipe.scores_proximal:
         scorings["proximal"] = score(roles.policy, PolicyWorker.logprobs, groups, temperature=temperature)
     return scorings
 

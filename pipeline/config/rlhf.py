@@ -60,7 +60,8 @@ class Rlhf(Section):
     this policy."""
     staleness: int = Field(default=0, ge=0)
     """Steps that generation may run ahead of the update, with older weights. Above 0 the policy scores its samples once
-    more before the update; `algorithm.off_policy` corrects for the rest."""
+    more before the update, as it does wherever behaviour logprobs may differ from its own (filters, a correction,
+    bfloat16); `algorithm.off_policy` corrects for the rest."""
     parity: Parity = Parity()
     """The comparison of rollout and trainer before the first update."""
     checkpoints: Checkpoints = Checkpoints()
@@ -70,8 +71,12 @@ class Rlhf(Section):
 
     @property
     def is_off_policy(self) -> bool:
-        """Whether behaviour logprobs may not be those of the policy at the start of the update."""
-        return self.staleness > 0 or self.sampling.truncates
+        """Whether behaviour logprobs are taken for others than those of the policy at the start of the update.
+
+        Older weights and filters make them so; a correction is asked for where somebody expects them to be.
+        """
+        is_corrected = self.algorithm.off_policy.correction is not ImportanceCorrection.NONE
+        return self.staleness > 0 or self.sampling.truncates or is_corrected
 
     @field_validator("rewards")
     @classmethod

@@ -1,0 +1,95 @@
+"""What the loop makes of a step's scores and rewards, worked out by hand; no worker runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.rlhf import begin_scoring
+from pipeline.algorithms.off_policy import importance_weights
+from pipeline.config import Recipe, load_recipe
+from pipeline.experience import collate_experience, make_experience
+from pipeline.records import Completion, FinishReason, Rollout
+from tests.prompts import prompt_ref
+
+BEHAVIOUR = np.array([-1.0, -2.0], np.float32)
+ROLLOUT = Rollout("a", (Completion(np.array([5, 6]), BEHAVIOUR, FinishReason.STOP, 0, "yes"),))
+
+
+class World:
+    """Workers of a role that are asked and never answer."""
+
+    def __init__(self, settings: Any):
+        self.settings = settings
+        self.asked: list[str] = []
+
+    def __len__(self) -> int:
+        return 1
+
+    def on_each(self, method: Any, shares: Sequence[Any], **_: Any) -> list[Any]:
+        self.asked.append(method.__name__)
+        return []
+
+
+def _scored(recipe: Recipe) -> set[str]:
+    roles: Any = type("Roles", (), {role: World(getattr(recipe.rlhf, role)) for role in ("policy", "reference")})()
+    roles.critic = None
+    return set(begin_scoring(cast(Any, roles), recipe, [prompt_ref("a")], [ROLLOUT]))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["rlhf.staleness=1"],
+        ["rlhf.sampling.top_k=5"],
+        ["rlhf.sampling.top_p=0.9"],
+        ["rlhf.sampling.min_p=0.1"],
+        ["rlhf.algorithm.off_policy.correction=token"],
+        ["rlhf.algorithm.off_policy.correction=sequence"],
+        ["rlhf.algorithm.off_policy.correction=icepop"],
+        ["model.dtype=bfloat16"],
+    ],
+)
+def test_the_policy_scores_its_samples_wherever_behaviour_logprobs_may_differ_from_its_own(
+    overrides: list[str],
+) -> None:
+    assert _scored(load_recipe(None, overrides)) == {"reference", "proximal"}
+
+
+def test_a_rollout_that_is_exact_and_of_the_same_weights_is_taken_at_its_word() -> None:
+    assert _scored(load_recipe(None, ["rlhf.sampling.temperature=0.7"])) == {"reference"}
+
+
+def test_an_on_policy_step_with_a_correction_is_corrected_and_its_mismatch_shown() -> None:
+    # The rollout said -1 and -2; the trainer says -1.5 and -1: the weights are e^-0.5 and e^1, capped at 2.
+    recipe = load_recipe(None, ["rlhf.algorithm.off_policy.correction=token"])
+    proximal = {"proximal": [np.array([[-1.5, -1.0]], np.float32)]} if "proximal" in _scored(recipe) else {}
+    experience, statistics = make_experience(
+        [ROLLOUT],
+        rewards=torch.tensor([1.0]),
+        reference_logprobs=None,
+        values=[np.zeros((1, 2), np.float32)],
+        algorithm=recipe.rlhf.algorithm,
+        kl_weight=0.0,
+        proximal_logprobs=proximal.get("proximal"),
+    )
+    batch = collate_experience(experience, device=torch.device("cpu"))
+    off_policy = recipe.rlhf.algorithm.off_policy
+    weights = importance_weights(
+        correction=off_policy.correction,
+        proximal_logprobs=batch.proximal_logprobs,
+        behaviour_logprobs=batch.behaviour_logprobs,
+        mask=batch.mask,
+        cap=off_policy.cap,
+        low=off_policy.low,
+        high=off_policy.high,
+    )
+    assert weights.weights[0].tolist() == pytest.approx([math.exp(-0.5), 2.0])
+    assert weights.limited[0].tolist() == [False, True]
+    assert statistics["mismatch/mean"] == pytest.approx(0.75)
+    assert statistics["mismatch/max"] == 1.0
