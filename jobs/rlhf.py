@@ -36,8 +36,9 @@ from actors.rollout import RolloutWorker
 from actors.sampler import Sampler
 from actors.scoring import Scoring, ShardedWorker, score
 from jobs.command import main
+from pipeline.algorithms.kl import KlController
 from pipeline.algorithms.shaping import RunningScale, clip_reward
-from pipeline.config import Algorithm, Recipe
+from pipeline.config import Algorithm, Recipe, Rlhf
 from pipeline.experience import make_experience
 from pipeline.records import Experience, FinishReason, Rollout
 from pipeline.tracking import Tracker
@@ -94,7 +95,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 rows = list(zip(batch.prompts, experience, strict=True))
                 updated, update_s = update(roles, recipe, rows, step, state.kl.weight)
                 sync_weights(roles, step + 1)
-                kl = state.kl.updated(kl=statistics["kl/reference"], num_completions=len(batch.rewards))
+                kl = next_kl(state.kl, settings, step, kl=statistics["kl/reference"], num_completions=len(batch.rewards))
                 state = checkpoints.LoopState(step + 1, kl, scale, sampler.cursor)
                 seconds = {**batch.seconds, **score_s, **update_s, "step": time.monotonic() - started}
                 metrics = {
@@ -118,6 +119,11 @@ def shape(rewards: Tensor, scale: RunningScale, algorithm: Algorithm) -> Tensor:
     """Rewards as advantages take them: scaled and clipped where the recipe says so."""
     shaped = scale.scaled(rewards=rewards) if algorithm.scale_rewards else rewards
     return shaped if algorithm.clip_reward is None else clip_reward(rewards=shaped, bound=algorithm.clip_reward)
+
+
+def next_kl(controller: KlController, settings: Rlhf, step: int, *, kl: float, num_completions: int) -> KlController:
+    """The controller of the KL weight for the next step; it holds while the policy, which waits, cannot follow."""
+    return controller.updated(kl=kl, num_completions=num_completions) if settings.policy_learns(step) else controller
 
 
 def begin_scoring(
@@ -161,7 +167,7 @@ def update(
     if roles.critic:
         shares = plan(roles.critic)
         calls["critic"] = roles.critic.on_each(CriticWorker.update, shares, step=step, kl_weight=kl_weight)
-    if not roles.critic or step >= recipe.rlhf.critic_warmup_steps:
+    if recipe.rlhf.policy_learns(step):
         shares = plan(roles.policy)
         calls["policy"] = roles.policy.on_each(PolicyWorker.update, shares, step=step, kl_weight=kl_weight)
     results, seconds = collect(calls)

@@ -39,7 +39,8 @@ def make_experience(
         rewards: float [N], one a completion, groups together.
         reference_logprobs, values: one array [n, T_g] a group, right-padded; None where the role is not needed.
         kl_weight: reward (or loss) a nat of KL a token; used here where the KL is part of the reward.
-        proximal_logprobs: the same, of the policy at the start of the update; None where the behaviour's are its own.
+        proximal_logprobs: the same, of the policy at the start of the update; None where the rollout's own, before
+            filters, are those.
         greedy_rewards: float [G], of each prompt's greedy completion; None where the estimator takes none.
 
     Raises:
@@ -50,7 +51,8 @@ def make_experience(
     lengths = torch.tensor([len(completion.token_ids) for completion in completions])
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
     behaviour = _pad([completion.behaviour_logprobs[None] for completion in completions], mask)
-    proximal = behaviour if proximal_logprobs is None else _pad(proximal_logprobs, mask)
+    own = [completion.policy_logprobs[None] for completion in completions]
+    proximal = _pad(own if proximal_logprobs is None else proximal_logprobs, mask)
     reference = proximal if reference_logprobs is None else _pad(reference_logprobs, mask)
     value = torch.zeros_like(behaviour) if values is None else _pad(values, mask)
 

@@ -159,6 +159,8 @@ class Completion:
 
     token_ids: int64 [T], the end token included where `finish_reason` is stop.
     behaviour_logprobs: float32 [T], of the distribution truly sampled from, by the rollout copy.
+    raw_logprobs: float32 [T], of the same copy's whole distribution at the sampling temperature (1 where that is 0),
+        before filters; None where nothing was filtered: the behaviour's are raw.
     """
 
     token_ids: NDArray[np.int64]
@@ -166,6 +168,15 @@ class Completion:
     finish_reason: FinishReason
     weights_version: int
     text: str
+    raw_logprobs: NDArray[np.float32] | None = None
+
+    @property
+    def policy_logprobs(self) -> NDArray[np.float32]:
+        """Float32 [T], of the sampling copy as a policy, whole: what is compared with a reference's, as in a KL.
+
+        Behaviour logprobs are renormalised over what filters left: a policy would be at a distance from itself.
+        """
+        return self.behaviour_logprobs if self.raw_logprobs is None else self.raw_logprobs
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,25 @@ def test_the_mismatch_of_sampling_and_training_by_hand() -> None:
     assert statistics["mismatch/kl"] == pytest.approx((math.exp(-0.5) - 0.5 + math.e - 2) / 8)
 
 
+def test_a_policy_is_at_no_distance_from_itself_whatever_filters_its_samples_went_through() -> None:
+    # The filters left half of the probability: behaviour logprobs are ln 2 above the raw ones, which the reference has.
+    raw = np.array([-1.0, -2.0], np.float32)
+    filtered = replace(_completion([-1 + math.log(2), -2 + math.log(2)]), raw_logprobs=raw)
+    (group,), statistics = make_experience(
+        [Rollout("a", (filtered,))],
+        rewards=torch.tensor([1.0]),
+        reference_logprobs=[raw[None]],
+        values=[_array([[0, 0]])],
+        algorithm=Algorithm(whiten_advantages=False, lam=1.0),
+        kl_weight=0.5,
+    )
+    assert statistics["kl/reference"] == statistics["kl/reference_completion"] == 0.0
+    assert group.returns.tolist() == [[1.0, 1.0]]  # no KL in the reward either
+    assert np.array_equal(group.proximal_logprobs[0], raw)
+    assert group.behaviour_logprobs[0].tolist() == filtered.behaviour_logprobs.tolist()
+    assert not [name for name in statistics if name.startswith("mismatch")]
+
+
 def test_without_proximal_logprobs_those_of_the_behaviour_are_the_policys_own_and_nothing_is_compared() -> None:
     (a, _), statistics = _made(GAE)
     assert np.array_equal(a.proximal_logprobs, a.behaviour_logprobs)

@@ -74,7 +74,7 @@ def varied_groups(*, rewards: Float[Tensor, "G n"], tolerance: float = 1e-6) -> 
     section 3.2).
 
     Args:
-        rewards: [G, n], n completions of each of G prompts.
+        rewards: [G, n], n completions of each of G prompts, before length shapes them: the paper filters on accuracy.
         tolerance: largest minus smallest reward must be more than this, in units of reward.
 
     Returns:

@@ -69,6 +69,10 @@ class Rlhf(Section):
     samples_every: int = Field(default=10, gt=0)
     """Steps between samples written to `samples.jsonl`."""
 
+    def policy_learns(self, step: int) -> bool:
+        """Whether the policy is updated in this step; in the first ones it may wait for its critic."""
+        return not self.algorithm.advantage.needs_critic or step >= self.critic_warmup_steps
+
     @property
     def is_off_policy(self) -> bool:
         """Whether behaviour logprobs are taken for others than those of the policy at the start of the update.

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.rlhf import begin_scoring
+from jobs.evaluate import scores
+from jobs.rlhf import begin_scoring, next_kl
+from pipeline.algorithms.kl import AdaptiveKl
 from pipeline.algorithms.off_policy import importance_weights
 from pipeline.config import Recipe, load_recipe
 from pipeline.experience import collate_experience, make_experience
@@ -93,3 +95,39 @@ def test_an_on_policy_step_with_a_correction_is_corrected_and_its_mismatch_shown
     assert weights.limited[0].tolist() == [False, True]
     assert statistics["mismatch/mean"] == pytest.approx(0.75)
     assert statistics["mismatch/max"] == 1.0
+
+
+def test_the_kl_weight_holds_while_the_policy_waits_for_its_critic() -> None:
+    controller = AdaptiveKl(weight=0.1, target=0.1, horizon=1000)
+    followed = controller.updated(kl=0.0, num_completions=100)
+    assert followed != controller
+    for advantage, expected in (("gae", [controller, controller, followed]), ("rloo", [followed] * 3)):
+        # Without a critic nobody waits, whatever the recipe says.
+        settings = load_recipe(None, ["rlhf.critic_warmup_steps=2", f"rlhf.algorithm.advantage={advantage}"]).rlhf
+        found = [next_kl(controller, settings, step, kl=0.0, num_completions=100) for step in range(3)]
+        assert found == expected
+
+
+class Answering(World):
+    """Workers of a role that answer with the same rows whatever they are asked."""
+
+    def __init__(self, settings: Any, rows: list[Any]):
+        super().__init__(settings)
+        self._rows = rows
+
+    def on_each(self, method: Any, shares: Sequence[Any], **_: Any) -> list[Any]:
+        return [self._rows]
+
+
+def test_an_evaluated_policy_is_at_no_distance_from_itself_under_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Filters left half of the probability: behaviour logprobs lie ln 2 above those of the same policy, whole.
+    raw = np.array([-1.5, -0.5], np.float32)
+    filtered = Completion(np.array([5, 6]), raw + np.float32(math.log(2)), FinishReason.STOP, 0, "yes", raw)
+    settings = Recipe().rlhf
+    roles: Any = type("Roles", (), {})()
+    roles.reward = Answering(settings.reward, [np.array([0.25], np.float32)])
+    roles.reference = Answering(settings.reference, [np.array([[-1.5, -1.5, 9.0]], np.float32)])
+    monkeypatch.setattr("jobs.evaluate.ray.get", lambda calls: calls)
+    learned, token_kl = scores(roles, [prompt_ref("a")], [Rollout("a", (filtered,))], temperature=1.0)
+    assert learned == [0.25]
+    assert token_kl == [(0.0, 1.0)]
