@@ -21,7 +21,6 @@ from pipeline.config import Recipe, RewardName
 from pipeline.records import Rollout
 from pipeline.rewards import needs_answer, score_rules
 
-
 OVERLONG = "overlong"
 """Under which name the penalty on length is shown beside the parts of the reward."""
 
@@ -93,8 +92,8 @@ def lacks(recipe: Recipe) -> Lacks:
 def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, step: int) -> Judged:
     """The batch of a step, from what was sampled for it.
 
-    With dynamic sampling, groups whose unshaped rewards are all the same are replaced by those of further batches, while
-    rounds last; what is left out is counted. Where nothing varies at all, the batch stays as it is: its advantages are zero.
+    With dynamic sampling, groups whose unshaped rewards are all the same are replaced by those of further batches,
+    while rounds last; what is left out is counted. Where nothing varies at all, the batch stays as it is.
     """
     batch = judge(roles, recipe, sampled)
     rounds = recipe.rlhf.algorithm.dynamic_sampling.max_rounds

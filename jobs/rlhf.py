@@ -37,7 +37,7 @@ from actors.sampler import Sampler
 from actors.scoring import Scoring, ShardedWorker, score
 from jobs.command import main
 from pipeline.algorithms.kl import KlController
-from pipeline.algorithms.shaping import RunningScale, clip_reward
+from pipeline.algorithms.shaping import RunningScale, clip_reward, is_clipped
 from pipeline.config import Algorithm, Recipe, Rlhf
 from pipeline.experience import make_experience
 from pipeline.records import Experience, FinishReason, Rollout
@@ -81,10 +81,11 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 if is_dynamic:
                     scorings = begin_scoring(roles, recipe, batch.prompts, batch.rollouts)
                 scored, score_s = scores(scorings)
-                scale = state.reward_scale.updated(rewards=batch.rewards)
+                rewards = batch.rewards
+                scale = state.reward_scale.updated(rewards=rewards)
                 experience, statistics = make_experience(
                     batch.rollouts,
-                    rewards=shape(batch.rewards, scale, algorithm),
+                    rewards=shape(rewards, scale, algorithm),
                     reference_logprobs=scored.get("reference"),
                     values=scored.get("critic"),
                     algorithm=algorithm,
@@ -95,11 +96,12 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 rows = list(zip(batch.prompts, experience, strict=True))
                 updated, update_s = update(roles, recipe, rows, step, state.kl.weight)
                 sync_weights(roles, step + 1)
-                kl = next_kl(state.kl, settings, step, kl=statistics["kl/reference"], num_completions=len(batch.rewards))
+                kl = next_kl(state.kl, settings, step, kl=statistics["kl/reference"], num_completions=len(rewards))
                 state = checkpoints.LoopState(step + 1, kl, scale, sampler.cursor)
                 seconds = {**batch.seconds, **score_s, **update_s, "step": time.monotonic() - started}
                 metrics = {
                     **batch_metrics(roles, door, batch, step),
+                    **learning_counts(batch, scale, algorithm),
                     **batches.metrics(),
                     **statistics,
                     "kl/weight": state.kl.weight,
@@ -119,6 +121,17 @@ def shape(rewards: Tensor, scale: RunningScale, algorithm: Algorithm) -> Tensor:
     """Rewards as advantages take them: scaled and clipped where the recipe says so."""
     shaped = scale.scaled(rewards=rewards) if algorithm.scale_rewards else rewards
     return shaped if algorithm.clip_reward is None else clip_reward(rewards=shaped, bound=algorithm.clip_reward)
+
+
+def learning_counts(batch: Judged, scale: RunningScale, algorithm: Algorithm) -> dict[str, float]:
+    """How many completions of the step have a clipped reward, and how many are left out of the losses."""
+    counts: dict[str, float] = {}
+    if algorithm.clip_reward is not None:
+        unclipped = shape(batch.rewards, scale, algorithm.model_copy(update={"clip_reward": None}))
+        counts["counts/rewards_clipped"] = float(is_clipped(rewards=unclipped, bound=algorithm.clip_reward).sum())
+    if algorithm.mask_truncated:
+        counts["counts/completions_left_out"] = float(num_truncated(batch.rollouts))
+    return counts
 
 
 def next_kl(controller: KlController, settings: Rlhf, step: int, *, kl: float, num_completions: int) -> KlController:
@@ -171,13 +184,15 @@ def update(
         shares = plan(roles.policy)
         calls["policy"] = roles.policy.on_each(PolicyWorker.update, shares, step=step, kl_weight=kl_weight)
     results, seconds = collect(calls)
-    metrics = {
-        # How far rollout and trainer are apart is not the policy's alone.
-        name if name.startswith("mismatch/") else f"{role}/{name}": value
-        for role, parts in results.items()
-        for name, value in parts[0].items()
-    }
+    metrics = {metric_name(role, name): value for role, parts in results.items() for name, value in parts[0].items()}
     return metrics, {f"{role}_update": spent for role, spent in seconds.items()}
+
+
+def metric_name(role: str, name: str) -> str:
+    """What a learner's metric is called among those of the step."""
+    if name.startswith("mismatch/"):  # How far rollout and trainer are apart is not the policy's alone.
+        return name
+    return f"{name}:{role}" if name.startswith("counts/") else f"{role}/{name}"
 
 
 def sync_weights(roles: Roles, version: int) -> None:
@@ -226,12 +241,17 @@ def feature_cache(roles: Roles) -> dict[str, float]:
 
 def counts(door: Door, batch: Judged) -> dict[str, int]:
     """What failed, was left out or cut short in this step, and the rows refused so far in this process, by reason."""
-    completions = [completion for rollout in batch.rollouts for completion in rollout.completions]
     return {
-        "truncated_completions": sum(completion.finish_reason is FinishReason.LENGTH for completion in completions),
+        "truncated_completions": num_truncated(batch.rollouts),
         **{f"quarantined:{reason}": n for reason, n in door.quarantine.counts().items()},
         **batch.counts,
     }
+
+
+def num_truncated(rollouts: Sequence[Rollout]) -> int:
+    """Completions that met the length limit."""
+    completions = [completion for rollout in rollouts for completion in rollout.completions]
+    return sum(completion.finish_reason is FinishReason.LENGTH for completion in completions)
 
 
 def sample_rows(batch: Judged, limit: int = 8) -> list[dict[str, Any]]:

@@ -195,6 +195,7 @@ class Experience:
     behaviour_logprobs, proximal_logprobs, reference_logprobs, values, advantages, returns: float32 [n, T], zero where
     padded. Proximal are the policy's own at the start of the update: the behaviour's where the step is on-policy.
     weight: 1.0, or 0.0 for a copy that only evens out the work of the ranks.
+    left_out: bool [n], completions that run along and teach nothing; None where all teach.
     """
 
     prompt_id: str
@@ -207,6 +208,18 @@ class Experience:
     advantages: NDArray[np.float32]
     returns: NDArray[np.float32]
     weight: float = 1.0
+    left_out: NDArray[np.bool_] | None = None
+
+    @property
+    def loss_mask(self) -> NDArray[np.bool_]:
+        """Bool [n, T], True on the tokens that losses and their normalisers count."""
+        learned = self.mask if self.left_out is None else self.mask & ~self.left_out[:, None]
+        return learned & (self.weight > 0)
+
+    @property
+    def num_learned(self) -> int:
+        """How many completions losses count."""
+        return len(self.mask) if self.left_out is None else int((~self.left_out).sum())
 
 
 @dataclass(frozen=True)

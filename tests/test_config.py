@@ -258,8 +258,9 @@ def _floats(section: type[Section], prefix: str = "") -> Iterator[str]:
         if inner is not None and get_origin(field.annotation) is not tuple:
             yield from _floats(inner, f"{place}.")
         elif inner is None and "float" in str(field.annotation):
-            wrapped = {tuple: "[NAN, NAN]", dict: "{exact_match: NAN, validation: NAN}"}
-            yield f"{place}={wrapped.get(get_origin(field.annotation) or float, 'NAN')}"
+            kind: object = get_origin(field.annotation)
+            in_mapping = "{exact_match: NAN, validation: NAN}" if kind is dict else "NAN"
+            yield f"{place}={'[NAN, NAN]' if kind is tuple else in_mapping}"
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])

@@ -346,6 +346,46 @@ def test_collated_groups_are_stacked_and_padded() -> None:
     assert batch.reference_logprobs.dtype == torch.float32 and batch.mask.dtype == torch.bool
 
 
+LEFT_OUT = [[True, False], [False, False]]  # the first completion met the length limit
+
+
+def test_truncated_completions_are_left_out_of_the_loss_where_one_says_so_and_only_there() -> None:
+    groups, _ = _made(GAE.model_copy(update={"mask_truncated": True}))
+    assert [group.left_out.tolist() for group in groups if group.left_out is not None] == LEFT_OUT
+    assert groups[0].mask.tolist() == [[True] * 3, [True, False, False]]  # they run along
+    assert groups[0].loss_mask.tolist() == [[False] * 3, [True, False, False]]
+    assert [group.num_learned for group in groups] == [1, 2]
+    batch = collate_experience(groups, device=torch.device("cpu"))
+    assert batch.mask.tolist() == [[False] * 3, [True, False, False], [True, True, False], [True, True, False]]
+    everywhere, _ = _made(GAE)
+    assert [group.num_learned for group in everywhere] == [2, 2]
+    for group, other in zip(groups, everywhere, strict=True):
+        assert np.array_equal(other.loss_mask, other.mask)
+        assert np.array_equal(other.advantages, group.advantages)
+
+
+@pytest.mark.parametrize("estimator", [each for each in AdvantageEstimator if each.needs_group and not each.is_white])
+def test_the_reward_of_a_completion_that_is_left_out_counts_in_its_group(estimator: AdvantageEstimator) -> None:
+    plain, _ = _made(Algorithm(advantage=estimator), values=None)
+    masked, _ = _made(Algorithm(advantage=estimator, mask_truncated=True), values=None)
+    assert np.array_equal(plain[0].advantages[1], masked[0].advantages[1]) and plain[0].advantages[1, 0] != 0
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        AdvantageEstimator.GAE,
+        AdvantageEstimator.REINFORCE_PLUS_PLUS,
+        AdvantageEstimator.REINFORCE_PLUS_PLUS_BASELINE,
+    ],
+)
+def test_whitening_is_over_the_tokens_that_are_learned_from(estimator: AdvantageEstimator) -> None:
+    groups, _ = _made(Algorithm(advantage=estimator, mask_truncated=True))
+    learned = np.concatenate([group.advantages[group.loss_mask] for group in groups])
+    assert len(learned) == 5
+    assert np.allclose([learned.mean(), learned.std()], [0, 1], atol=1e-5)
+
+
 def test_rows_without_weight_are_masked_and_those_beside_them_are_not() -> None:
     groups, _ = _made(GAE)
     batch = collate_experience([groups[0], replace(groups[1], weight=0.0)], device=torch.device("cpu"))

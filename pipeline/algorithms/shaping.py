@@ -40,6 +40,11 @@ def clip_reward(*, rewards: Float[Tensor, " B"], bound: float) -> Float[Tensor, 
     return rewards.clamp(-bound, bound)
 
 
+def is_clipped(*, rewards: Float[Tensor, " B"], bound: float) -> Bool[Tensor, " B"]:
+    """Which completion rewards [B] lie beyond [-bound, bound], so that `clip_reward` changes them."""
+    return rewards.abs() > bound
+
+
 def overlong_penalty(
     *, lengths: Int[Tensor, " B"], max_length: int, buffer: int, penalty: float
 ) -> Float[Tensor, " B"]:

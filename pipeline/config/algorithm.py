@@ -168,6 +168,9 @@ class Algorithm(Section):
     """Tokens before `sampling.max_new_tokens` over which a penalty on length grows (DAPO); 0: none."""
     overlong_penalty: float = Field(default=1.0, ge=0)
     """Reward that a completion loses which is as long as it can be."""
+    mask_truncated: bool = False
+    """Whether completions cut off at `sampling.max_new_tokens` are left out of the losses of policy and critic (DAPO's
+    overlong filtering). Their rewards count in their group all the same."""
     num_epochs: int = Field(default=1, ge=1)
     """Passes over a step's experience."""
     num_minibatches: int = Field(default=2, ge=1)

@@ -41,8 +41,8 @@ class Rlhf(Section):
     algorithm: Algorithm = Algorithm()
     """Advantages, losses and KL."""
     rewards: dict[RewardName, float] = Field(default={RewardName.LEARNED: 1.0, RewardName.EXACT_MATCH: 1.0})
-    """Weight of each reward part in the sum; one at least is not 0. `learned` is the reward model's score, standardised;
-    the others compare with the answer of a row, and refuse rows that have none."""
+    """Weight of each reward part in the sum; not all are 0. `learned` is the reward model's score, standardised; the
+    others compare with the answer of a row, and refuse rows that have none."""
     encoder: Encoder = Encoder()
     """Workers that process prompts and run the frozen towers."""
     rollout: Rollout = Rollout()

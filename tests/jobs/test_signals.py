@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from actors.judge import Judged
 from jobs.evaluate import scores
-from jobs.rlhf import begin_scoring, next_kl
+from jobs.rlhf import begin_scoring, learning_counts, metric_name, next_kl, shape
 from pipeline.algorithms.kl import AdaptiveKl
 from pipeline.algorithms.off_policy import importance_weights
-from pipeline.config import Recipe, load_recipe
+from pipeline.algorithms.shaping import RunningScale
+from pipeline.config import Algorithm, Recipe, load_recipe
 from pipeline.experience import collate_experience, make_experience
 from pipeline.records import Completion, FinishReason, Rollout
 from tests.prompts import prompt_ref
@@ -41,7 +44,7 @@ class World:
 def _scored(recipe: Recipe) -> set[str]:
     roles: Any = type("Roles", (), {role: World(getattr(recipe.rlhf, role)) for role in ("policy", "reference")})()
     roles.critic = None
-    return set(begin_scoring(cast(Any, roles), recipe, [prompt_ref("a")], [ROLLOUT]))
+    return set(begin_scoring(roles, recipe, [prompt_ref("a")], [ROLLOUT]))
 
 
 @pytest.mark.parametrize(
@@ -131,3 +134,44 @@ def test_an_evaluated_policy_is_at_no_distance_from_itself_under_filters(monkeyp
     learned, token_kl = scores(roles, [prompt_ref("a")], [Rollout("a", (filtered,))], temperature=1.0)
     assert learned == [0.25]
     assert token_kl == [(0.0, 1.0)]
+
+
+def _judged(rewards: list[float], *reasons: FinishReason) -> Judged:
+    completions = tuple(Completion(np.array([5]), np.zeros(1, np.float32), reason, 0, "") for reason in reasons)
+    return Judged([prompt_ref("a")], [Rollout("a", completions)], {}, torch.tensor(rewards), None, Counter(), {})
+
+
+STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
+
+
+def test_rewards_are_scaled_then_clipped_and_the_clipped_ones_counted() -> None:
+    # Of 0 and 4 the standard deviation is 2: rewards -6, 1, 4 become -3, 0.5, 2.
+    scale = RunningScale().updated(rewards=torch.tensor([0.0, 4.0]))
+    batch = _judged([-6.0, 1.0, 4.0], STOP, STOP, STOP)
+    for bound, shaped, num_clipped in ((2.0, [-2.0, 0.5, 2.0], 1), (0.25, [-0.25, 0.25, 0.25], 3)):
+        algorithm = Algorithm(scale_rewards=True, clip_reward=bound)
+        assert shape(batch.rewards, scale, algorithm).tolist() == shaped
+        assert learning_counts(batch, scale, algorithm) == {"counts/rewards_clipped": num_clipped}
+    plain = Algorithm(clip_reward=5.0)
+    assert shape(batch.rewards, scale, plain).tolist() == [-5.0, 1.0, 4.0]
+    assert learning_counts(batch, scale, plain) == {"counts/rewards_clipped": 1}
+
+
+def test_without_a_bound_nothing_is_clipped_and_nothing_counted() -> None:
+    unbounded = Algorithm(clip_reward=None)
+    batch = _judged([1e6], STOP)
+    assert shape(batch.rewards, RunningScale(), unbounded).tolist() == [1e6]
+    assert learning_counts(batch, RunningScale(), unbounded) == {}
+
+
+def test_completions_that_are_left_out_of_the_losses_are_counted() -> None:
+    batch = _judged([1.0, 2.0, 3.0], STOP, LENGTH, LENGTH)
+    masked = Algorithm(clip_reward=None, mask_truncated=True)
+    assert learning_counts(batch, RunningScale(), masked) == {"counts/completions_left_out": 2}
+
+
+def test_a_learners_metrics_carry_its_role_and_counts_carry_it_last() -> None:
+    # `counts/` is what reports add up by.
+    assert metric_name("critic", "loss") == "critic/loss"
+    assert metric_name("critic", "counts/steps_skipped") == "counts/steps_skipped:critic"
+    assert metric_name("policy", "mismatch/max") == "mismatch/max"
