@@ -271,7 +271,7 @@ def test_the_reward_rises_under_every_correction(correction: ImportanceCorrectio
 
 @pytest.mark.parametrize("is_scaled", ["false", "true"])
 def test_a_part_with_a_negative_weight_is_avoided(is_scaled: str) -> None:
-    bandit = Bandit.start(f"rlhf.algorithm={{advantage: rloo, scale_rewards: {is_scaled}}}")
+    bandit = Bandit.start(f"rlhf.algorithm={{advantage: rloo, clip_reward: null, scale_rewards: {is_scaled}}}")
     before = bandit.reward
     assert bandit.run(6, weight=-1.0).reward < 0.5 * before
 
