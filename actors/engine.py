@@ -22,6 +22,8 @@ from actors.state import Saved
 from pipeline.config import Device, Dtype, Sharded, Trained
 
 ParameterGroups = list[dict[str, Any]]
+MAX_SKIPPED_IN_A_ROW = 5
+"""Optimizer steps without a finite gradient after which a run stops: it has met no outlier, it has diverged."""
 # Below this size every parameter is sharded; above it, DeepSpeed keeps small ones whole, which is faster.
 SMALL_MODEL_PARAMETERS = 100_000_000
 
@@ -136,6 +138,7 @@ class Engine:
         )[0]
         self._engine.eval()
         self._plain_norm = 0.0
+        self._skipped_in_a_row = 0
 
     @property
     def module(self) -> Any:
@@ -151,6 +154,11 @@ class Engine:
 
         The loss is a sum over this rank's rows divided by global counts. DeepSpeed averages gradients over the ranks:
         the factor makes that a sum, so that the result does not depend on how rows are split.
+
+        A step whose gradient is not finite is skipped: parameters, moments and schedule stay as they are.
+
+        Raises:
+            RuntimeError: the gradients of `MAX_SKIPPED_IN_A_ROW` steps in a row were not finite.
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss() * self.world.size, scale_wrt_gas=False)
@@ -158,11 +166,34 @@ class Engine:
             # Without ZeRO, DeepSpeed clips the reduced gradients but keeps no norm.
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._plain_norm = float(torch.nn.utils.get_total_norm(gradients))
-        self._engine.step()
+        num_skipped = self._engine.skipped_steps
+        if last and not math.isfinite(self._plain_norm) and not hasattr(self._engine.optimizer, "overflow"):
+            # DeepSpeed's own optimizers skip such a step; the plain one would write NaN into every weight.
+            self._engine.zero_grad()
+            self._engine.skipped_steps += 1
+        else:
+            self._engine.step()
+        if last:
+            self._note_skipped(self._engine.skipped_steps > num_skipped)
+
+    def _note_skipped(self, is_skipped: bool) -> None:
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_skipped else 0
+        if self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise RuntimeError(
+                f"the gradients of {MAX_SKIPPED_IN_A_ROW} optimizer steps in a row were not finite, so none was taken; "
+                "look for the first of `counts/steps_skipped` in the metrics, lower learning_rate, or use float32"
+            )
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the last optimizer step was skipped because its gradient was not finite."""
+        return self._skipped_in_a_row > 0
 
     @property
     def grad_norm(self) -> float:
-        """Global gradient norm of the last optimizer step, before clipping."""
+        """Global gradient norm of the last optimizer step, before clipping; infinite where that was skipped."""
+        if self.is_skipped:
+            return math.inf  # DeepSpeed keeps the norm of the step before at some stages, at others -1.
         return self._plain_norm if self.settings.zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
     @property
@@ -202,7 +233,7 @@ class Engine:
 
     def sum_over_ranks(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums statistics over the world, so that every rank reports the global ones."""
-        if self.world.size == 1:
+        if self.world.size == 1 or not values:
             return dict(values)
         total = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(total)

@@ -21,13 +21,17 @@ from pipeline.config import Recipe, RewardName
 from pipeline.records import Rollout
 from pipeline.rewards import needs_answer, score_rules
 
+OVERLONG = "overlong"
+"""Under which name the penalty on length is shown beside the parts of the reward."""
+
 
 @dataclass(frozen=True)
 class Judged:
     """Groups with their rewards.
 
-    parts: each part of the reward, float32 [N], groups together; rewards: their weighted sum, length penalty included.
-    greedy: float32 [G], of each prompt's greedy completion, or None.
+    parts: each part of the reward, float32 [N], groups together, and the penalty on length as `overlong`.
+    unshaped: float32 [N], the weighted sum of the parts.
+    greedy: float32 [G], of each prompt's greedy completion, shaped like `rewards`; or None.
     counts: by reason, rewards that could not be given and groups that were left out.
     seconds: by role.
     """
@@ -35,21 +39,26 @@ class Judged:
     prompts: list[PromptRef]
     rollouts: list[Rollout]
     parts: dict[str, Tensor]
-    rewards: Tensor
+    unshaped: Tensor
     greedy: Tensor | None
     counts: Counter[str]
     seconds: dict[str, float]
 
+    @property
+    def rewards(self) -> Tensor:
+        """What is learned from: the unshaped rewards, and the penalty on length where there is one."""
+        return self.unshaped + self.parts[OVERLONG] if OVERLONG in self.parts else self.unshaped
+
     def select(self, groups: Sequence[int], *, reason: str) -> Judged:
         """These groups alone; the others are counted under `reason`."""
-        size = len(self.rewards) // max(1, len(self.rollouts))
+        size = len(self.unshaped) // max(1, len(self.rollouts))
         index = torch.tensor(groups, dtype=torch.int64)
         rows = (index[:, None] * size + torch.arange(size)).flatten()
         return Judged(
             [self.prompts[group] for group in groups],
             [self.rollouts[group] for group in groups],
             {name: part[rows] for name, part in self.parts.items()},
-            self.rewards[rows],
+            self.unshaped[rows],
             None if self.greedy is None else self.greedy[index],
             self.counts + Counter({reason: len(self.prompts) - len(groups)}),
             self.seconds,
@@ -61,15 +70,15 @@ class Judged:
             self.prompts + other.prompts,
             self.rollouts + other.rollouts,
             {name: torch.cat([part, other.parts[name]]) for name, part in self.parts.items()},
-            torch.cat([self.rewards, other.rewards]),
+            torch.cat([self.unshaped, other.unshaped]),
             None if self.greedy is None or other.greedy is None else torch.cat([self.greedy, other.greedy]),
             self.counts + other.counts,
             {role: spent + other.seconds[role] for role, spent in self.seconds.items()},
         )
 
     def varied(self) -> Judged:
-        """The groups whose rewards differ."""
-        is_varied = varied_groups(rewards=self.rewards.view(len(self.rollouts), -1))
+        """The groups whose rewards differ before length enters: alike right or wrong, they do not vary (DAPO)."""
+        is_varied = varied_groups(rewards=self.unshaped.view(len(self.rollouts), -1))
         return self.select(is_varied.nonzero()[:, 0].tolist(), reason="groups_without_variance")
 
 
@@ -83,8 +92,8 @@ def lacks(recipe: Recipe) -> Lacks:
 def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, step: int) -> Judged:
     """The batch of a step, from what was sampled for it.
 
-    With dynamic sampling, groups whose rewards are all the same are replaced by those of further batches, while rounds
-    last; what is left out is counted. Where nothing varies at all, the batch stays as it is: its advantages are zero.
+    With dynamic sampling, groups whose unshaped rewards are all the same are replaced by those of further batches,
+    while rounds last; what is left out is counted. Where nothing varies at all, the batch stays as it is.
     """
     batch = judge(roles, recipe, sampled)
     rounds = recipe.rlhf.algorithm.dynamic_sampling.max_rounds
@@ -102,24 +111,31 @@ def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sample
 def judge(roles: Roles, recipe: Recipe, sampled: Sampled) -> Judged:
     """Rewards of a sampled batch."""
     parts, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts)
-    rewards = combine(parts=parts, weights=recipe.rlhf.rewards)
-    algorithm = recipe.rlhf.algorithm
+    weights, is_shaped = recipe.rlhf.rewards, recipe.rlhf.algorithm.overlong_buffer > 0
     shown: dict[str, Tensor] = {**parts}
-    if algorithm.overlong_buffer:
-        shown["overlong"] = overlong_penalty(
-            lengths=torch.tensor([len(each.token_ids) for rollout in sampled.rollouts for each in rollout.completions]),
-            max_length=recipe.rlhf.sampling.max_new_tokens,
-            buffer=algorithm.overlong_buffer,
-            penalty=algorithm.overlong_penalty,
-        )
-        rewards = rewards + shown["overlong"]
+    if is_shaped:
+        shown[OVERLONG] = _overlong(recipe, sampled.rollouts)
     greedy = None
     if sampled.greedy:
         greedy_parts, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy)
-        greedy = combine(parts=greedy_parts, weights=recipe.rlhf.rewards)
+        greedy = combine(parts=greedy_parts, weights=weights)
+        if is_shaped:
+            # Else a completion as long as the greedy one would be worse than it for its length alone.
+            greedy = greedy + _overlong(recipe, sampled.greedy)
         counts += failures
         seconds = {role: time + spent[role] for role, time in seconds.items()}
-    return Judged(sampled.prompts, sampled.rollouts, shown, rewards, greedy, counts, {**sampled.seconds, **seconds})
+    unshaped, seconds = combine(parts=parts, weights=weights), {**sampled.seconds, **seconds}
+    return Judged(sampled.prompts, sampled.rollouts, shown, unshaped, greedy, counts, seconds)
+
+
+def _overlong(recipe: Recipe, rollouts: Sequence[Rollout]) -> Tensor:
+    """The penalty on length of each completion, [N]."""
+    return overlong_penalty(
+        lengths=torch.tensor([len(each.token_ids) for rollout in rollouts for each in rollout.completions]),
+        max_length=recipe.rlhf.sampling.max_new_tokens,
+        buffer=recipe.rlhf.algorithm.overlong_buffer,
+        penalty=recipe.rlhf.algorithm.overlong_penalty,
+    )
 
 
 def _parts(

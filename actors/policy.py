@@ -52,7 +52,8 @@ def plan_update(
 ) -> list[list[Minibatch]]:
     """For each rank, its minibatches of all epochs, in passes of at most `budget` tokens.
 
-    Order and make-up of the minibatches do not depend on the number of ranks.
+    Order and make-up of the minibatches do not depend on the number of ranks. One whose completions are all left out
+    of the loss is no optimizer step.
     """
     shares: list[list[Minibatch]] = [[] for _ in range(num_ranks)]
     sizes = [group_size(group) for group in groups_of(rows)]
@@ -61,9 +62,11 @@ def plan_update(
         for indices in split(order.tolist(), min(algorithm.num_minibatches, len(rows))):
             minibatch = [rows[index] for index in indices]
             normalisers = Normalisers(
-                num_tokens=float(sum(experience.mask.sum() for _, experience in minibatch)),
-                num_completions=float(sum(len(experience.mask) for _, experience in minibatch)),
+                num_tokens=float(sum(experience.loss_mask.sum() for _, experience in minibatch)),
+                num_completions=float(sum(experience.num_learned for _, experience in minibatch)),
             )
+            if not normalisers.num_tokens:
+                continue
             plan = plan_passes([sizes[index] for index in indices], num_ranks=num_ranks, budget=budget)
             for share, passes in zip(shares, plan, strict=True):
                 share.append(Minibatch(tuple(_rows_of(each, minibatch) for each in passes), normalisers))
@@ -99,16 +102,18 @@ class LearningWorker(ShardedWorker):
             return self._last_update[1]
         totals: dict[str, float] = {}
         first: dict[str, float] = {}
-        grad_norm = 0.0
+        grad_norm, num_skipped = 0.0, 0
         for minibatch in minibatches:
             for rows in minibatch.passes:
                 last = rows is minibatch.passes[-1]
                 self._micro_step(rows, minibatch.normalisers, kl_weight, totals, last=last)
             grad_norm += self.engine.grad_norm / len(minibatches)
+            num_skipped += self.engine.is_skipped
             first = first or self.first_metrics()
         totals = self.engine.sum_over_ranks(totals)
         metrics = first | {name: total / len(minibatches) for name, total in totals.items()}
         metrics |= {"grad_norm": grad_norm, "learning_rate": self.engine.learning_rate}
+        metrics["counts/steps_skipped"] = float(num_skipped)
         self._last_update = (step, metrics)
         return metrics
 

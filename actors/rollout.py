@@ -95,6 +95,7 @@ class RolloutWorker(Worker):
                 sample.finish_reason,
                 self._version,
                 before_stop(self._decode(sample.token_ids.tolist()), sampling.stop).strip(),
+                sample.raw_logprobs,
             )
             for sample in samples
         ]

@@ -344,6 +344,7 @@ def _train(
         totals = engine.sum_over_ranks(totals)
         if engine.world.rank == 0:
             metrics = {**totals, "grad_norm": engine.grad_norm, "learning_rate": engine.learning_rate}
+            metrics["counts/steps_skipped"] = float(engine.is_skipped)
             _report(config, (step, metrics))
     ray.train.report({"loss": totals["loss"]})
     return True

@@ -136,14 +136,14 @@ def sample(
 def scores(
     roles: Roles, prompts: Sequence[PromptRef], rollouts: Sequence[Rollout], *, temperature: float
 ) -> tuple[list[float | None], list[tuple[float, ...]]]:
-    """Learned reward and per-token log ratio to the reference, one a completion."""
+    """Learned reward and per-token log ratio of the whole policy to the reference, one a completion."""
     groups = groups_of(prompts, rollouts)
     assert roles.reward is not None and roles.reference is not None
     rewards = score(roles.reward, RewardWorker.scores, groups)
     references = score(roles.reference, ReferenceWorker.logprobs, groups, temperature=temperature)
     learned = [float(value) for rows in rewards.in_order(ray.get(rewards.calls)) for value in rows]
     token_kl = [
-        tuple((completion.behaviour_logprobs - row[: len(completion.token_ids)]).tolist())
+        tuple((completion.policy_logprobs - row[: len(completion.token_ids)]).tolist())
         for rollout, rows in zip(rollouts, references.in_order(ray.get(references.calls)), strict=True)
         for completion, row in zip(rollout.completions, rows, strict=True)
     ]

@@ -7,7 +7,7 @@
 
 The driver holds ids, logprobs and rewards, never a medium: those travel as references in the object store.
 With `rlhf.staleness` above 0 the next batches are sampled while this one is scored and learned from.
-Left out on purpose: a second policy pass in steps that are on-policy. Their behaviour logprobs are the policy's own.
+Left out on purpose: a second policy pass where behaviour logprobs are the policy's own (`Recipe.scores_proximal`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from actors.rollout import RolloutWorker
 from actors.sampler import Sampler
 from actors.scoring import Scoring, ShardedWorker, score
 from jobs.command import main
-from pipeline.algorithms.shaping import RunningScale, clip_reward
-from pipeline.config import Algorithm, Recipe
+from pipeline.algorithms.kl import KlController
+from pipeline.algorithms.shaping import RunningScale, clip_reward, is_clipped
+from pipeline.config import Algorithm, Recipe, Rlhf
 from pipeline.experience import make_experience
 from pipeline.records import Experience, FinishReason, Rollout
 from pipeline.tracking import Tracker
@@ -80,10 +81,11 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 if is_dynamic:
                     scorings = begin_scoring(roles, recipe, batch.prompts, batch.rollouts)
                 scored, score_s = scores(scorings)
-                scale = state.reward_scale.updated(rewards=batch.rewards)
+                rewards = batch.rewards
+                scale = state.reward_scale.updated(rewards=rewards)
                 experience, statistics = make_experience(
                     batch.rollouts,
-                    rewards=shape(batch.rewards, scale, algorithm),
+                    rewards=shape(rewards, scale, algorithm),
                     reference_logprobs=scored.get("reference"),
                     values=scored.get("critic"),
                     algorithm=algorithm,
@@ -94,11 +96,12 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 rows = list(zip(batch.prompts, experience, strict=True))
                 updated, update_s = update(roles, recipe, rows, step, state.kl.weight)
                 sync_weights(roles, step + 1)
-                kl = state.kl.updated(kl=statistics["kl/reference"], num_completions=len(batch.rewards))
+                kl = next_kl(state.kl, settings, step, kl=statistics["kl/reference"], num_completions=len(rewards))
                 state = checkpoints.LoopState(step + 1, kl, scale, sampler.cursor)
                 seconds = {**batch.seconds, **score_s, **update_s, "step": time.monotonic() - started}
                 metrics = {
                     **batch_metrics(roles, door, batch, step),
+                    **learning_counts(batch, scale, algorithm),
                     **batches.metrics(),
                     **statistics,
                     "kl/weight": state.kl.weight,
@@ -121,17 +124,33 @@ def shape(rewards: Tensor, scale: RunningScale, algorithm: Algorithm) -> Tensor:
     return shaped if algorithm.clip_reward is None else clip_reward(rewards=shaped, bound=algorithm.clip_reward)
 
 
+def learning_counts(batch: Judged, scale: RunningScale, algorithm: Algorithm) -> dict[str, float]:
+    """How many completions of the step have a clipped reward, and how many are left out of the losses."""
+    counts: dict[str, float] = {}
+    if algorithm.clip_reward is not None:
+        unclipped = shape(batch.rewards, scale, algorithm.model_copy(update={"clip_reward": None}))
+        counts["counts/rewards_clipped"] = float(is_clipped(rewards=unclipped, bound=algorithm.clip_reward).sum())
+    if algorithm.mask_truncated:
+        counts["counts/completions_left_out"] = float(num_truncated(batch.rollouts))
+    return counts
+
+
+def next_kl(controller: KlController, settings: Rlhf, step: int, *, kl: float, num_completions: int) -> KlController:
+    """The controller of the KL weight for the next step; it holds while the policy, which waits, cannot follow."""
+    return controller.updated(kl=kl, num_completions=num_completions) if settings.policy_learns(step) else controller
+
+
 def begin_scoring(
     roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef], rollouts: Sequence[Rollout]
 ) -> dict[str, Scoring]:
-    """Asks for reference logprobs, values and, where behaviour logprobs may not be the policy's, proximal logprobs."""
+    """Asks for reference logprobs, values and, where behaviour logprobs may differ from the policy's, proximal ones."""
     groups, temperature = groups_of(prompts, rollouts), recipe.rlhf.sampling.temperature
     scorings: dict[str, Scoring] = {}
     if roles.reference:
         scorings["reference"] = score(roles.reference, ReferenceWorker.logprobs, groups, temperature=temperature)
     if roles.critic:
         scorings["critic"] = score(roles.critic, CriticWorker.values, groups)
-    if recipe.rlhf.is_off_policy:
+    if recipe.scores_proximal:
         scorings["proximal"] = score(roles.policy, PolicyWorker.logprobs, groups, temperature=temperature)
     return scorings
 
@@ -162,17 +181,19 @@ def update(
     if roles.critic:
         shares = plan(roles.critic)
         calls["critic"] = roles.critic.on_each(CriticWorker.update, shares, step=step, kl_weight=kl_weight)
-    if not roles.critic or step >= recipe.rlhf.critic_warmup_steps:
+    if recipe.rlhf.policy_learns(step):
         shares = plan(roles.policy)
         calls["policy"] = roles.policy.on_each(PolicyWorker.update, shares, step=step, kl_weight=kl_weight)
     results, seconds = collect(calls)
-    metrics = {
-        # How far rollout and trainer are apart is not the policy's alone.
-        name if name.startswith("mismatch/") else f"{role}/{name}": value
-        for role, parts in results.items()
-        for name, value in parts[0].items()
-    }
+    metrics = {metric_name(role, name): value for role, parts in results.items() for name, value in parts[0].items()}
     return metrics, {f"{role}_update": spent for role, spent in seconds.items()}
+
+
+def metric_name(role: str, name: str) -> str:
+    """What a learner's metric is called among those of the step."""
+    if name.startswith("mismatch/"):  # How far rollout and trainer are apart is not the policy's alone.
+        return name
+    return f"{name}:{role}" if name.startswith("counts/") else f"{role}/{name}"
 
 
 def sync_weights(roles: Roles, version: int) -> None:
@@ -221,12 +242,17 @@ def feature_cache(roles: Roles) -> dict[str, float]:
 
 def counts(door: Door, batch: Judged) -> dict[str, int]:
     """What failed, was left out or cut short in this step, and the rows refused so far in this process, by reason."""
-    completions = [completion for rollout in batch.rollouts for completion in rollout.completions]
     return {
-        "truncated_completions": sum(completion.finish_reason is FinishReason.LENGTH for completion in completions),
+        "truncated_completions": num_truncated(batch.rollouts),
         **{f"quarantined:{reason}": n for reason, n in door.quarantine.counts().items()},
         **batch.counts,
     }
+
+
+def num_truncated(rollouts: Sequence[Rollout]) -> int:
+    """Completions that met the length limit."""
+    completions = [completion for rollout in rollouts for completion in rollout.completions]
+    return sum(completion.finish_reason is FinishReason.LENGTH for completion in completions)
 
 
 def sample_rows(batch: Judged, limit: int = 8) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pipeline.algorithms.group_advantages import dr_grpo, grpo, reinforce_plus_p
 from pipeline.algorithms.kl import estimate_kl
 from pipeline.algorithms.off_policy import mismatch
 from pipeline.config import AdvantageEstimator, Algorithm, KlPlace
-from pipeline.records import Experience, Rollout
+from pipeline.records import Experience, FinishReason, Rollout
 
 Rows = Sequence[NDArray[np.float32]]
 
@@ -39,7 +39,8 @@ def make_experience(
         rewards: float [N], one a completion, groups together.
         reference_logprobs, values: one array [n, T_g] a group, right-padded; None where the role is not needed.
         kl_weight: reward (or loss) a nat of KL a token; used here where the KL is part of the reward.
-        proximal_logprobs: the same, of the policy at the start of the update; None where the behaviour's are its own.
+        proximal_logprobs: the same, of the policy at the start of the update; None where the rollout's own, before
+            filters, are those.
         greedy_rewards: float [G], of each prompt's greedy completion; None where the estimator takes none.
 
     Raises:
@@ -50,7 +51,8 @@ def make_experience(
     lengths = torch.tensor([len(completion.token_ids) for completion in completions])
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
     behaviour = _pad([completion.behaviour_logprobs[None] for completion in completions], mask)
-    proximal = behaviour if proximal_logprobs is None else _pad(proximal_logprobs, mask)
+    own = [completion.policy_logprobs[None] for completion in completions]
+    proximal = _pad(own if proximal_logprobs is None else proximal_logprobs, mask)
     reference = proximal if reference_logprobs is None else _pad(reference_logprobs, mask)
     value = torch.zeros_like(behaviour) if values is None else _pad(values, mask)
 
@@ -58,14 +60,17 @@ def make_experience(
     if algorithm.kl.place is KlPlace.REWARD:
         estimator = algorithm.kl.estimator
         kl = kl_weight * estimate_kl(estimator=estimator, policy_logprobs=proximal, reference_logprobs=reference)
-    signal = _Signal(rewards, kl, mask, value, len(rollouts), greedy_rewards)
+    is_truncated = torch.tensor([completion.finish_reason is FinishReason.LENGTH for completion in completions])
+    left_out = is_truncated & algorithm.mask_truncated
+    learned = mask & ~left_out[:, None]
+    signal = _Signal(rewards, kl, mask, learned, value, len(rollouts), greedy_rewards)
     advantages, returns = _advantages(signal, algorithm)
     statistics = _statistics(rollouts, mask, proximal - reference, advantages, value, returns)
     if proximal_logprobs is not None:
         apart = mismatch(proximal_logprobs=proximal, behaviour_logprobs=behaviour, mask=mask)
         statistics |= {f"mismatch/{name}": amount for name, amount in apart._asdict().items()}
     if algorithm.whitens:
-        advantages = masked_whiten(values=advantages, mask=mask)
+        advantages = masked_whiten(values=advantages, mask=learned)
 
     columns: Mapping[str, Tensor] = {
         "mask": mask,
@@ -77,16 +82,21 @@ def make_experience(
         "returns": returns,
     }
     token_ids = _pad([completion.token_ids[None] for completion in completions], mask)
-    return _groups(rollouts, {"token_ids": token_ids, **columns}), statistics
+    return _groups(rollouts, {"token_ids": token_ids, **columns}, left_out), statistics
 
 
 @dataclass(frozen=True)
 class _Signal:
-    """What advantages are made of: rewards [N], their KL penalty and the values [N, T], zero where padded."""
+    """What advantages are made of: rewards [N], their KL penalty and the values [N, T], zero where padded.
+
+    `mask` is that of real tokens, `learned` that of those which the losses count: the estimators that whiten by
+    definition do it over these.
+    """
 
     rewards: Tensor
     kl: Tensor | None
     mask: Tensor
+    learned: Tensor
     values: Tensor
     num_groups: int
     greedy_rewards: Tensor | None
@@ -118,9 +128,9 @@ def _advantages(signal: _Signal, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
         case AdvantageEstimator.RLOO:
             advantages = _on_tokens(rloo(completion_rewards=signal.of_groups), mask)
         case AdvantageEstimator.REINFORCE_PLUS_PLUS:
-            advantages = reinforce_plus_plus(rewards=signal.of_tokens, mask=mask, gamma=gamma)
+            advantages = reinforce_plus_plus(rewards=signal.of_tokens, mask=signal.learned, gamma=gamma)
         case AdvantageEstimator.REINFORCE_PLUS_PLUS_BASELINE:
-            advantages = reinforce_plus_plus_baseline(completion_rewards=signal.of_groups, mask=mask)
+            advantages = reinforce_plus_plus_baseline(completion_rewards=signal.of_groups, mask=signal.learned)
         case AdvantageEstimator.REMAX:
             assert signal.greedy_rewards is not None  # _check saw to it
             advantages = remax(rewards=signal.of_tokens, greedy_rewards=signal.greedy_rewards, mask=mask)
@@ -159,7 +169,7 @@ def _check(
 
 @dataclass(frozen=True)
 class ExperienceBatch:
-    """The experience of several groups, padded to one length: tensors [N, T]. `mask` leaves weightless rows out."""
+    """The experience of several groups, padded to one length: tensors [N, T]. `mask` is that of the loss."""
 
     mask: Tensor
     behaviour_logprobs: Tensor
@@ -173,7 +183,7 @@ class ExperienceBatch:
 def collate_experience(groups: Sequence[Experience], *, device: torch.device) -> ExperienceBatch:
     """Stacks the rows of several groups."""
     return ExperienceBatch(
-        mask=_stack([group.mask & (group.weight > 0) for group in groups]).to(device),
+        mask=_stack([group.loss_mask for group in groups]).to(device),
         behaviour_logprobs=_stack([group.behaviour_logprobs for group in groups]).to(device),
         proximal_logprobs=_stack([group.proximal_logprobs for group in groups]).to(device),
         reference_logprobs=_stack([group.reference_logprobs for group in groups]).to(device),
@@ -198,7 +208,7 @@ def _stack(blocks: Sequence[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(stacked)
 
 
-def _groups(rollouts: Sequence[Rollout], columns: Mapping[str, Tensor]) -> list[Experience]:
+def _groups(rollouts: Sequence[Rollout], columns: Mapping[str, Tensor], left_out: Tensor) -> list[Experience]:
     groups: list[Experience] = []
     start = 0
     for rollout in rollouts:
@@ -207,7 +217,7 @@ def _groups(rollouts: Sequence[Rollout], columns: Mapping[str, Tensor]) -> list[
         arrays: dict[str, Any] = {
             name: np.ascontiguousarray(column[rows, :length].numpy()) for name, column in columns.items()
         }
-        groups.append(Experience(rollout.prompt_id, **arrays))
+        groups.append(Experience(rollout.prompt_id, **arrays, left_out=left_out[rows].numpy()))
         start = rows.stop
     return groups
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.models.batch import PromptBatch
 from pipeline.models.forward import Policy
 from pipeline.records import FinishReason
-from pipeline.sampling import draw, likeliest, truncate
+from pipeline.sampling import draw, likeliest, logprob_of, truncate
 from pipeline.stopping import Decode, StopStrings
 
 LEAVING_SHARE = 1 / 8
@@ -29,11 +29,15 @@ LEAVING_SHARE = 1 / 8
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled completion: token_ids int64 [T], behaviour_logprobs float32 [T]."""
+    """One sampled completion: token_ids int64 [T], behaviour_logprobs float32 [T], and before filters raw_logprobs.
+
+    raw_logprobs: float32 [T]; None where there are no filters and the behaviour's are raw.
+    """
 
     token_ids: NDArray[np.int64]
     behaviour_logprobs: NDArray[np.float32]
     finish_reason: FinishReason
+    raw_logprobs: NDArray[np.float32] | None = None
 
 
 def sample_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
@@ -60,7 +64,8 @@ def generate(
 ) -> list[Sample]:
     """Samples `group_size` completions for each prompt, groups together, in the order of the prompts.
 
-    Behaviour logprobs are those of the distribution sampled from, after temperature and filters.
+    Behaviour logprobs are those of the distribution sampled from, after temperature and filters; raw ones are those
+    after the temperature, before the filters.
 
     Args:
         seeds: one a completion.
@@ -88,6 +93,9 @@ def generate(
 
     token_ids = torch.zeros(num_samples, max_new_tokens, dtype=torch.int64, device=device)
     logprobs = torch.zeros(num_samples, max_new_tokens, device=device)
+    filters: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    is_filtered = temperature > 0 and (top_k is not None or top_p < 1 or min_p > 0)
+    raw = torch.zeros_like(logprobs) if is_filtered else None
     lengths = torch.full((num_samples,), max_new_tokens, device=device)
     stopped = torch.zeros(num_samples, dtype=torch.bool, device=device)
     logits = policy.logits(last, temperature=temperature)[owner]
@@ -95,7 +103,9 @@ def generate(
         if temperature == 0:
             chosen, logprob = likeliest(logits)
         else:
-            chosen, logprob = draw(truncate(logits, top_k=top_k, top_p=top_p, min_p=min_p), uniforms[rows, step])
+            chosen, logprob = draw(truncate(logits, **filters), uniforms[rows, step])
+        if raw is not None:
+            raw[rows, step] = logprob_of(logits, chosen)
         token_ids[rows, step], logprobs[rows, step] = chosen, logprob
         ended = torch.isin(chosen, ends)
         if stops is not None:
@@ -110,7 +120,7 @@ def generate(
             decoder.select(growing)
             rows, chosen = rows[growing], chosen[growing]
         logits = policy.logits(decoder.extend(chosen, positions[rows] + step), temperature=temperature)
-    return _samples(token_ids, logprobs, lengths, stopped)
+    return _samples(token_ids, logprobs, raw, lengths, stopped)
 
 
 def _uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
@@ -118,11 +128,15 @@ def _uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
     return torch.stack([torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def _samples(token_ids: Tensor, logprobs: Tensor, lengths: Tensor, stopped: Tensor) -> list[Sample]:
+def _samples(
+    token_ids: Tensor, logprobs: Tensor, raw: Tensor | None, lengths: Tensor, stopped: Tensor
+) -> list[Sample]:
     samples: list[Sample] = []
     ids: Any = token_ids.cpu().numpy()
     values: Any = logprobs.cpu().numpy()
+    raw_values: Any = None if raw is None else raw.cpu().numpy()
     for row, (length, stop) in enumerate(zip(lengths.tolist(), stopped.tolist(), strict=True)):
         reason = FinishReason.STOP if stop else FinishReason.LENGTH
-        samples.append(Sample(ids[row, :length].copy(), values[row, :length].copy(), reason))
+        of_row = None if raw is None else raw_values[row, :length].copy()
+        samples.append(Sample(ids[row, :length].copy(), values[row, :length].copy(), reason, of_row))
     return samples

@@ -159,6 +159,8 @@ class Completion:
 
     token_ids: int64 [T], the end token included where `finish_reason` is stop.
     behaviour_logprobs: float32 [T], of the distribution truly sampled from, by the rollout copy.
+    raw_logprobs: float32 [T], of the same copy's whole distribution at the sampling temperature (1 where that is 0),
+        before filters; None where nothing was filtered: the behaviour's are raw.
     """
 
     token_ids: NDArray[np.int64]
@@ -166,6 +168,15 @@ class Completion:
     finish_reason: FinishReason
     weights_version: int
     text: str
+    raw_logprobs: NDArray[np.float32] | None = None
+
+    @property
+    def policy_logprobs(self) -> NDArray[np.float32]:
+        """Float32 [T], of the sampling copy as a policy, whole: what is compared with a reference's, as in a KL.
+
+        Behaviour logprobs are renormalised over what filters left: a policy would be at a distance from itself.
+        """
+        return self.behaviour_logprobs if self.raw_logprobs is None else self.raw_logprobs
 
 
 @dataclass(frozen=True)
@@ -184,6 +195,7 @@ class Experience:
     behaviour_logprobs, proximal_logprobs, reference_logprobs, values, advantages, returns: float32 [n, T], zero where
     padded. Proximal are the policy's own at the start of the update: the behaviour's where the step is on-policy.
     weight: 1.0, or 0.0 for a copy that only evens out the work of the ranks.
+    left_out: bool [n], completions that run along and teach nothing; None where all teach.
     """
 
     prompt_id: str
@@ -196,6 +208,18 @@ class Experience:
     advantages: NDArray[np.float32]
     returns: NDArray[np.float32]
     weight: float = 1.0
+    left_out: NDArray[np.bool_] | None = None
+
+    @property
+    def loss_mask(self) -> NDArray[np.bool_]:
+        """Bool [n, T], True on the tokens that losses and their normalisers count."""
+        learned = self.mask if self.left_out is None else self.mask & ~self.left_out[:, None]
+        return learned & (self.weight > 0)
+
+    @property
+    def num_learned(self) -> int:
+        """How many completions losses count."""
+        return len(self.mask) if self.left_out is None else int((~self.left_out).sum())
 
 
 @dataclass(frozen=True)

@@ -58,4 +58,9 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The likeliest token of each row and its logprob: int64 [N], float32 [N]."""
     chosen = logits.argmax(-1)
-    return chosen, (logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)).float()
+    return chosen, logprob_of(logits, chosen)
+
+
+def logprob_of(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Logprobs float32 [N] of the tokens `chosen` int64 [N] under the logits [N, V], in nats."""
+    return (logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)).float()

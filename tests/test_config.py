@@ -182,6 +182,28 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
             ["rlhf.algorithm.kl.place=loss"],
             r"rlhf\.algorithm\.kl: .*place=loss with estimator=k1: its gradient is zero on average.*use k2 or k3",
         ),
+        (
+            ["rlhf.algorithm.kl={control: adaptive, weight: 0}"],
+            r"rlhf\.algorithm\.kl: .*control=adaptive with weight=0: .* would stay 0; start from a weight above 0",
+        ),
+        (["rlhf.rewards={}"], r"rlhf\.rewards: .*rewards=\{\}: without a part .* nothing is learned; name one"),
+        (
+            ["rlhf.rewards={exact_match: 0, learned: 0.0}"],
+            r"rlhf\.rewards: .*rewards=\{'exact_match': 0\.0, 'learned': 0\.0\}: .*worth the same.*name one",
+        ),
+        (
+            ["rlhf.sampling.temperature=0", "rlhf.algorithm.advantage=rloo"],
+            r"rlhf: .*sampling\.temperature=0 with algorithm\.advantage=rloo: all completions of a group.*above 0",
+        ),
+        (
+            ["rlhf.staleness=2", "rlhf.algorithm.policy_loss=policy_gradient"],
+            r"rlhf: .*staleness=2 with algorithm\.policy_loss=policy_gradient and off_policy\.correction=none: .*"
+            r"use correction=token, sequence or icepop, policy_loss=ppo, or samples of the policy itself",
+        ),
+        (
+            ["rlhf.sampling.top_p=0.9", "rlhf.algorithm.policy_loss=policy_gradient"],
+            r"sampling\.top_k=None, top_p=0\.9, min_p=0 with algorithm\.policy_loss=policy_gradient .*use correction=",
+        ),
     ],
 )
 def test_fields_that_do_not_go_together_are_refused(overrides: list[str], message: str) -> None:
@@ -199,10 +221,65 @@ def test_fields_that_do_not_go_together_are_refused(overrides: list[str], messag
         ["rlhf.algorithm.kl.place=loss", "rlhf.algorithm.kl.estimator=k2"],
         ["rlhf.algorithm.kl.place=loss", "rlhf.algorithm.kl.estimator=k3"],
         ["rlhf.algorithm.kl.estimator=k3"],
+        ["rlhf.algorithm.kl={control: adaptive, weight: 0.05}"],
+        ["rlhf.algorithm.kl={control: fixed, weight: 0}"],
+        ["rlhf.rewards={exact_match: 0, length: -0.5}"],
+        ["rlhf.sampling.temperature=1.0e-6", "rlhf.algorithm.advantage=rloo"],
+        ["rlhf.algorithm.policy_loss=policy_gradient"],
+        ["rlhf.algorithm={policy_loss: policy_gradient, off_policy: {correction: token}}", "rlhf.staleness=2"],
+        ["rlhf.algorithm={policy_loss: policy_gradient, off_policy: {correction: icepop}}", "rlhf.sampling.top_k=9"],
+        ["rlhf.staleness=2", "rlhf.sampling.top_p=0.9"],
+        ["sft.betas=[0.0, 0.0]"],
     ],
 )
 def test_their_neighbours_are_taken(overrides: list[str]) -> None:
     assert load_recipe(None, overrides) == load_recipe(None, list(reversed(overrides)))
+
+
+@pytest.mark.parametrize("estimator", list(AdvantageEstimator))
+def test_no_estimator_learns_from_the_likeliest_completion_alone(estimator: AdvantageEstimator) -> None:
+    message = _refused("rlhf.sampling.temperature=0", f"rlhf.algorithm.advantage={estimator}")
+    assert f"sampling.temperature=0 with algorithm.advantage={estimator}: " in message
+    assert "use a temperature above 0" in message
+
+
+@pytest.mark.parametrize("betas", ["[1.0, 0.95]", "[0.9, 1.0]", "[-0.1, 0.95]", "[0.9, 2]"])
+@pytest.mark.parametrize("section", ["sft", "reward_model", "rlhf.policy", "rlhf.critic"])
+def test_betas_are_shares_below_one(section: str, betas: str) -> None:
+    message = _refused(f"{section}.betas={betas}")
+    assert f"{section}.betas: " in message and "at least 0 and below 1; use [0.9, 0.95]" in message
+
+
+def _floats(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Overrides for every number of a section, with NAN where the number belongs."""
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        place = f"{prefix}{name}"
+        if inner is not None and get_origin(field.annotation) is not tuple:
+            yield from _floats(inner, f"{place}.")
+        elif inner is None and "float" in str(field.annotation):
+            kind: object = get_origin(field.annotation)
+            in_mapping = "{exact_match: NAN, validation: NAN}" if kind is dict else "NAN"
+            yield f"{place}={'[NAN, NAN]' if kind is tuple else in_mapping}"
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])
+def test_no_number_of_the_recipe_may_be_nan_or_infinite(number: str) -> None:
+    overrides = list(_floats(Recipe))
+    assert len(overrides) > 30
+    assert {"rlhf.algorithm.kl.weight=NAN", "sft.betas=[NAN, NAN]"} <= set(overrides)
+    for override in overrides:
+        message = _refused(override.replace("NAN", number))
+        # A frozen part takes no rate of its own, whatever it is.
+        assert "finite number" in message or "this part is frozen" in message, override
+
+
+def test_a_number_that_is_not_finite_is_named_with_its_field() -> None:
+    expected = "rlhf.rewards.exact_match: Input should be a finite number (got nan)"
+    assert _refused("rlhf.rewards={exact_match: .nan}") == expected
+    assert _refused("data.mixture=[{path: a, weight: .inf}]").startswith("data.mixture.0.weight: Input should be a fin")
+    step = _refused("prepare.steps=[{step: audio.noise, min_snr_db: .nan}]")
+    assert step.startswith("prepare.steps.0.audio.noise.min_snr_db: Input should be a finite number")
 
 
 def test_the_penalty_may_not_be_k1_in_the_loss_however_it_is_built() -> None:

@@ -271,6 +271,25 @@ def test_the_mismatch_of_sampling_and_training_by_hand() -> None:
     assert statistics["mismatch/kl"] == pytest.approx((math.exp(-0.5) - 0.5 + math.e - 2) / 8)
 
 
+def test_a_policy_is_at_no_distance_from_itself_whatever_filters_its_samples_went_through() -> None:
+    # The filters left half of the probability: behaviour logprobs are ln 2 above the raw ones, which the reference has.
+    raw = np.array([-1.0, -2.0], np.float32)
+    filtered = replace(_completion([-1 + math.log(2), -2 + math.log(2)]), raw_logprobs=raw)
+    (group,), statistics = make_experience(
+        [Rollout("a", (filtered,))],
+        rewards=torch.tensor([1.0]),
+        reference_logprobs=[raw[None]],
+        values=[_array([[0, 0]])],
+        algorithm=Algorithm(whiten_advantages=False, lam=1.0),
+        kl_weight=0.5,
+    )
+    assert statistics["kl/reference"] == statistics["kl/reference_completion"] == 0.0
+    assert group.returns.tolist() == [[1.0, 1.0]]  # no KL in the reward either
+    assert np.array_equal(group.proximal_logprobs[0], raw)
+    assert group.behaviour_logprobs[0].tolist() == filtered.behaviour_logprobs.tolist()
+    assert not [name for name in statistics if name.startswith("mismatch")]
+
+
 def test_without_proximal_logprobs_those_of_the_behaviour_are_the_policys_own_and_nothing_is_compared() -> None:
     (a, _), statistics = _made(GAE)
     assert np.array_equal(a.proximal_logprobs, a.behaviour_logprobs)
@@ -325,6 +344,46 @@ def test_collated_groups_are_stacked_and_padded() -> None:
     assert batch.behaviour_logprobs.tolist() == [[-1, -2, -3], [-1, 0, 0], [-1, -1, 0], [-2, -4, 0]]
     assert torch.equal(batch.proximal_logprobs, batch.behaviour_logprobs)
     assert batch.reference_logprobs.dtype == torch.float32 and batch.mask.dtype == torch.bool
+
+
+LEFT_OUT = [[True, False], [False, False]]  # the first completion met the length limit
+
+
+def test_truncated_completions_are_left_out_of_the_loss_where_one_says_so_and_only_there() -> None:
+    groups, _ = _made(GAE.model_copy(update={"mask_truncated": True}))
+    assert [group.left_out.tolist() for group in groups if group.left_out is not None] == LEFT_OUT
+    assert groups[0].mask.tolist() == [[True] * 3, [True, False, False]]  # they run along
+    assert groups[0].loss_mask.tolist() == [[False] * 3, [True, False, False]]
+    assert [group.num_learned for group in groups] == [1, 2]
+    batch = collate_experience(groups, device=torch.device("cpu"))
+    assert batch.mask.tolist() == [[False] * 3, [True, False, False], [True, True, False], [True, True, False]]
+    everywhere, _ = _made(GAE)
+    assert [group.num_learned for group in everywhere] == [2, 2]
+    for group, other in zip(groups, everywhere, strict=True):
+        assert np.array_equal(other.loss_mask, other.mask)
+        assert np.array_equal(other.advantages, group.advantages)
+
+
+@pytest.mark.parametrize("estimator", [each for each in AdvantageEstimator if each.needs_group and not each.is_white])
+def test_the_reward_of_a_completion_that_is_left_out_counts_in_its_group(estimator: AdvantageEstimator) -> None:
+    plain, _ = _made(Algorithm(advantage=estimator), values=None)
+    masked, _ = _made(Algorithm(advantage=estimator, mask_truncated=True), values=None)
+    assert np.array_equal(plain[0].advantages[1], masked[0].advantages[1]) and plain[0].advantages[1, 0] != 0
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        AdvantageEstimator.GAE,
+        AdvantageEstimator.REINFORCE_PLUS_PLUS,
+        AdvantageEstimator.REINFORCE_PLUS_PLUS_BASELINE,
+    ],
+)
+def test_whitening_is_over_the_tokens_that_are_learned_from(estimator: AdvantageEstimator) -> None:
+    groups, _ = _made(Algorithm(advantage=estimator, mask_truncated=True))
+    learned = np.concatenate([group.advantages[group.loss_mask] for group in groups])
+    assert len(learned) == 5
+    assert np.allclose([learned.mean(), learned.std()], [0, 1], atol=1e-5)
 
 
 def test_rows_without_weight_are_masked_and_those_beside_them_are_not() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.models.checkpoint import load_policy
 from pipeline.models.forward import Policy
 from pipeline.models.processing import PromptProcessor, load_processor
 from pipeline.models.vocabulary import VocabularyHead
-from pipeline.records import FinishReason, Message, ProcessedPrompt, Prompt
+from pipeline.records import Completion, FinishReason, Message, ProcessedPrompt, Prompt
 from pipeline.sampling import truncate
 
 END_IDS = tuple(range(20, 1024, 7))
@@ -153,6 +153,21 @@ def test_behaviour_logprobs_are_those_of_the_filtered_distribution(omni: Bed, fi
     assert np.abs(expected - sampled).max() < 1e-4
     unfiltered = torch.log_softmax(logits, -1).gather(-1, completions.token_ids[completions.mask][:, None])[:, 0]
     assert (sampled - unfiltered.numpy()).mean() > 0.01
+    # The raw ones are those of the whole distribution at this temperature, which the trainer has too.
+    raw = np.concatenate([sample.raw_logprobs for sample in samples if sample.raw_logprobs is not None])
+    assert np.abs(unfiltered.numpy() - raw).max() < 1e-4
+    logprobs, mask = omni.logprobs(omni.all_rows, samples, 0.8)
+    assert np.abs(logprobs[mask].numpy() - raw).max() < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_where_nothing_is_filtered_behaviour_logprobs_are_the_raw_ones(omni: Bed, temperature: float) -> None:
+    sample, *_ = omni.generate([0], temperature=temperature)
+    assert sample.raw_logprobs is None
+    completion = Completion(sample.token_ids, sample.behaviour_logprobs, sample.finish_reason, 0, "")
+    assert completion.policy_logprobs is sample.behaviour_logprobs
+    raw = sample.behaviour_logprobs - 1
+    assert replace(completion, raw_logprobs=raw).policy_logprobs is raw
 
 
 def test_a_shared_prompt_cache_gives_what_a_repeated_one_gives(bed: Bed) -> None:

@@ -84,7 +84,9 @@ class FixedKl:
 class AdaptiveKl:
     """A KL weight that follows a target: the proportional controller of Ziegler et al. 2019 (arXiv 1909.08593).
 
-    error = clip(kl / target - 1, -0.2, 0.2); weight *= 1 + error * num_completions / horizon.
+    error = clip(kl / target - 1, -0.2, 0.2); weight *= clip(1 + error * num_completions / horizon, 1/2, 2).
+    The second clip is ours: with more than 5 horizons of completions in a step the factor would be negative, and with
+    it the weight, which would then reward the distance from the reference.
 
     weight: the weight now; a weight of 0 stays 0.
     target: the KL to hold, in nats, in the unit of the `kl` given to `updated` (here: mean a token).
@@ -96,11 +98,13 @@ class AdaptiveKl:
     horizon: float
 
     MAX_ERROR = 0.2
+    MAX_FACTOR = 2.0
 
     def updated(self, *, kl: float, num_completions: int) -> AdaptiveKl:
         """The controller for the next step, after `num_completions` completions whose mean KL was `kl` nats."""
         error = min(max(kl / self.target - 1.0, -self.MAX_ERROR), self.MAX_ERROR)
-        return replace(self, weight=self.weight * (1.0 + error * num_completions / self.horizon))
+        factor = 1.0 + error * num_completions / self.horizon
+        return replace(self, weight=self.weight * min(max(factor, 1.0 / self.MAX_FACTOR), self.MAX_FACTOR))
 
     def state(self) -> dict[str, float]:
         """What a checkpoint holds; `from_state` gives an equal controller back."""

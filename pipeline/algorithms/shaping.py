@@ -40,6 +40,11 @@ def clip_reward(*, rewards: Float[Tensor, " B"], bound: float) -> Float[Tensor, 
     return rewards.clamp(-bound, bound)
 
 
+def is_clipped(*, rewards: Float[Tensor, " B"], bound: float) -> Bool[Tensor, " B"]:
+    """Which completion rewards [B] lie beyond [-bound, bound], so that `clip_reward` changes them."""
+    return rewards.abs() > bound
+
+
 def overlong_penalty(
     *, lengths: Int[Tensor, " B"], max_length: int, buffer: int, penalty: float
 ) -> Float[Tensor, " B"]:
@@ -74,7 +79,7 @@ def varied_groups(*, rewards: Float[Tensor, "G n"], tolerance: float = 1e-6) -> 
     section 3.2).
 
     Args:
-        rewards: [G, n], n completions of each of G prompts.
+        rewards: [G, n], n completions of each of G prompts, before length shapes them: the paper filters on accuracy.
         tolerance: largest minus smallest reward must be more than this, in units of reward.
 
     Returns:

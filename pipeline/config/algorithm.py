@@ -108,6 +108,11 @@ class Kl(Section):
                 "place=loss with estimator=k1: its gradient is zero on average, so that it would hold nothing; "
                 "use k2 or k3, or place=reward"
             )
+        if self.control is KlControl.ADAPTIVE and self.weight == 0:
+            raise ValueError(
+                "control=adaptive with weight=0: the controller multiplies the weight, which would stay 0; "
+                "start from a weight above 0, such as 0.05, or use control=fixed"
+            )
         return self
 
 
@@ -163,6 +168,9 @@ class Algorithm(Section):
     """Tokens before `sampling.max_new_tokens` over which a penalty on length grows (DAPO); 0: none."""
     overlong_penalty: float = Field(default=1.0, ge=0)
     """Reward that a completion loses which is as long as it can be."""
+    mask_truncated: bool = False
+    """Whether completions cut off at `sampling.max_new_tokens` are left out of the losses of policy and critic (DAPO's
+    overlong filtering). Their rewards count in their group all the same."""
     num_epochs: int = Field(default=1, ge=1)
     """Passes over a step's experience."""
     num_minibatches: int = Field(default=2, ge=1)

@@ -118,6 +118,20 @@ class Recipe(Section):
         """The prompt tables of the run: those of the mixture, or the one of `data.path`."""
         return self.data.mixture or (Dataset(path=self.data.path or str(self.data_path), name="data"),)
 
+    @property
+    def rollout_is_exact(self) -> bool:
+        """Whether a rollout copy with the policy's weights gives the policy's logprobs, but for the last float32 bits.
+
+        The built-in engine decodes token by token what the trainer runs at once: in float32 that is 1e-6 nats, in
+        bfloat16 1e-2. An engine of other kernels or of another precision belongs here: it is never exact.
+        """
+        return self.model.dtype is Dtype.FLOAT32
+
+    @property
+    def scores_proximal(self) -> bool:
+        """Whether the policy scores its samples before the update: behaviour logprobs may differ from its own."""
+        return self.rlhf.is_off_policy or not self.rollout_is_exact
+
     def checkpoint(self, stage: str) -> Path:
         """Directory of the checkpoint that `stage` (base, sft, reward_model, rlhf) writes."""
         if stage == "base" and self.model.path is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.algorithm import Algorithm
+from pipeline.config.algorithm import Algorithm, ImportanceCorrection, PolicyLossName
 from pipeline.config.checkpoints import Checkpoints
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import Section
@@ -44,8 +44,8 @@ class Rlhf(Section):
     algorithm: Algorithm = Algorithm()
     """Advantages, losses and KL."""
     rewards: dict[RewardName, float] = Field(default={RewardName.LEARNED: 1.0, RewardName.EXACT_MATCH: 1.0})
-    """Weight of each reward part in the sum. `learned` is the reward model's score, standardised; the others compare
-    with the answer of a row, and refuse rows that have none."""
+    """Weight of each reward part in the sum; not all are 0. `learned` is the reward model's score, standardised; the
+    others compare with the answer of a row, and refuse rows that have none."""
     encoder: Encoder = Encoder()
     """Workers that process prompts and run the frozen towers."""
     rollout: Rollout = Rollout()
@@ -63,7 +63,8 @@ class Rlhf(Section):
     this policy."""
     staleness: int = Field(default=0, ge=0)
     """Steps that generation may run ahead of the update, with older weights. Above 0 the policy scores its samples once
-    more before the update; `algorithm.off_policy` corrects for the rest."""
+    more before the update, as it does wherever behaviour logprobs may differ from its own (filters, a correction,
+    bfloat16); `algorithm.off_policy` corrects for the rest."""
     parity: Parity = Parity()
     """The comparison of rollout and trainer before the first update."""
     checkpoints: Checkpoints = Checkpoints()
@@ -71,10 +72,57 @@ class Rlhf(Section):
     samples_every: int = Field(default=10, gt=0)
     """Steps between samples written to `samples.jsonl`."""
 
+    def policy_learns(self, step: int) -> bool:
+        """Whether the policy is updated in this step; in the first ones it may wait for its critic."""
+        return not self.algorithm.advantage.needs_critic or step >= self.critic_warmup_steps
+
     @property
     def is_off_policy(self) -> bool:
-        """Whether behaviour logprobs may not be those of the policy at the start of the update."""
-        return self.staleness > 0 or self.sampling.truncates
+        """Whether behaviour logprobs are taken for others than those of the policy at the start of the update.
+
+        Older weights and filters make them so; a correction is asked for where somebody expects them to be.
+        """
+        is_corrected = self.algorithm.off_policy.correction is not ImportanceCorrection.NONE
+        return self.staleness > 0 or self.sampling.truncates or is_corrected
+
+    @field_validator("rewards")
+    @classmethod
+    def _check_rewards(cls, rewards: dict[RewardName, float]) -> dict[RewardName, float]:
+        if not any(rewards.values()):
+            shown = {str(name): weight for name, weight in rewards.items()}
+            raise ValueError(
+                f"rewards={shown}: without a part whose weight is not 0 every completion is worth the same and nothing "
+                "is learned; name one, such as {exact_match: 1.0}"
+            )
+        return rewards
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Rlhf:
+        """Samples must be such that the estimator and the loss can learn from them."""
+        algorithm, advantage = self.algorithm, self.algorithm.advantage
+        if self.sampling.temperature == 0:
+            if advantage.needs_group:
+                reason = "all completions of a group would be the same one, and no advantage other than 0"
+            elif advantage.needs_greedy:
+                reason = "the completion would be the greedy one that it is compared with, and every advantage 0"
+            else:
+                reason = "the likeliest completion alone is no sample of the policy, and explores nothing"
+            raise ValueError(
+                f"sampling.temperature=0 with algorithm.advantage={advantage}: {reason}; use a temperature above 0, "
+                "such as 1 (evaluation has its greedy completions in any case)"
+            )
+        has_ratio = algorithm.policy_loss is not PolicyLossName.POLICY_GRADIENT
+        if self.is_off_policy and not has_ratio and algorithm.off_policy.correction is ImportanceCorrection.NONE:
+            sampling = self.sampling
+            cause = f"staleness={self.staleness}"
+            if self.staleness == 0:
+                cause = f"sampling.top_k={sampling.top_k}, top_p={sampling.top_p:g}, min_p={sampling.min_p:g}"
+            raise ValueError(
+                f"{cause} with algorithm.policy_loss=policy_gradient and off_policy.correction=none: the samples are "
+                "not the policy's own, and nothing would make up for it; use correction=token, sequence or icepop, "
+                "policy_loss=ppo, or samples of the policy itself (staleness=0 and no filters)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Rlhf:

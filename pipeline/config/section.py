@@ -12,9 +12,16 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, documentation from attribute docstrings."""
+    """Base of all sections: frozen, no unknown keys, finite numbers only, documentation from attribute docstrings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        # NaN passes no bound and fails none: as a weight or a rate it would spoil a run hours later.
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
 
 
 def section_of(annotation: object) -> type[Section] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.parts import LoopParts
 from pipeline.config.section import Section
@@ -50,9 +50,19 @@ class Trained(Sharded):
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's moment decays."""
+    """AdamW's moment decays, each at least 0 and below 1."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
+
+    @field_validator("betas")
+    @classmethod
+    def _check_betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(
+                f"betas={list(betas)}: each is the share of a moment that a step keeps, at least 0 and below 1; "
+                "use [0.9, 0.95]"
+            )
+        return betas
 
 
 class Learner(Trained):

@@ -138,8 +138,29 @@ def test_the_penalty_on_length_is_shown_and_part_of_the_reward() -> None:
     assert found.rewards.tolist() == [1.0, -0.5, -1.0]
 
 
-def _batch(rounds: int, batches: Batches) -> Judged:
-    recipe = _recipe(f"rlhf.algorithm.dynamic_sampling.max_rounds={rounds}")
+def test_the_greedy_completion_is_shaped_like_the_sampled_ones_it_is_compared_with() -> None:
+    # Sampled and greedy completion are the same wrong answer of 8 tokens: neither is the better one.
+    recipe = _recipe(
+        "rlhf.algorithm.advantage=remax", "rlhf.sampling.max_new_tokens=10", "rlhf.algorithm.overlong_buffer=4"
+    )
+    found = judge(ROLES, recipe, _sampled({"a": ("12345678",), "b": ("yes",)}, greedy=("12345678", "1234567")))
+    assert found.greedy is not None
+    assert found.rewards.tolist() == [-0.5, 1.0]
+    assert found.greedy.tolist() == [-0.5, -0.25]
+
+
+def test_dynamic_sampling_leaves_out_groups_that_vary_in_nothing_but_their_length() -> None:
+    # Both of "a" are wrong, one is longer; of "b" one is right.
+    batches = Batches({"a": ("no", "12345678"), "b": ("yes", "no")}, {"c": ("yes", "12345678"), "d": ("no", "no")})
+    found = _batch(1, batches, "rlhf.sampling.max_new_tokens=10", "rlhf.algorithm.overlong_buffer=4")
+    assert [prompt.id for prompt in found.prompts] == ["b", "c"]
+    assert found.counts == Counter(groups_without_variance=2)
+    assert found.unshaped.tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert found.rewards.tolist() == [1.0, 0.0, 1.0, -0.5]  # what is learned from is shaped all the same
+
+
+def _batch(rounds: int, batches: Batches, *overrides: str) -> Judged:
+    recipe = _recipe(f"rlhf.algorithm.dynamic_sampling.max_rounds={rounds}", *overrides)
     return judged_batch(ROLES, recipe, batches.take(0), cast(Sampler, batches), step=0)
 
 

@@ -89,6 +89,30 @@ def test_the_adaptive_weight_follows_the_clipped_error(kl: float, expected: floa
     assert controller.updated(kl=kl, num_completions=100).weight == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (0.0, 0.05 / 2),  # 1 - 0.2 * 256 / 20 = -1.56: the weight would change its sign
+        (0.1, 0.05),
+        (5.0, 0.05 * 2),  # 1 + 0.2 * 256 / 20 = 3.56
+    ],
+)
+def test_a_step_of_many_horizons_at_most_halves_or_doubles_the_adaptive_weight(kl: float, expected: float) -> None:
+    controller = AdaptiveKl(weight=0.05, target=0.1, horizon=20)
+    assert controller.updated(kl=kl, num_completions=256).weight == pytest.approx(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(kl=st.floats(-100, 100), horizon=st.integers(1, 10_000), num_completions=st.integers(0, 100_000))
+def test_the_adaptive_weight_is_never_negative_and_never_moves_the_wrong_way(
+    kl: float, horizon: int, num_completions: int
+) -> None:
+    before = AdaptiveKl(weight=0.05, target=0.1, horizon=horizon)
+    after = before.updated(kl=kl, num_completions=num_completions)
+    assert after.weight > 0
+    assert (after.weight - before.weight) * (kl - before.target) >= 0
+
+
 def test_the_fixed_weight_stays() -> None:
     assert FixedKl(weight=0.05).updated(kl=9.0, num_completions=100) == FixedKl(weight=0.05)
 

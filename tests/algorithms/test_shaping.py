@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.algorithms.shaping import RunningScale, clip_reward, combine, overlong_penalty, varied_groups
+from pipeline.algorithms.shaping import (
+    RunningScale,
+    clip_reward,
+    combine,
+    is_clipped,
+    overlong_penalty,
+    varied_groups,
+)
 
 
 def test_parts_are_summed_by_weight() -> None:
@@ -34,6 +41,12 @@ def test_no_parts_at_all_are_an_error() -> None:
 
 def test_rewards_are_clipped_to_the_bound_on_both_sides() -> None:
     assert clip_reward(rewards=torch.tensor([-11.0, 0.5, 11.0]), bound=10.0).tolist() == [-10.0, 0.5, 10.0]
+
+
+def test_rewards_on_the_bound_are_not_clipped_and_those_beyond_it_are() -> None:
+    assert is_clipped(rewards=torch.tensor([-11.0, -10.0, 0.5, 10.0, 11.0]), bound=10.0).tolist() == [
+        True, False, False, False, True,
+    ]  # fmt: skip
 
 
 def test_the_overlong_penalty_by_hand() -> None:

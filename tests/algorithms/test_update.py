@@ -32,6 +32,7 @@ class TableWorker(LearningWorker):
         self.device = torch.device("cpu")
         self.engine = cast(Any, lambda names, *_: self.outputs(self._look_up(names)))
         self._tables = tables
+        self._last_update = (-1, {})
         self._mismatch = None
 
     def batch(self, groups: Sequence[Any]) -> Any:
@@ -91,11 +92,11 @@ def _tables(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 def _update(
-    worker_class: type[TableWorker], algorithm: Algorithm, num_ranks: int, budget: int
+    worker_class: type[TableWorker], algorithm: Algorithm, num_ranks: int, budget: int, rows: Sequence[Row] = ()
 ) -> tuple[dict[str, float], Tensor]:
     """The sum of all ranks' losses over one optimizer step, and the gradient of all table entries."""
-    rows = _rows()
-    tables = {name: table.requires_grad_() for name, table in _tables(rows).items()}
+    rows = rows or _rows()
+    tables = {name: table.requires_grad_() for name, table in _tables(_rows()).items()}
     recipe = Recipe()
     recipe = recipe.model_copy(update={"rlhf": recipe.rlhf.model_copy(update={"algorithm": algorithm})})
     worker = worker_class(recipe, tables)
@@ -147,6 +148,75 @@ def test_a_plan_counts_the_whole_minibatch_on_every_rank_and_no_copy(num_ranks: 
     plan = plan_update(rows, num_ranks=num_ranks, budget=50, algorithm=Algorithm(num_minibatches=1), seed=[0])
     num_tokens = float(sum(row.mask.sum() for _, row in rows))
     assert [[share.normalisers for share in shares] for shares in plan] == [[Normalisers(num_tokens, 10.0)]] * num_ranks
+
+
+def _without_truncated(rows: Sequence[Row]) -> list[Row]:
+    """The second completion of every group is left out, and of the first group both."""
+    return [(prompt, replace(row, left_out=np.array([index == 0, True]))) for index, (prompt, row) in enumerate(rows)]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_what_is_left_out_counts_in_no_normaliser(num_ranks: int) -> None:
+    rows = _without_truncated(_rows())
+    plan = plan_update(rows, num_ranks=num_ranks, budget=50, algorithm=Algorithm(num_minibatches=1), seed=[0])
+    num_tokens = float(sum(row.mask[0].sum() for _, row in rows[1:]))
+    assert [[share.normalisers for share in shares] for shares in plan] == [[Normalisers(num_tokens, 4.0)]] * num_ranks
+
+
+def test_a_minibatch_of_which_nothing_is_learned_is_no_optimizer_step() -> None:
+    rows = _without_truncated(_rows(2))
+    plan = plan_update(rows, num_ranks=2, budget=50, algorithm=Algorithm(num_minibatches=2), seed=[0])
+    assert [len(shares) for shares in plan] == [1, 1]
+    nothing = plan_update(rows[:1], num_ranks=1, budget=50, algorithm=Algorithm(num_minibatches=1), seed=[0])
+    assert nothing == [[]]
+
+
+@pytest.mark.parametrize("aggregation", list(Aggregation))
+@pytest.mark.parametrize("worker_class", [TablePolicy, TableCritic])
+def test_losses_are_those_of_a_step_without_what_is_left_out(
+    worker_class: type[TableWorker], aggregation: Aggregation
+) -> None:
+    algorithm = Algorithm(aggregation=aggregation, num_minibatches=1, entropy_weight=0.01, kl=KL)
+    rows = _rows()
+    masked = [(rows[0][0], replace(rows[0][1], left_out=np.array([True, True]))), *rows[1:]]
+    kept, kept_gradient = _update(worker_class, algorithm, 1, 40, masked)
+    gone, gone_gradient = _update(worker_class, algorithm, 1, 40, rows[1:])
+    assert kept == pytest.approx(gone, rel=1e-5)
+    torch.testing.assert_close(kept_gradient, gone_gradient)
+    assert kept != pytest.approx(_update(worker_class, algorithm, 1, 40, rows)[0], rel=1e-5)
+
+
+class ScriptedEngine:
+    """An engine whose second optimizer step is skipped."""
+
+    learning_rate = 0.1
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    @property
+    def is_skipped(self) -> bool:
+        return self.steps == 2
+
+    @property
+    def grad_norm(self) -> float:
+        return float("inf") if self.is_skipped else 1.0
+
+    def train(self, loss: Any, *, last: bool) -> None:
+        self.steps += last
+
+    def sum_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
+        return values
+
+
+def test_skipped_optimizer_steps_are_counted_over_the_update() -> None:
+    worker = TableCritic(Recipe(), {})
+    worker.engine = cast(Any, ScriptedEngine())
+    (shares,) = plan_update(_rows(), num_ranks=1, budget=50, algorithm=Algorithm(num_minibatches=3), seed=[0])
+    assert worker.update(shares, step=0, kl_weight=0.0)["counts/steps_skipped"] == 1.0
+    assert worker.update(shares, step=1, kl_weight=0.0)["counts/steps_skipped"] == 0.0
+    # Where everything was left out there is no step, and nothing to divide by.
+    assert worker.update([], step=2, kl_weight=0.0)["counts/steps_skipped"] == 0.0
 
 
 def _losses(algorithm: Algorithm, **changes: Any) -> dict[str, Tensor]:
