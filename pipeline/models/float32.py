@@ -1,8 +1,8 @@
 """What stays float32 in a bfloat16 model: scalar heads, and the sums in scores and logits before a softmax.
 
-DeepSpeed casts every parameter of a module and makes no exceptions; buffers it leaves as they are. Its optimizer keeps a
-float32 master of each parameter that learns. So a head's float32 weights lie in buffers, which the engine fills from the
-masters: the forward pass computes with these, and the cast parameter is where the gradient goes.
+DeepSpeed casts every parameter of a module and makes no exceptions; buffers it leaves as they are. Its optimizer keeps
+a float32 master of each parameter that learns. So a head's float32 weights lie in buffers, which the engine fills from
+the masters: the forward pass computes with these, and the cast parameter is where the gradient goes.
 """
 
 from __future__ import annotations
