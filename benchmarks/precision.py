@@ -168,8 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as scratch:
         data, checkpoint = Path(scratch) / "data", options.checkpoint or Path(scratch) / "tiny"
-        rows = {"train_rows": 6 * options.rows, "validation_rows": 6, "test_rows": 6}
-        demo.build(data, prepare=Prepare(**rows), seed=0)
+        demo.build(data, prepare=Prepare(train_rows=6 * options.rows, validation_rows=6, test_rows=6), seed=0)
         if options.checkpoint is None:
             tiny.build(checkpoint, architecture="qwen2_5_omni_thinker", corpus=demo.corpus(), seed=0)
         bed = Bed(checkpoint, data, rows_per_task=options.rows, device=torch.device(options.device))

@@ -27,7 +27,7 @@ class Parity(Section):
     """Rows, of all mixes of modalities, on which rollout and trainer are compared before the first update; 0: none."""
     tolerance: float | None = Field(default=None, gt=0)
     """Largest mean difference of a row's logprobs, in nats; null: 1e-4 in float32, 0.02 in bfloat16. There rows of the
-    tiny model are at most 0.0044 apart (`python -m benchmarks.precision`, on a CPU), and of deeper ones a little more."""
+    tiny model are at most 0.0044 apart (`python -m benchmarks.precision`, on a CPU); of deeper ones a little more."""
 
 
 class Rlhf(Section):

@@ -58,5 +58,5 @@ def masters(module: nn.Module) -> dict[str, Tensor]:
         for prefix, layer in module.named_modules()
         if isinstance(layer, Float32Linear)
         for name, _ in layer.named_parameters(recurse=False)
-        if name + _SUFFIX in layer._buffers
+        if hasattr(layer, name + _SUFFIX)
     }
