@@ -6,9 +6,10 @@ import importlib
 import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from io import StringIO
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from actors import state
 from actors.files import Folder
 from actors.state import Saved
 from pipeline.config import Device, Dtype, Sharded, Trained
+from pipeline.models.float32 import keep_masters, masters
 
 ParameterGroups = list[dict[str, Any]]
 MAX_SKIPPED_IN_A_ROW = 5
@@ -107,22 +109,28 @@ class Engine:
         self.world = world
         self.settings = settings
         self.device = world.torch_device
+        is_bfloat16 = dtype is Dtype.BFLOAT16
+        self._stage = _stage(settings, dtype)
         num_parameters = sum(parameter.numel() for parameter in module.parameters())
         config: dict[str, Any] = {
             # Losses carry global normalisers and micro-batches are counted here, so DeepSpeed scales nothing.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
-            "zero_optimization": {"stage": settings.zero_stage},
-            "bf16": {"enabled": dtype is Dtype.BFLOAT16},
+            "zero_optimization": {"stage": self._stage},
+            "bf16": {"enabled": is_bfloat16},
             "steps_per_print": 2**31,
         }
-        if settings.zero_stage == 3 and num_parameters < SMALL_MODEL_PARAMETERS:
+        if self._stage == 3 and num_parameters < SMALL_MODEL_PARAMETERS:
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         optimizer = scheduler = None
         if isinstance(settings, Trained):
             config["gradient_clipping"] = settings.max_grad_norm
             # The optimizer is torch's own: DeepSpeed's would compile for minutes, and must be told that it is meant.
             config["zero_allow_untested_optimizer"] = True
+            if is_bfloat16:
+                # The sums over passes and over ranks; each pass's own gradients are bfloat16.
+                config["data_types"] = {"grad_accum_dtype": "fp32"}
+                config["communication_data_type"] = "fp32"
             optimizer = torch.optim.AdamW(
                 groups or [parameter for parameter in module.parameters() if parameter.requires_grad],
                 lr=settings.learning_rate,
@@ -133,12 +141,32 @@ class Engine:
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_schedule(settings))
         else:
             module.requires_grad_(False)
-        self._engine: Any = deepspeed.initialize(
-            model=module.to(self.device), optimizer=optimizer, lr_scheduler=scheduler, config=config
-        )[0]
+        module.to(self.device)
+        if is_bfloat16:
+            keep_masters(module)
+        # Without what DeepSpeed prints about its memory.
+        with redirect_stdout(StringIO()):
+            self._engine: Any = deepspeed.initialize(
+                model=module, optimizer=optimizer, lr_scheduler=scheduler, config=config
+            )[0]
         self._engine.eval()
         self._plain_norm = 0.0
         self._skipped_in_a_row = 0
+        self._masters = masters(module)
+        self._learning_masters: list[state.Fragment] = []
+        if self._masters and optimizer is not None:
+            self._start_from_masters()
+
+    def _start_from_masters(self) -> None:
+        """Gives the optimizer the heads' float32 weights: it starts from what the cast has left of them."""
+        self._learning_masters = [each for each in state.fragments(self._engine) if each.name in self._masters]
+        for fragment in self._learning_masters:
+            fragment.set(self._masters[fragment.name])
+
+    def _refresh_masters(self) -> None:
+        """Brings the optimizer's float32 weights to the heads that compute with them. All ranks must call it."""
+        for fragment in self._learning_masters:
+            self._masters[fragment.name].copy_(state.weight(self._engine, fragment))
 
     @property
     def module(self) -> Any:
@@ -162,7 +190,7 @@ class Engine:
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss() * self.world.size, scale_wrt_gas=False)
-        if last and self.settings.zero_stage == 0:
+        if last and self._stage == 0:
             # Without ZeRO, DeepSpeed clips the reduced gradients but keeps no norm.
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._plain_norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -175,6 +203,7 @@ class Engine:
             self._engine.step()
         if last:
             self._note_skipped(self._engine.skipped_steps > num_skipped)
+            self._refresh_masters()
 
     def _note_skipped(self, is_skipped: bool) -> None:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_skipped else 0
@@ -194,7 +223,7 @@ class Engine:
         """Global gradient norm of the last optimizer step, before clipping; infinite where that was skipped."""
         if self.is_skipped:
             return math.inf  # DeepSpeed keeps the norm of the step before at some stages, at others -1.
-        return self._plain_norm if self.settings.zero_stage == 0 else float(self._engine.get_global_grad_norm())
+        return self._plain_norm if self._stage == 0 else float(self._engine.get_global_grad_norm())
 
     @property
     def learning_rate(self) -> float:
@@ -208,11 +237,12 @@ class Engine:
     def load(self, folder: Folder, names: Sequence[str], schedule: Mapping[str, Any]) -> None:
         """Restores what `save` wrote into the files of these names; see `state.load`. All ranks must call it."""
         state.load(self._engine, folder, names, schedule)
+        self._refresh_masters()
 
     def gather(self, *, trainable_only: bool = False) -> dict[str, NDArray[Any]]:
         """Whole parameters and buffers by name, on rank 0; empty elsewhere. All ranks must call it.
 
-        bfloat16 travels as float32, which holds it exactly.
+        bfloat16 travels as float32, which holds it exactly; a float32 head travels as it is.
         """
         deepspeed = import_deepspeed(self.world.device)
         gathered: dict[str, NDArray[Any]] = {}
@@ -225,7 +255,7 @@ class Engine:
             sharded = [parameter for _, parameter in bucket if hasattr(parameter, "ds_id")]
             with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
                 if self.world.rank == 0:
-                    gathered.update((name, _to_numpy(parameter)) for name, parameter in bucket)
+                    gathered.update((name, _to_numpy(self._masters.get(name, each))) for name, each in bucket)
         if self.world.rank == 0 and not trainable_only:
             persistent = self.module.state_dict().keys()
             gathered.update((name, _to_numpy(item)) for name, item in self.module.named_buffers() if name in persistent)
@@ -246,6 +276,16 @@ class Engine:
         largest = torch.tensor(value, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         return float(largest)
+
+
+def _stage(settings: Sharded, dtype: Dtype) -> int:
+    """The ZeRO stage that DeepSpeed runs: in bfloat16 a learner's stage 0 is its stage 1.
+
+    There stage 0 cannot sum gradients in float32, and steps once before it has any. Stage 1 gives the same numbers, and
+    shares the optimizer's state out over the ranks.
+    """
+    learns_in_bfloat16 = dtype is Dtype.BFLOAT16 and isinstance(settings, Trained)
+    return max(settings.zero_stage, 1) if learns_in_bfloat16 else settings.zero_stage
 
 
 def learning_rate_schedule(settings: Trained) -> Callable[[int], float]:

@@ -25,8 +25,11 @@ PARITY_SEED = -3
 """A step that training never takes."""
 SCANNED_ROWS = 2048
 """First rows of each table among which the sample is chosen."""
-TOLERANCES = {Dtype.FLOAT32: 1e-4, Dtype.BFLOAT16: 0.1}
-"""Mean absolute difference of a row's logprobs, in nats, that rounding explains."""
+TOLERANCES = {Dtype.FLOAT32: 1e-4, Dtype.BFLOAT16: 0.02}
+"""Mean absolute difference of a row's logprobs, in nats, that rounding explains.
+
+In bfloat16 the tiny model's rows are at most 0.0044 apart (`benchmarks.precision`, on a CPU). Rounding errors of layers
+add up like a random walk: 36 layers in place of 3 would make that 0.015."""
 
 
 def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) -> ParityReport:

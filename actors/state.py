@@ -58,6 +58,10 @@ class Fragment:
         """The piece of a tensor that is laid out as `flat` is."""
         return tensor.detach().view(-1)[self.start : self.start + self.size]
 
+    def set(self, whole: Tensor) -> None:
+        """Copies this rank's piece out of a whole parameter."""
+        self.of(self.flat).copy_(whole.view(-1)[self.first : self.first + self.size])
+
 
 def fragments(engine: Any) -> list[Fragment]:
     """The pieces on this rank, one for each trained parameter (perhaps empty), in the same order on every rank."""
@@ -73,7 +77,7 @@ def fragments(engine: Any) -> list[Fragment]:
 
 def _places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int, int]]:
     """(parameter, group, flat, start, first, size) for DeepSpeed's kinds of optimizers; see `Fragment`."""
-    if isinstance(optimizer, torch.optim.Optimizer):  # Stage 0, float32.
+    if isinstance(optimizer, torch.optim.Optimizer):  # Stage 0.
         for index, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
                 yield parameter, index, parameter, 0, 0, parameter.numel()
@@ -84,10 +88,6 @@ def _places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, Tensor, int, in
                 subgroup, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
                 flat = optimizer.fp32_partitioned_groups_flat[subgroup]
                 yield parameter, optimizer.sub_group_to_group_id[index], flat, start, rank * size, size
-    elif hasattr(optimizer, "fp32_groups"):  # Stage 0, bfloat16.
-        for index, pair in enumerate(zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)):
-            for parameter, master in zip(*pair, strict=True):
-                yield parameter, index, master, 0, 0, master.numel()
     else:  # Stages 1 and 2; bfloat16 at stage 1 has other names for the same.
         is_bf16 = hasattr(optimizer, "bf16_groups")
         groups = optimizer.bf16_groups if is_bf16 else optimizer.bit16_groups
@@ -108,7 +108,7 @@ def save(engine: Any, folder: Folder) -> Saved:
     writer = _Writer(folder, rank)
     for name, state in _random_state().items():
         writer.add(f"rng/{name}/{rank}", state)
-    is_sharded = size > 1 and engine.zero_optimization_stage() > 0
+    is_sharded = _is_sharded(engine)
     for index, fragment in enumerate(fragments(engine)):
         owner = index % size
         if is_sharded or owner == rank:
@@ -123,6 +123,19 @@ def save(engine: Any, folder: Folder) -> Saved:
     writer.flush()
     schedule = engine.lr_scheduler.state_dict()
     return Saved(tuple(writer.files), {key: schedule[key] for key in ("last_epoch", "base_lrs", "_last_lr")})
+
+
+def weight(engine: Any, fragment: Fragment) -> Tensor:
+    """A parameter's float32 master, whole, on every rank. All ranks must call it."""
+    whole = torch.zeros(math.prod(fragment.shape), device=fragment.flat.device)
+    whole[fragment.first : fragment.first + fragment.size] = fragment.of(fragment.flat)
+    if _is_sharded(engine):
+        torch.distributed.all_reduce(whole.view(torch.int32))
+    return whole.view(fragment.shape)
+
+
+def _is_sharded(engine: Any) -> bool:
+    return torch.distributed.get_world_size() > 1 and engine.zero_optimization_stage() > 0
 
 
 def _random_state() -> dict[str, Tensor]:
@@ -265,7 +278,7 @@ def _check_steps(pieces: Sequence[Fragment], steps: Mapping[str, float]) -> None
         if steps[fragment.name] != steps[other]:
             raise ConfigError(
                 f"{fragment.name} took {steps[fragment.name]:.0f} optimizer steps and {other} {steps[other]:.0f}, but "
-                "they share a group, and ZeRO counts once a group: resume at zero_stage=0"
+                "they share a group, and ZeRO counts once a group: resume at zero_stage=0 in float32"
             )
 
 
@@ -289,10 +302,6 @@ def _refresh_module(optimizer: Any) -> None:
         optimizer.checkpoint_event_epilogue()
     elif hasattr(optimizer, "update_lp_params"):
         optimizer.update_lp_params()
-    elif hasattr(optimizer, "fp32_groups"):
-        for parameters, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            for parameter, master in zip(parameters, masters, strict=True):
-                parameter.data.copy_(master.data)
 
 
 def _restore_schedule(schedule: Any, position: int) -> None:

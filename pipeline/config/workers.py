@@ -32,7 +32,8 @@ class Rollout(Workers):
 
 class Sharded(Workers):
     zero_stage: int = Field(default=0, ge=0, le=3)
-    """DeepSpeed ZeRO stage of this role's world. Roles without an optimizer take 0 or 3."""
+    """DeepSpeed ZeRO stage of this role's world. Roles without an optimizer take 0 or 3. Those with one run 0 as 1 in
+    bfloat16, where stage 0 cannot sum gradients in float32."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """Tokens in one forward pass, padding included: each prompt once, and all completions of its group. A group that is
     larger than this still goes in one pass."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.models.architectures import Architecture
 from pipeline.models.batch import CompletionBatch, PromptBatch
+from pipeline.models.float32 import Float32Linear
 from pipeline.models.vocabulary import VocabularyHead
 from pipeline.records import MediaKind, MediumTensors
 
@@ -169,18 +170,18 @@ class Policy(nn.Module):
 
 
 class ScalarHead(nn.Module):
-    """A float32 linear map from hidden states [..., H] to scalars [...]."""
+    """A float32 linear map from hidden states [..., H] to scalars [...], also in a bfloat16 world."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.linear = nn.Linear(hidden_size, 1)
+        self.linear = Float32Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.bias)
         # Normalised hidden states of unit size then give scores of unit size.
         nn.init.normal_(self.linear.weight, std=hidden_size**-0.5)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Scalars [...]."""
-        return self.linear(hidden.to(self.linear.weight.dtype))[..., 0].float()
+        return self.linear(hidden)[..., 0]
 
 
 class ValueModel(nn.Module):

@@ -2,9 +2,9 @@
 
 Attention of a new token has two parts. Over the prompt, the queries of all n completions of a group are stacked and
 meet its keys in one matrix product; over what was sampled so far, each completion has keys of its own. One softmax
-runs over both. The prompt cache is read once a group instead of once a completion, and never copied n times:
-bifurcated attention (Athiwaratkun et al., 2024, arXiv:2403.08845), also Hydragen (Juravsky et al., 2024,
-arXiv:2402.05099).
+runs over both, on float32 scores whatever the model's type, as in the kernels of sdpa. The prompt cache is read once a
+group instead of once a completion, and never copied n times: bifurcated attention (Athiwaratkun et al., 2024,
+arXiv:2403.08845), also Hydragen (Juravsky et al., 2024, arXiv:2402.05099).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.models.batch import PromptBatch
+from pipeline.models.float32 import float32_product
 from pipeline.models.forward import Decoder
 
 ATTENTION = "polyphony_grouped"
@@ -123,16 +124,17 @@ class SharedPrompts:
             self._values = [values[prompts] for values in self._values]
             self._bias = self._bias[prompts]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Outputs [N, K, G, D] of scaled queries [N, K, G, D] over the prompt and the completions' [N, K, t, D]."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float) -> Tensor:
+        """Outputs [N, K, G, D] of queries [N, K, G, D] over the prompt and the completions' [N, K, t, D]."""
         num_prompt_tokens = self._bias.shape[1]
-        on_prompt = (self._to_slots(query) @ self._keys[layer].mT).add_(self._bias[:, None, None])
-        on_completion = self._to_slots(query @ key.mT)
-        scores = torch.cat([on_prompt, on_completion.to(on_prompt.dtype)], dim=-1)
-        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-        from_prompt = weights[..., :num_prompt_tokens] @ self._values[layer]
-        from_completion = self._to_rows(weights[..., num_prompt_tokens:]) @ value
-        return self._to_rows(from_prompt) + from_completion
+        on_prompt = float32_product(self._to_slots(query), self._keys[layer].mT)
+        on_completion = self._to_slots(float32_product(query, key.mT))
+        scores = torch.cat([on_prompt, on_completion], dim=-1).mul_(scaling)
+        scores[..., :num_prompt_tokens] += self._bias[:, None, None]
+        weights = scores.softmax(-1).to(query.dtype)
+        from_prompt = float32_product(weights[..., :num_prompt_tokens], self._values[layer])
+        from_completion = float32_product(self._to_rows(weights[..., num_prompt_tokens:]), value)
+        return (self._to_rows(from_prompt) + from_completion).to(query.dtype)
 
     def _to_slots(self, rows: Tensor) -> Tensor:
         """[N, K, G, X] as [P, K, S * G, X]; empty slots are zero."""
@@ -191,8 +193,9 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer: query [N, H, 1, D], key and value [N, K, t, D]; returns [N, 1, H, D]."""
     rows, heads, _length, width = query.shape
-    grouped = (query * scaling).view(rows, key.shape[1], heads // key.shape[1], width)
-    output = shared_prompts.attend(int(module.layer_idx), grouped, key, value)  # pyright: ignore[reportArgumentType]
+    grouped = query.view(rows, key.shape[1], heads // key.shape[1], width)
+    layer = int(module.layer_idx)  # pyright: ignore[reportArgumentType]
+    output = shared_prompts.attend(layer, grouped, key, value, scaling=scaling)
     return output.reshape(rows, 1, heads, width), None
 
 

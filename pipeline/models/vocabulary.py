@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.float32 import float32_product
+
 # Finite, so that a forbidden token has probability zero and entropy terms stay zero instead of NaN.
 FORBIDDEN_LOGIT = -1e9
 # Float32 logits that exist at one time.
@@ -49,7 +51,9 @@ class VocabularyHead(nn.Module):
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, forbidden: Tensor, scale: float) -> Tensor:
-    logits = nn.functional.linear(hidden, weight, bias).float()
+    logits = float32_product(hidden, weight.mT).float()
+    if bias is not None:
+        logits = logits + bias
     if scale != 1.0:
         logits = logits * scale
     return logits.index_fill_(-1, forbidden, FORBIDDEN_LOGIT)

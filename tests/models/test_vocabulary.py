@@ -54,6 +54,22 @@ def test_chunks_give_the_logprobs_entropies_and_gradients_of_the_plain_formula(
         assert (ours.double() - plain.double()).abs().max() <= tolerance * plain.double().abs().max().clamp(min=1)
 
 
+def test_logprobs_of_a_bfloat16_model_come_from_float32_logits() -> None:
+    hidden, linear, token_ids = _case(bias=False, dtype=torch.bfloat16)
+    head = VocabularyHead(linear, FORBIDDEN)
+    with torch.no_grad():
+        linear.weight.mul_(4.0)
+        exact = hidden.double() @ linear.weight.double().mT
+        # Large enough for bfloat16 to lose 0.06 nats.
+        assert exact.abs().max() > 16 and (linear(hidden) - exact).abs().max() > 0.03
+        allowed = [token for token in range(20) if token not in FORBIDDEN]
+        logits, (logprobs, _) = head(hidden), head(hidden, token_ids)
+    torch.testing.assert_close(logits[:, allowed].double(), exact[:, allowed], atol=1e-5, rtol=0)
+    expected = exact[:, allowed].log_softmax(-1)
+    places = torch.tensor([allowed.index(token) for token in token_ids.tolist()])
+    torch.testing.assert_close(logprobs.double(), expected.gather(-1, places[:, None])[:, 0], atol=1e-5, rtol=0)
+
+
 def test_a_forbidden_token_gets_no_gradient_and_no_probability() -> None:
     hidden, linear, token_ids = _case(bias=False, dtype=torch.float32)
     head = VocabularyHead(linear, FORBIDDEN)
