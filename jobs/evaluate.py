@@ -86,7 +86,11 @@ class Altered:
 
     def concerns(self, model: ModelName) -> bool:
         """Whether a model sees it. Of single kinds of several only RLHF: what each adds is asked of the last model."""
-        return model is ModelName.RLHF or self.swapped is not None or self.blanked == set(self.prompt.info.modalities)
+        return (
+            model is ModelName.RLHF
+            or self.swapped is not None
+            or self.blanked == frozenset(self.prompt.info.modalities)
+        )
 
 
 def alterations(door: Door, prompts: Sequence[PromptRef], *, seed: int) -> list[Altered]:

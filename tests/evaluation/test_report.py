@@ -165,8 +165,8 @@ def made_up_curves(dice: random.Random) -> dict[str, list[dict[str, Any]]]:
         }
         for n in range(40)
     ]  # fmt: skip
-    for row in rlhf[::10]:
-        row |= {"validation/exact_match": 0.3 + row["step"] / 90 + noise(), "validation/contains": 0.6 + noise()}
+    for step in range(0, 40, 10):
+        rlhf[step] |= {"validation/exact_match": 0.3 + step / 90 + noise(), "validation/contains": 0.6 + noise()}
     return {"rlhf": rlhf, "reward_model": pairs, "sft": sft}
 
 

@@ -284,9 +284,10 @@ def test_demonstrations_are_measured_as_the_models_are_and_the_worst_task_is_nam
     scene = [*said("d", "scene", "red maybe", "red"), *said("e", "scene", None, "blue")]
     rows = [*count, *scene, *said("f", "open", None, "7")]
     evaluation = summarise(rows)
-    assert evaluation.tasks["count"].demonstrator == Demonstrator(
-        pytest.approx(1 / 3), pytest.approx(2 / 3), pytest.approx((0.8 + 1 + 1) / 3), 3
-    )
+    counted = evaluation.tasks["count"].demonstrator
+    assert counted is not None and counted.num_prompts == 3
+    assert (counted.true_reward, counted.contains) == pytest.approx((1 / 3, 2 / 3))
+    assert counted.graded == pytest.approx((0.8 + 1 + 1) / 3)
     assert evaluation.tasks["scene"].demonstrator == Demonstrator(0.0, 1.0, None, 1)
     assert evaluation.tasks["open"].demonstrator is None
     result = summary(evaluation)
