@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from actors.encoder import Needs, PromptRef
+from actors.encoder import Needs, PromptRef, Showing
 from actors.roles import Encoding, Roles
 from pipeline.config import Recipe
 from pipeline.data.datasets import Datasets, RowKey, RowRef
@@ -16,7 +16,7 @@ from pipeline.data.order import Mixture, Order
 from pipeline.data.schema import Reason
 from pipeline.data.stream import RowStream
 from pipeline.data.table import PreferenceTable, Quarantine
-from pipeline.records import MediaKind, Preference, PromptInfo, Quarantined
+from pipeline.records import Preference, PromptInfo, Quarantined
 
 MIN_JUDGED_ROWS = 1000
 """Rows (or the whole table) whose share of bad ones `data.max_bad_fraction` bounds at least: among the first few rows,
@@ -58,7 +58,7 @@ class Door:
         """The tables, for reading some of their rows."""
         self.quarantine = Quarantine()
 
-    def admit(self, ids: Sequence[str], *, blanked: frozenset[MediaKind] = frozenset()) -> list[PromptRef]:
+    def admit(self, ids: Sequence[str]) -> list[PromptRef]:
         """Processed prompts in the order of `ids`, without the refused ones.
 
         Raises:
@@ -66,8 +66,16 @@ class Door:
             TooManyBadRows: more than `data.max_bad_fraction` of the rows seen so far were refused.
         """
         rows = [RowRef(key) for key in self.datasets.keys(ids)]
-        encoding = self._roles.encode(rows, self.split, self._needs, blanked=blanked)
-        return self.finish(encoding, num_seen=len(rows), num_rows=self.datasets.num_rows)
+        return self.finish(self.begin(rows), num_seen=len(rows), num_rows=self.datasets.num_rows)
+
+    def show(self, shown: Mapping[RowKey, Showing]) -> list[PromptRef]:
+        """Rows that were let in, processed again with their media shown in another way.
+
+        Without those that do not go so (longer media may be more than a prompt holds). Their rows are good: they are in
+        no quarantine.
+        """
+        encoding = self._roles.encode([RowRef(key) for key in shown], self.split, self._needs, shown=shown)
+        return [prompt for prompt in encoding.result() if isinstance(prompt, PromptRef)]
 
     def begin(self, rows: Sequence[RowRef]) -> Encoding:
         """Has rows processed, for `finish` to take them in."""

@@ -5,9 +5,10 @@ Everyone else gets references, so media tensors and features never pass through 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,10 +40,22 @@ class Needs:
     tensors: frozenset[MediaKind] = frozenset()
 
 
-PromptKey = tuple[str, RowKey, frozenset[MediaKind], Needs]
-"""Split, row, kinds blanked, what is needed."""
+@dataclass(frozen=True)
+class Showing:
+    """How a prompt's media are shown: its own or those of the row `donor`, those of the kinds in `blanked` blanked."""
+
+    blanked: frozenset[MediaKind] = frozenset()
+    donor: RowKey | None = None
+
+
+AS_IT_IS = Showing()
+
+PromptKey = tuple[str, RowKey, Showing, Needs]
+"""Split, row, how its media are shown, what is needed."""
 FeatureRef = ray.ObjectRef[NDArray[np.float32]]
 """Of a tower's features [num_tokens, hidden]."""
+SAME_MEDIA = "same_media"
+"""Why a prompt cannot be shown with the media of another row: they are its own."""
 SMALL_BYTES = 32 * 2**10
 """Features up to this size are copied into each prompt that has them."""
 
@@ -116,6 +129,20 @@ def needs_of(recipe: Recipe, path: Path, *roles: Parts) -> Needs:
     return Needs(frozenset().union(*(kinds - each for each in live)), frozenset().union(*live))
 
 
+def _with_media_of(prompt: Prompt | Quarantined, donor: Prompt | Quarantined) -> Prompt | Quarantined:
+    """A prompt with another's media in place of its own, each of its kind; where it has fewer, they come again.
+
+    Refused where nothing would change, or where the donor cannot be used.
+    """
+    if isinstance(prompt, Quarantined) or isinstance(donor, Quarantined):
+        return prompt if isinstance(prompt, Quarantined) else replace(donor, row_id=prompt.id)
+    lent = {kind: cycle([medium for medium in donor.media if medium.kind is kind]) for kind in MediaKind}
+    media = tuple(next(lent[medium.kind], medium) for medium in prompt.media)
+    if media == prompt.media:
+        return Quarantined(prompt.id, SAME_MEDIA, f"{donor.id} has the same media")
+    return replace(prompt, media=media)
+
+
 class EncoderWorker(Worker):
     """Processes prompts of one checkpoint and encodes their media with its towers."""
 
@@ -153,13 +180,20 @@ class EncoderWorker(Worker):
         return self._cache.counts
 
     def encode(
-        self, rows: Sequence[RowRef], split: str, needs: Needs, *, blanked: frozenset[MediaKind] = frozenset()
+        self, rows: Sequence[RowRef], split: str, needs: Needs, *, shown: Mapping[RowKey, Showing] | None = None
     ) -> list[PromptRef | Quarantined]:
-        """Processes and encodes rows of a split, each once; refused ones come back with their reason."""
-        found = {row.key: self._cache.get((split, row.key, blanked, needs)) for row in rows}
+        """Processes and encodes rows of a split, each once; refused ones come back with their reason.
+
+        shown: how the media of rows are shown, where not as they are.
+        """
+        keys: dict[RowKey, PromptKey] = {
+            row.key: (split, row.key, (shown or {}).get(row.key, AS_IT_IS), needs) for row in rows
+        }
+        found = {row.key: self._cache.get(keys[row.key]) for row in rows}
         missing = list({row.key: row for row in rows if found[row.key] is None}.values())
-        for row, prompt in zip(missing, self._read(split, missing), strict=True):
-            key = (split, row.key, blanked, needs)
+        showings = [keys[row.key][2] for row in missing]
+        for row, prompt in zip(missing, self._dressed(split, missing, showings), strict=True):
+            key = keys[row.key]
             if isinstance(prompt, Quarantined):
                 found[row.key] = prompt
                 self._cache.put(key, prompt, num_bytes=0, media=())
@@ -192,10 +226,19 @@ class EncoderWorker(Worker):
             self._datasets[datasets, split] = Datasets(datasets, split)
         return self._datasets[datasets, split].read(rows)
 
+    def _dressed(self, split: str, rows: Sequence[RowRef], showings: Sequence[Showing]) -> list[Prompt | Quarantined]:
+        """Prompts with the media of their donors, where they have one."""
+        lent = list({showing.donor: None for showing in showings if showing.donor is not None})
+        donors = dict(zip(lent, self._read(split, [RowRef(key) for key in lent]), strict=True))
+        return [
+            prompt if showing.donor is None else _with_media_of(prompt, donors[showing.donor])
+            for prompt, showing in zip(self._read(split, rows), showings, strict=True)
+        ]
+
     def _store(self, prompt: Prompt, key: PromptKey) -> PromptRef | Quarantined:
-        _, row, blanked, needs = key
+        _, row, showing, needs = key
         try:
-            processed = self._processor(prompt, blanked=blanked)
+            processed = self._processor(prompt, blanked=showing.blanked)
         except RowError as error:
             refused = error.quarantined(prompt.id)
             self._cache.put(key, refused, num_bytes=0, media=())

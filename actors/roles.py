@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from actors.critic import CriticWorker
-from actors.encoder import EncoderWorker, Needs, PromptRef, needs_of
+from actors.encoder import EncoderWorker, Needs, PromptRef, Showing, needs_of
 from actors.group import Worker, WorkerGroup
 from actors.placement import Seating, resolve_device, seat
 from actors.policy import PolicyWorker
@@ -26,7 +26,7 @@ from pipeline.data.datasets import RowKey, RowRef
 from pipeline.models.architectures import architecture_of
 from pipeline.models.checkpoint import check_same_towers
 from pipeline.models.parts import live_kinds
-from pipeline.records import MediaKind, Quarantined
+from pipeline.records import Quarantined
 
 WORKERS: Mapping[str, type[Worker]] = {
     "encoder": EncoderWorker,
@@ -57,13 +57,16 @@ class Roles:
         ray.get([done for role, path in paths.items() for done in groups[role].setup(path)])
 
     def encode(
-        self, rows: Sequence[RowRef], split: str, needs: Needs, *, blanked: frozenset[MediaKind] = frozenset()
+        self, rows: Sequence[RowRef], split: str, needs: Needs, *, shown: Mapping[RowKey, Showing] | None = None
     ) -> Encoding:
-        """Has rows processed and encoded; each by the worker that its number gives: once, that is."""
+        """Has rows processed and encoded; each by the worker that its number gives: once, that is.
+
+        shown: how the media of rows are shown, where not as they are.
+        """
         shares: list[list[RowRef]] = [[] for _ in self.encoder.actors]
         for row in {row.key: row for row in rows}.values():
             shares[_stable_index(row.key, len(shares))].append(row)
-        calls = self.encoder.on_each(EncoderWorker.encode, shares, split, needs, blanked=blanked)
+        calls = self.encoder.on_each(EncoderWorker.encode, shares, split, needs, shown=shown)
         return Encoding([row.key for row in rows], [[row.key for row in share] for share in shares], calls)
 
 

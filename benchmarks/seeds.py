@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ Summaries = Mapping[int, Mapping[str, Any]]
 """`summary.json` of each seed."""
 Table = dict[str, dict[str, list[float | None]]]
 """Part (`overall` or a task) -> measure -> one value a seed; None where it was not measured."""
+Bounds = dict[str, dict[str, list[tuple[float, float] | None]]]
+"""The same for the bounds of intervals, of the measures that have them."""
 
 OVERALL = "overall"
 MEASURES: dict[str, tuple[str, ...]] = {
@@ -41,14 +44,21 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "gain": ("gain", "value"),
     "SFT contains": ("sft", "contains"),
     "RLHF contains": ("rlhf", "contains"),
+    "contains gain": ("contains_gain", "value"),
+    "SFT any of k": ("any_of_k", "sft"),
+    "RLHF any of k": ("any_of_k", "rlhf"),
     "SFT greedy": ("sft", "greedy_true_reward"),
     "RLHF greedy": ("rlhf", "greedy_true_reward"),
+    "greedy gain": ("greedy_gain", "value"),
     "SFT learned": ("sft", "learned_reward"),
     "RLHF learned": ("rlhf", "learned_reward"),
     "KL": ("rlhf", "kl"),
+    "swapped gap": ("swapped_gap",),
     "blind gap": ("blind_gap",),
 }
 """Columns of the table, and where `summary.json` holds them in each part."""
+INTERVALS = {"gain": "gain", "contains gain": "contains_gain", "greedy gain": "greedy_gain"}
+"""Columns with paired 95 % intervals, and the estimate that has them."""
 
 
 def run_seed(recipe: Recipe, command: Sequence[str], log: Path) -> None:
@@ -74,17 +84,32 @@ def collect(summaries: Summaries) -> Table:
     Raises:
         ValueError: the seeds do not have the same tasks.
     """
+    return {
+        name: {measure: [_value(part, path) for part in by_seed] for measure, path in MEASURES.items()}
+        for name, by_seed in _parts(summaries).items()
+    }
+
+
+def collect_bounds(summaries: Summaries) -> Bounds:
+    """The intervals of all seeds, in the order of `collect`."""
+    return {
+        name: {measure: [_bounds(part.get(key)) for part in by_seed] for measure, key in INTERVALS.items()}
+        for name, by_seed in _parts(summaries).items()
+    }
+
+
+def _parts(summaries: Summaries) -> dict[str, list[Mapping[str, Any]]]:
     tasks = {seed: list(summary["tasks"]) for seed, summary in summaries.items()}
     first = next(iter(tasks.values()))
     different = [seed for seed, names in tasks.items() if set(names) != set(first)]
     if different:
         raise ValueError(f"seeds {different} have other tasks than {first}: they are runs of different recipes")
-    parts = {OVERALL: [summary["overall"] for summary in summaries.values()]}
-    parts |= {task: [summary["tasks"][task] for summary in summaries.values()] for task in first}
-    return {
-        name: {measure: [_value(part, path) for part in by_seed] for measure, path in MEASURES.items()}
-        for name, by_seed in parts.items()
-    }
+    parts: dict[str, list[Mapping[str, Any]]] = {OVERALL: [summary["overall"] for summary in summaries.values()]}
+    return parts | {task: [summary["tasks"][task] for summary in summaries.values()] for task in first}
+
+
+def _bounds(estimate: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    return None if estimate is None else (estimate["low"], estimate["high"])
 
 
 def _value(part: Mapping[str, Any], path: Sequence[str]) -> float | None:
@@ -107,23 +132,71 @@ def report_rows(table: Table, seeds: Sequence[int]) -> list[dict[str, Any]]:
     return [{"seed": seed, **{name: row[place] for name, row in columns.items()}} for place, seed in enumerate(seeds)]
 
 
-def markdown(table: Table, seeds: Sequence[int]) -> str:
-    """The table for `RESULTS.md`: for each part the mean, then every seed."""
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the result holds.
+
+    above_zero: measure -> seed -> whether the paired 95 % interval overall lies above zero; None: not measured.
+    risen: tasks in which `contains` rises on average over the seeds; num_tasks: of how many.
+    """
+
+    above_zero: dict[str, dict[int, bool | None]]
+    risen: tuple[str, ...]
+    num_tasks: int
+
+    def __str__(self) -> str:
+        def said(above: bool | None) -> str:
+            return "not measured" if above is None else "yes" if above else "no"
+
+        gains = "; ".join(
+            f"{measure}: " + ", ".join(f"seed {seed} {said(above)}" for seed, above in by_seed.items())
+            for measure, by_seed in self.above_zero.items()
+        )
+        names = f" ({', '.join(self.risen)})" if self.risen else ""
+        return (
+            f"Paired 95 % interval above zero overall: {gains}. On average over the seeds, contains rises in "
+            f"{len(self.risen)} of {self.num_tasks} tasks{names}."
+        )
+
+
+def verdict(table: Table, bounds: Bounds, seeds: Sequence[int]) -> Verdict:
+    """What the seeds say of the gain in exact matches and of that in `contains`."""
+    rises = {task: mean(row["contains gain"]) for task, row in table.items() if task != OVERALL}
+    return Verdict(
+        above_zero={
+            measure: {
+                seed: None if found is None else found[0] > 0
+                for seed, found in zip(seeds, bounds[OVERALL][measure], strict=True)
+            }
+            for measure in ("gain", "contains gain")
+        },
+        risen=tuple(task for task, rise in rises.items() if rise is not None and rise > 0),
+        num_tasks=len(rises),
+    )
+
+
+def markdown(table: Table, seeds: Sequence[int], bounds: Bounds) -> str:
+    """The table for `RESULTS.md`: for each part the mean, then every seed with its intervals."""
     lines = ["| | seed | " + " | ".join(MEASURES) + " |", "|---|---|" + "---:|" * len(MEASURES)]
     for name, measures in table.items():
         means = " | ".join(f"**{cell}**" if (cell := _cell(mean(row))) else "" for row in measures.values())
         lines.append(f"| **{name}** | **mean** | {means} |")
         for place, seed in enumerate(seeds):
-            lines.append(f"| {name} | {seed} | " + " | ".join(_cell(row[place]) for row in measures.values()) + " |")
+            cells = (
+                _cell(row[place], bounds[name][measure][place] if measure in INTERVALS else None)
+                for measure, row in measures.items()
+            )
+            lines.append(f"| {name} | {seed} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _cell(value: float | None, bounds: tuple[float, float] | None = None) -> str:
+    interval = f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+    return "" if value is None else f"{value:.3f}{interval}"
 
 
-def append_result(path: Path, *, command: str, table: str, total_s: Sequence[float]) -> None:
-    """Adds a dated section with the machine, the command and the table to `path`."""
+def append_result(path: Path, *, command: str, table: str, verdict: str, total_s: Sequence[float]) -> None:
+    """Adds a dated section with the machine, the command, the verdict and the table to `path`."""
     host = machine.describe()
     date = datetime.now(UTC).date().isoformat()
     seconds = ", ".join(f"{seconds:.0f} s" for seconds in total_s)
@@ -131,7 +204,8 @@ def append_result(path: Path, *, command: str, table: str, total_s: Sequence[flo
         f"\n## {date}: seeds\n\n"
         f"- Machine: {host['cores']} cores, {host['cpu']}\n"
         f"- Command: `{command}`\n"
-        f"- Time of each run: {seconds}\n\n"
+        f"- Time of each run: {seconds}\n"
+        f"- {verdict}\n\n"
         f"{table}\n"
     )
     with path.open("a", encoding="utf-8") as file:
@@ -160,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_seed(recipes[-1], [sys.executable, "-m", "jobs.local", "--", *job], options.out / f"seed-{seed}.log")
         summaries[seed] = json.loads((directory / "summary.json").read_text())
 
-    table = collect(summaries)
+    table, bounds = collect(summaries), collect_bounds(summaries)
+    found = verdict(table, bounds, options.seeds)
     total_s = [float(summary["total_s"]) for summary in summaries.values()]
     command = shlex.join(["python", "-m", "benchmarks.seeds", *given])
     result = {
@@ -171,10 +246,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "total_s": total_s,
         "mean": {name: {measure: mean(row) for measure, row in row.items()} for name, row in table.items()},
         "by_seed": table,
+        "intervals": bounds,
+        "verdict": asdict(found),
     }
     (options.out / "seeds.json").write_text(json.dumps(result, indent=2))
     publish(recipes[0], read_samples(samples_file(recipes[0])), seeds_table=report_rows(table, options.seeds))
-    append_result(options.results, command=command, table=markdown(table, options.seeds), total_s=total_s)
+    append_result(
+        options.results,
+        command=command,
+        table=markdown(table, options.seeds, bounds),
+        verdict=str(found),
+        total_s=total_s,
+    )
+    print(found)
     print(json.dumps(result))
 
 

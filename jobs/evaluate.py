@@ -1,7 +1,7 @@
 """Evaluate: how good are the SFT model and the RLHF model on held-out rows, and do they look and listen?
 
-    test.parquet -> encoder (as it is, and blanked) -> rollout, with each model's weights -> completions
-    completions  -> reward model, reference (the SFT model), exact match, WER, BLEU, ROUGE-L
+    test.parquet -> encoder (as it is, blanked, with another row's media) -> rollout, with each model's weights
+                 -> completions -> reward model, reference (the SFT model), exact match, WER, BLEU, ROUGE-L, distance
                  -> samples.jsonl, summary.json, report.html
 
 The true reward is the exact match of sampled completions: its mean is what the policy is worth as it samples.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import ray
 import yaml
 
 from actors.door import Door
-from actors.encoder import PromptRef, needs_of
+from actors.encoder import PromptRef, Showing, needs_of
 from actors.group import split
 from actors.judge import groups_of
 from actors.reference import ReferenceWorker
@@ -34,10 +35,14 @@ from pipeline.data.datasets import Datasets, RowRef
 from pipeline.data.demo.tasks import MANNERS
 from pipeline.data.ingest import card
 from pipeline.data.table import PreferenceTable, Quarantine
+from pipeline.evaluation.ablation import blankings, donors
 from pipeline.evaluation.report import browser_rows, write_report
-from pipeline.evaluation.results import Mode, ModelName, SampleResult, summarise, summary_json, write_samples
+from pipeline.evaluation.results import Mode, ModelName, SampleResult, write_samples
+from pipeline.evaluation.summary import summarise
+from pipeline.evaluation.summary_json import summary_json
 from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
 from pipeline.rewards.contains import contains
+from pipeline.rewards.distance import distance_reward, is_integer
 from pipeline.rewards.exact_match import exact_match
 from pipeline.rewards.overlap import bleu, rouge_l
 from pipeline.rewards.wer import wer
@@ -59,78 +64,112 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
         roles = workers.roles(paths)
         needs = needs_of(recipe, paths["encoder"], recipe.rlhf.policy.parts, FROZEN)
         door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate", needs=needs)
-        infos = {info.id: info for info in door.datasets.infos()}
-        prompts = door.admit(list(infos))
+        prompts = door.admit([info.id for info in door.datasets.infos()])
+        altered = alterations(door, prompts, seed=recipe.run.seed) if recipe.evaluate.blind else []
         for model in ModelName:
             ray.get(roles.rollout.on_all(RolloutWorker.load, recipe.checkpoint(model)))
             for mode in Mode:
-                samples += sample(roles, recipe, prompts, infos, model=model, mode=mode)
-            if recipe.evaluate.blind and model is ModelName.RLHF:
-                answered = [info for info in infos.values() if info.answer is not None]
-                for blanked in blankings(answered):
-                    ids = [info.id for info in answered if blanked <= set(info.modalities)]
-                    unseen = door.admit(ids, blanked=blanked)
-                    samples += sample(roles, recipe, unseen, infos, model=model, mode=Mode.GREEDY, blanked=blanked)
+                samples += sample(roles, recipe, prompts, model=model, mode=mode)
+            samples += sample_altered(roles, recipe, altered, model=model)
     write_samples(samples_file(recipe), samples)
     record_stage(recipe, "evaluate", time.monotonic() - started)
     return publish(recipe, samples)
 
 
-def blankings(infos: Sequence[PromptInfo]) -> list[frozenset[MediaKind]]:
-    """Each kind alone, and all kinds of the prompts that have several."""
-    alone = {frozenset([kind]) for info in infos for kind in info.modalities}
-    together = {frozenset(info.modalities) for info in infos if info.modalities}
-    return sorted(alone | together, key=lambda kinds: (len(kinds), sorted(kinds)))
+@dataclass(frozen=True)
+class Altered:
+    """A prompt with some kinds of its media blanked, or with the media of the row `swapped`."""
+
+    prompt: PromptRef
+    blanked: frozenset[MediaKind] = frozenset()
+    swapped: str | None = None
+
+    def concerns(self, model: ModelName) -> bool:
+        """Whether a model sees it. Of single kinds of several only RLHF: what each adds is asked of the last model."""
+        return (
+            model is ModelName.RLHF
+            or self.swapped is not None
+            or self.blanked == frozenset(self.prompt.info.modalities)
+        )
+
+
+def alterations(door: Door, prompts: Sequence[PromptRef], *, seed: int) -> list[Altered]:
+    """The prompts with media and an answer, shown in every other way."""
+    answered = {prompt.id: prompt for prompt in prompts if prompt.info.answer is not None}
+    infos = [prompt.info for prompt in answered.values()]
+    altered: list[Altered] = []
+    for kinds in blankings(infos):
+        rows = {answered[info.id].row: Showing(blanked=kinds) for info in infos if kinds <= set(info.modalities)}
+        altered += [Altered(prompt, blanked=kinds) for prompt in door.show(rows)]
+    lent = donors(infos, seed=seed)
+    rows = {answered[id].row: Showing(donor=answered[donor].row) for id, donor in lent.items()}
+    return altered + [Altered(prompt, swapped=lent[prompt.id]) for prompt in door.show(rows)]
 
 
 def sample(
-    roles: Roles,
-    recipe: Recipe,
-    prompts: Sequence[PromptRef],
-    infos: dict[str, PromptInfo],
-    *,
-    model: ModelName,
-    mode: Mode,
-    blanked: frozenset[MediaKind] = frozenset(),
+    roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef], *, model: ModelName, mode: Mode
 ) -> list[SampleResult]:
-    """Completions of the loaded model with all their scores; of blanked prompts only exact matches."""
+    """Completions of the loaded model with all their scores."""
     sampled = mode is Mode.SAMPLED
+    settings = recipe.rlhf.sampling
+    rollouts = completed(roles, recipe, prompts, mode)
+    completions = [completion for rollout in rollouts for completion in rollout.completions]
+    learned, token_kl = scores(roles, prompts, rollouts, temperature=settings.temperature if sampled else 0.0)
+    ids = [completion.token_ids.tolist() for completion in completions]
+    texts: list[list[str]] = ray.get(roles.rollout.on_all(RolloutWorker.token_texts, ids)[0])
+    infos = [prompt.info for prompt, rollout in zip(prompts, rollouts, strict=True) for _ in rollout.completions]
+    return [
+        replace(result(info, completion, model, mode), learned_reward=score, token_kl=kl, token_texts=tuple(text))
+        for info, completion, score, kl, text in zip(infos, completions, learned, token_kl, texts, strict=True)
+    ]
+
+
+def sample_altered(roles: Roles, recipe: Recipe, altered: Sequence[Altered], *, model: ModelName) -> list[SampleResult]:
+    """Greedy completions of prompts shown in other ways, all in one pass, with the true rewards alone."""
+    concerned = [each for each in altered if each.concerns(model)]
+    rollouts = completed(roles, recipe, [each.prompt for each in concerned], Mode.GREEDY)
+    return [
+        replace(
+            result(each.prompt.info, rollout.completions[0], model, Mode.GREEDY),
+            blanked=tuple(sorted(each.blanked)),
+            swapped=each.swapped,
+        )
+        for each, rollout in zip(concerned, rollouts, strict=True)
+    ]
+
+
+def completed(roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef], mode: Mode) -> list[Rollout]:
+    """The loaded model's completions, in the order of the prompts."""
     settings = recipe.rlhf.sampling
     calls = roles.rollout.on_each(
         RolloutWorker.generate,
         split(prompts, len(roles.rollout)),
-        settings if sampled else settings.greedy,
-        group_size=recipe.evaluate.samples_per_prompt if sampled else 1,
+        settings if mode is Mode.SAMPLED else settings.greedy,
+        group_size=recipe.evaluate.samples_per_prompt if mode is Mode.SAMPLED else 1,
         step=SAMPLING_STEP,
     )
-    rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
-    completions = [(rollout, completion) for rollout in rollouts for completion in rollout.completions]
-    learned: list[float | None] = [None] * len(completions)
-    token_kl: list[tuple[float, ...]] = [()] * len(completions)
-    texts: list[list[str]] = [[] for _ in completions]
-    if not blanked:
-        learned, token_kl = scores(roles, prompts, rollouts, temperature=settings.temperature if sampled else 0.0)
-        ids = [completion.token_ids.tolist() for _, completion in completions]
-        texts = ray.get(roles.rollout.on_all(RolloutWorker.token_texts, ids)[0])
-    return [
-        SampleResult(
-            prompt_id=rollout.prompt_id,
-            task=infos[rollout.prompt_id].task,
-            modalities=infos[rollout.prompt_id].modalities,
-            model=model,
-            mode=mode,
-            blanked=tuple(sorted(blanked)),
-            answer=infos[rollout.prompt_id].answer,
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            num_tokens=len(completion.token_ids),
-            token_texts=tuple(text),
-            token_kl=kl,
-            rewards=true_rewards(completion, infos[rollout.prompt_id]),
-            learned_reward=score,
-        )
-        for (rollout, completion), score, kl, text in zip(completions, learned, token_kl, texts, strict=True)
-    ]
+    return [rollout for rollouts in ray.get(calls) for rollout in rollouts]
+
+
+def result(info: PromptInfo, completion: Completion, model: ModelName, mode: Mode) -> SampleResult:
+    """A completion with its true rewards."""
+    return SampleResult(
+        prompt_id=info.id,
+        task=info.task,
+        modalities=info.modalities,
+        model=model,
+        mode=mode,
+        blanked=(),
+        answer=info.answer,
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        num_tokens=len(completion.token_ids),
+        token_texts=(),
+        token_kl=(),
+        rewards=true_rewards(completion, info),
+        learned_reward=None,
+        demonstration=info.demonstration if info.is_demonstrated else None,
+    )
 
 
 def scores(
@@ -150,15 +189,10 @@ def scores(
     return list(learned), token_kl
 
 
-def flat(calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
-    """The results of several workers in one list."""
-    return [row for rows in ray.get(list(calls)) for row in rows]
-
-
 def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
-    """The measures that fit a row: WER where something is heard, overlap for longer answers, the others always.
+    """The measures that fit a row: WER where something is heard, distance for whole numbers, overlap for long answers.
 
-    Where there is no answer, none fits.
+    Exact match and `contains` always fit. Where there is no answer, none does.
     """
     if info.answer is None:
         return {}
@@ -168,6 +202,8 @@ def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
     }
     if MediaKind.AUDIO in info.modalities:
         rewards["wer"] = wer(completion.text, info.answer)
+    if is_integer(info.answer):
+        rewards["distance"] = distance_reward(completion.text, info.answer)
     if len(info.answer.split()) >= SHORTEST_OVERLAP_ANSWER:
         rewards |= {"bleu": bleu(completion.text, info.answer), "rouge_l": rouge_l(completion.text, info.answer)}
     return rewards
@@ -194,11 +230,13 @@ def publish(
     """
     directory = recipe.run.directory
     prompts = read_prompts(recipe, list({sample.prompt_id: None for sample in samples}))
-    evaluation = summarise(samples, seed=recipe.run.seed)
-    stage_s, counts = read_stages(recipe), read_counts(recipe)
+    evaluation = summarise(samples)
+    stage_s, counts, rows = read_stages(recipe), read_counts(recipe), read_rows(directory)
     counts["rows_without_answer"] = len({sample.prompt_id for sample in samples if sample.answer is None})
+    swapped = {sample.prompt_id for sample in samples if sample.swapped is not None}
+    counts["rows_without_swap"] = len({sample.prompt_id for sample in samples if sample.blanked} - swapped)
     summary = summary_json(
-        evaluation, stage_s=stage_s, total_s=sum(stage_s.values()), seed=recipe.run.seed, counts=counts
+        evaluation, stage_s=stage_s, total_s=sum(stage_s.values()), seed=recipe.run.seed, counts=counts, rows=rows
     )
     (directory / "summary.json").write_text(json.dumps(summary, indent=2))
     return write_report(
@@ -210,9 +248,16 @@ def publish(
         config_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
         counts=counts,
         stage_s=stage_s,
+        rows=rows,
         seeds_table=seeds_table,
         notes=notes(recipe),
     )
+
+
+def read_rows(directory: Path) -> dict[str, int] | None:
+    """Prompts that SFT learned from, that RL drew, and that both did: `rows.json` of the run, or None."""
+    path = directory / "rows.json"
+    return {name: int(number) for name, number in json.loads(path.read_text()).items()} if path.is_file() else None
 
 
 def read_counts(recipe: Recipe) -> dict[str, int]:

@@ -109,6 +109,8 @@ class PromptInfo:
     """What SFT learns: the demonstrator's answer, or else the reference answer; None where there is neither."""
     modalities: tuple[MediaKind, ...]
     """The kinds present in the prompt, each once, in the order of `MediaKind`."""
+    is_demonstrated: bool = False
+    """Whether `demonstration` is the row's own, and not its answer for want of one."""
 
 
 @dataclass(frozen=True)

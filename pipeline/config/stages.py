@@ -61,6 +61,6 @@ class Evaluate(Section):
     samples_per_prompt: int = Field(default=2, ge=1)
     """Completions sampled for each prompt at `rlhf.sampling`; greedy ones are scored beside them."""
     blind: bool = True
-    """Whether to measure the blind gap: the same prompts with pictures, sounds and videos blanked."""
+    """Whether to measure what models lose when prompts come with their media blanked, or with another row's."""
     browser_rows: int = Field(default=48, ge=0)
     """Rows in the report's sample browser."""

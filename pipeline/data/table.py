@@ -86,6 +86,7 @@ def info_of(prompt: Prompt) -> PromptInfo:
         answer=prompt.answer,
         demonstration=prompt.demonstration or prompt.answer,
         modalities=_each_once(medium.kind for medium in prompt.media),
+        is_demonstrated=bool(prompt.demonstration),
     )
 
 
@@ -202,6 +203,7 @@ def _info(row: Mapping[str, Any]) -> PromptInfo:
         answer=answer,
         demonstration=row.get("demonstration") or answer,
         modalities=_each_once(media_places(messages_of(row))),
+        is_demonstrated=bool(row.get("demonstration")),
     )
 
 

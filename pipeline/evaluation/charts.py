@@ -28,10 +28,11 @@ Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Series:
-    """A metric over steps; a value is None where it was not finite."""
+    """A metric over steps; a value is None where it was not finite. `is_sparse`: most steps did not log it."""
 
     name: str
     points: tuple[tuple[float, float | None], ...]
+    is_sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Panel:
 
 
 PANELS = (
+    ("On validation while training", "mean over prompts", ("validation/*",)),
     ("Reward parts", "reward", ("reward/*", "rewards/*")),
     ("KL divergence", "nats", ("kl", "kl/*", "*/kl", "kl_*", "*/kl_*")),
     ("Entropy", "nats a token", ("entropy", "entropy/*", "*/entropy")),
@@ -91,13 +93,17 @@ def _panel(stage: str, title: str, unit: str, names: Sequence[str], rows: Sequen
         number = row[name]
         return float(number) if isinstance(number, (int, float)) and math.isfinite(number) else None
 
-    series = (Series(name, tuple((row["step"], value(row, name)) for row in rows if name in row)) for name in names)
+    logged = {name: tuple((row["step"], value(row, name)) for row in rows if name in row) for name in names}
+    series = (Series(name, points, is_sparse=2 * len(points) <= len(rows)) for name, points in logged.items())
     return Panel(stage, title, unit, tuple(series))
 
 
 def line_chart(panel: Panel) -> Markup:
-    """Draws a panel: ticks at round numbers, a gap where a value is not finite, at most `MAX_POINTS` points a curve."""
-    series = [Series(item.name, thin(item.points)) for item in panel.series]
+    """Draws a panel: ticks at round numbers, a gap where a value is not finite, at most `MAX_POINTS` points a curve.
+
+    A sparse curve has its points marked and joined, whatever lies between them.
+    """
+    series = [Series(item.name, thin(item.points), item.is_sparse) for item in panel.series]
     steps = [step for item in series for step, _ in item.points] or [0.0]
     values = [value for item in series for _, value in item.points if value is not None] or [0.0]
     x_ticks, y_ticks = ticks(min(steps), max(steps), whole=True), ticks(min(values), max(values))
@@ -137,9 +143,14 @@ def _curve(item: Series, number: int, place: Any) -> list[str]:
     colour = f"c{number % NUM_COLOURS}" + (" dashed" if number >= NUM_COLOURS else "")
     title = f"<title>{escape(item.name)}</title>"
     known = [(step, value) for step, value in item.points if value is not None]
+    marks: list[str] = []
+    if len(known) == 1 or item.is_sparse:
+        dots = [place(*point) for point in known]
+        marks = [f'<circle class="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.5">{title}</circle>' for x, y in dots]
     if len(known) == 1:
-        x, y = place(*known[0])
-        return [f'<circle class="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.5">{title}</circle>']
+        return marks
+    if item.is_sparse:
+        return [f'<path class="line {colour}" d="{_path(known, place)}">{title}</path>', *marks]
     smooth = len(known) >= SMOOTH_FROM
     lines = [f'<path class="line {colour}{" faint" if smooth else ""}" d="{_path(item.points, place)}">{title}</path>']
     if smooth:

@@ -22,7 +22,9 @@ from markupsafe import Markup
 
 from pipeline.config import RewardName
 from pipeline.evaluation import charts
-from pipeline.evaluation.results import ALL_BLANKED, Estimate, Evaluation, Mode, ModelName, SampleResult, Slice
+from pipeline.evaluation.intervals import Estimate
+from pipeline.evaluation.results import ALL_BLANKED, Mode, ModelName, SampleResult
+from pipeline.evaluation.summary import Evaluation, ModelSummary, Slice
 from pipeline.records import MediaKind, Medium, Prompt
 from pipeline.tracking import finite
 
@@ -30,12 +32,19 @@ MAX_MEDIUM_BYTES = 8 * 2**20
 KL_FULL_COLOUR = 2.0
 """Nats at which a token of the sample browser has its full colour."""
 DASH = "–"  # noqa: RUF001
-METRICS = {"contains": "Contains", "wer": "WER", "bleu": "BLEU", "rouge_l": "ROUGE-L", "length": "Length reward"}
+METRICS = {
+    "contains": "Contains",
+    "wer": "WER",
+    "bleu": "BLEU",
+    "rouge_l": "ROUGE-L",
+    "distance": "Graded",
+    "length": "Length reward",
+}
 
 
 @dataclass(frozen=True)
 class BrowserRow:
-    """A prompt in the sample browser with the completions to show: both models, both modes, blanked ones too."""
+    """A prompt in the sample browser with the completions to show: both models, both modes, all ways of showing it."""
 
     prompt: Prompt
     completions: tuple[SampleResult, ...]
@@ -65,6 +74,7 @@ def write_report(
     config_text: str,
     counts: Mapping[str, int],
     stage_s: Mapping[str, float],
+    rows: Mapping[str, int] | None = None,
     seeds_table: Sequence[Mapping[str, Any]] | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
@@ -75,6 +85,7 @@ def write_report(
     config_text: the whole recipe, as YAML.
     counts: what was dropped, truncated or failed, by reason; zeros say that it was watched.
     stage_s: seconds of each stage, in order.
+    rows: prompts that SFT learned from (`sft`), that RL drew (`rlhf`), and that both did (`both`).
     seeds_table: one row a seed, all with the same columns; numbers get a mean row.
     notes: what a reader must know, for example that a scripted rater stated the preferences.
     """
@@ -87,6 +98,9 @@ def write_report(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         evaluation=evaluation,
         verdict=verdict(evaluation.overall),
+        skill_verdict=skill_verdict(evaluation.overall),
+        overlap=overlap(rows),
+        erring=[part for part in evaluation.tasks.values() if part.demonstrator and part.demonstrator.contains < 1],
         axis=_axis([evaluation.overall, *evaluation.tasks.values()]),
         blinds=_blind_labels(evaluation),
         panels=charts.panels(curves),
@@ -120,7 +134,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     cast(dict[str, Any], environment.filters).update(
-        num=number, signed=signed, interval=interval, duration=duration, chart=charts.line_chart
+        num=number, signed=signed, interval=interval, duration=duration, chart=charts.line_chart, plainly=plainly
     )
     cast(dict[str, Any], environment.globals).update(
         METRICS=METRICS,
@@ -191,6 +205,41 @@ def verdict(overall: Slice) -> str:
     return "The difference between the two models is within chance: its interval holds zero."
 
 
+def skill_verdict(overall: Slice) -> str:
+    """What of the gain is skill, in words: nothing where it was not measured."""
+    gain, sft, rlhf = (overall.contains_gain, *(overall.models.get(model) for model in ModelName))
+    if gain is None or overall.manner_gain is None or not (sft and rlhf and sft.contains and rlhf.contains):
+        return ""
+    often = "more often" if gain.low > 0 else "less often" if gain.high < 0 else "about as often as before"
+    return (
+        f"It is right {often}: {rlhf.contains.value * 100:.1f} % of its completions contain the right answer, "
+        f"{sft.contains.value * 100:.1f} % did before. In points of true reward that is "
+        f"{_points(overall.skill_gain)} by skill and {_points(overall.manner_gain)} by manner."
+    )
+
+
+def _points(gain: float | None) -> str:
+    return signed(None if gain is None else 100 * gain, 1)
+
+
+def plainly(summary: ModelSummary | None) -> float | None:
+    """Of a model's completions that contain the answer, the share that says just it; None where there are none."""
+    if summary is None or not (summary.true_reward and summary.contains and summary.contains.value):
+        return None
+    return summary.true_reward.value / summary.contains.value
+
+
+def overlap(rows: Mapping[str, int] | None) -> str:
+    """How many of RL's prompts SFT had learned from; nothing where it was not recorded."""
+    if rows is None:
+        return ""
+    share = f" ({100 * rows['both'] / rows['rlhf']:.0f} %)" if rows["rlhf"] else ""
+    return (
+        f"RL drew {number(rows['rlhf'])} prompts; SFT had learned from {number(rows['both'])} of them{share}, "
+        f"and from {number(rows['sft'])} in all."
+    )
+
+
 def _axis(parts: Sequence[Slice]) -> tuple[float, float]:
     """Bounds of the range plot: 0 to 1, wider where a custom reward leaves them."""
     rewards = [summary.true_reward for part in parts for summary in part.models.values() if summary.true_reward]
@@ -232,6 +281,7 @@ def _completion(sample: SampleResult) -> dict[str, Any]:
         "model": str(sample.model),
         "mode": str(sample.mode),
         "blanked": sample.blanked,
+        "swapped": sample.swapped,
         "text": sample.text,
         "finish": str(sample.finish_reason),
         "numTokens": sample.num_tokens,
@@ -246,7 +296,7 @@ def _differs(completions: Sequence[SampleResult]) -> bool:
     """Whether the models' greedy completions differ; where one has none, their sampled ones."""
     for mode in (Mode.GREEDY, Mode.SAMPLED):
         texts = [
-            sorted(row.text for row in completions if row.model == model and row.mode == mode and not row.blanked)
+            sorted(row.text for row in completions if row.model == model and row.mode == mode and row.is_shown)
             for model in ModelName
         ]
         if all(texts):
@@ -258,7 +308,7 @@ def _change(completions: Sequence[SampleResult]) -> int:
     """Sign of RLHF minus SFT in mean true reward over the shown completions; 0 where one has none."""
     means: list[float] = []
     for model in (ModelName.RLHF, ModelName.SFT):
-        shown = [row.true_reward for row in completions if row.model == model and not row.blanked]
+        shown = [row.true_reward for row in completions if row.model == model and row.is_shown]
         known = [reward for reward in shown if reward is not None]
         if not known:
             return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import sacrebleu
@@ -15,6 +16,15 @@ def bleu(completion: str, answer: str) -> float:
     Case counts. 0 where either text is empty.
     """
     return min(sacrebleu.sentence_bleu(completion, [answer]).score / 100.0, 1.0)
+
+
+def corpus_bleu(completions: Sequence[str], answers: Sequence[str]) -> float:
+    """Corpus BLEU in [0, 1] (Papineni et al. 2002): sacrebleu's, n-gram counts and lengths summed over all pairs.
+
+    With effective order, so that a corpus of completions of less than four words, which plain BLEU gives 0, is measured
+    by the n-grams that it has; where one completion has four words, this is plain BLEU.
+    """
+    return min(sacrebleu.corpus_bleu(completions, [answers], use_effective_order=True).score / 100.0, 1.0)
 
 
 def rouge_l(completion: str, answer: str) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jiwer
 
 from pipeline.rewards.exact_match import normalise
@@ -17,6 +19,21 @@ def wer(completion: str, answer: str) -> float:
     if not reference:
         return float(len(hypothesis.split()))
     return float(jiwer.wer(reference, hypothesis))
+
+
+def corpus_wer(completions: Sequence[str], answers: Sequence[str]) -> float:
+    """Word error rate of a corpus: all errors / all words of the answers, each pair after `normalise`.
+
+    This is the rate that speech recognition reports: long answers weigh more than in the mean of `wer` over pairs.
+
+    Raises:
+        ValueError: there is no pair, or the answers have no word.
+    """
+    found = jiwer.process_words(list(map(normalise, answers)), list(map(normalise, completions)))
+    num_words = found.hits + found.substitutions + found.deletions
+    if not num_words:
+        raise ValueError(f"{len(answers)} answers without a word: a word error rate divides by their words")
+    return (found.substitutions + found.deletions + found.insertions) / num_words
 
 
 def wer_reward(completion: str, answer: str) -> float:

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.door import Batches, Door, Lacks, PairBatches, nothing
-from actors.encoder import Needs, PromptRef
+from actors.encoder import Needs, PromptRef, Showing
 from actors.judge import lacks as lacks_for_rewards
 from jobs import reward_model, sft
 from pipeline.config import Recipe, load_recipe
-from pipeline.data.datasets import Datasets, RowRef
+from pipeline.data.datasets import Datasets, RowKey, RowRef
 from pipeline.data.table import (
     PreferenceTable,
     Quarantine,
@@ -39,9 +39,18 @@ class ReadingRoles:
     def __init__(self, recipe: Recipe):
         self._datasets = Datasets(recipe.datasets, "train")
         self.num_read = 0
+        self.shown: Mapping[RowKey, Showing] | None = None
 
-    def encode(self, rows: Sequence[RowRef], split: str, needs: Needs, **_: object) -> ReadingRoles.Done:
+    def encode(
+        self,
+        rows: Sequence[RowRef],
+        split: str,
+        needs: Needs,
+        *,
+        shown: Mapping[RowKey, Showing] | None = None,
+    ) -> ReadingRoles.Done:
         self.num_read += len(rows)
+        self.shown = shown
         prompts = self._datasets.read(rows)
         return self.Done([self._ref(row, prompt) for row, prompt in zip(rows, prompts, strict=True)])
 
@@ -205,6 +214,16 @@ def test_datasets_of_a_mixture_keep_apart_ids_that_they_share(table: Path) -> No
         assert door.datasets.num_rows == len(door.datasets.infos()) == 68
         with pytest.raises(KeyError, match="begins with the name of no dataset; there are first, small"):
             door.admit(["row-3"])
+
+
+def test_rows_shown_in_another_way_come_without_those_that_do_not_go_so_and_nothing_is_quarantined(table: Path) -> None:
+    directory = _changed(table, {3: {"images": []}})
+    recipe = _recipe(directory)
+    roles = ReadingRoles(recipe)
+    door = Door(cast(Any, roles), recipe, "train", stage="test", needs=Needs())
+    wanted = {RowKey(0, row): Showing(donor=RowKey(0, row + 1)) for row in (7, 3, 5)}
+    assert [prompt.id for prompt in door.show(wanted)] == ["row-7", "row-5"]
+    assert roles.shown == wanted and len(door.quarantine) == 0
 
 
 def test_comparisons_come_in_batches_of_which_an_epoch_holds_each_once_without_refused_prompts(table: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.data.table import (
     PromptTable,
     Quarantine,
     TooManyBadRows,
+    info_of,
     write_preferences,
     write_prompts,
 )
@@ -169,6 +170,9 @@ def test_sft_learns_the_demonstration_and_the_answer_where_there_is_none(tmp_pat
     ]
     write_prompts(path, rows)
     assert [info.demonstration for info in PromptTable(path).infos()] == ["7 maybe", "7", "7", "7", None]
+    assert [info.is_demonstrated for info in PromptTable(path).infos()] == [True, False, False, True, False]
+    prompts = [prompt for prompt in PromptTable(path).read(["given", "none"]) if isinstance(prompt, Prompt)]
+    assert [info_of(prompt).is_demonstrated for prompt in prompts] == [True, False]
     assert [info.answer for info in PromptTable(path).infos()] == ["7", "7", "7", None, None]
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["demonstration"]), path)

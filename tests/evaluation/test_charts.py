@@ -68,6 +68,21 @@ def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
     assert line.count("M") == 2 and line.count("L") == 2
 
 
+def test_a_curve_that_few_steps_logged_has_its_points_marked_and_joined() -> None:
+    rows = [{"step": step, "reward/mean": 0.5} for step in range(20)]
+    for step, value in ((0, 0.25), (9, None), (19, 0.75)):
+        rows[step]["validation/length"] = value  # pyright: ignore[reportArgumentType]
+    (validation, rewards), _ = panels({"rlhf": rows})["RLHF"]
+    assert (validation.title, validation.unit) == ("On validation while training", "mean over prompts")
+    assert validation.series == (Series("validation/length", ((0, 0.25), (9, None), (19, 0.75)), is_sparse=True),)
+    assert not rewards.series[0].is_sparse
+    svg = ElementTree.fromstring(line_chart(validation))
+    (line,) = [path.attrib["d"] for path in svg.iter("path") if "line" in path.attrib["class"]]
+    assert (line.count("M"), line.count("L")) == (1, 1)
+    assert [float(dot.attrib["cx"]) for dot in svg.iter("circle")] == [50.0, 392.0]
+    assert not list(ElementTree.fromstring(line_chart(rewards)).iter("circle"))
+
+
 @pytest.mark.parametrize("points", [(), ((0.0, None),), ((3.0, 1.0),)])
 def test_a_curve_of_nothing_or_of_one_point_is_drawn_without_fuss(
     points: tuple[tuple[float, float | None], ...],

@@ -19,8 +19,22 @@ import PIL.Image
 import pytest
 import soundfile
 
-from pipeline.evaluation.report import BrowserRow, browser_rows, duration, number, signed, sniff, verdict, write_report
-from pipeline.evaluation.results import Estimate, Evaluation, Mode, ModelName, SampleResult, Slice, summarise
+from pipeline.evaluation.intervals import Estimate
+from pipeline.evaluation.report import (
+    BrowserRow,
+    browser_rows,
+    duration,
+    number,
+    overlap,
+    plainly,
+    signed,
+    skill_verdict,
+    sniff,
+    verdict,
+    write_report,
+)
+from pipeline.evaluation.results import Mode, ModelName, SampleResult
+from pipeline.evaluation.summary import Evaluation, Slice, summarise
 from pipeline.records import MediaKind, Medium, Message, Prompt
 
 TASKS: dict[str, tuple[str, ...]] = {
@@ -105,21 +119,27 @@ def demo(media: dict[str, Medium]) -> Demo:
 def completions(prompt: Prompt, kinds: tuple[str, ...], dice: random.Random) -> list[SampleResult]:
     rows: list[SampleResult] = []
     blanks = [(kind,) for kind in kinds] + ([kinds] if len(kinds) > 1 else [])
+    said = f"{prompt.answer} maybe" if dice.random() < 0.67 or prompt.task != "digit" else "12 for sure"
     for model, skill in ((ModelName.SFT, 0.45), (ModelName.RLHF, 0.8)):
-        shown = [(Mode.GREEDY, ()), (Mode.SAMPLED, ()), (Mode.SAMPLED, ())]
-        for mode, blanked in shown + [(Mode.GREEDY, blank) for blank in blanks if model == ModelName.RLHF]:
-            right = dice.random() < (0.15 if blanked else skill)
+        shown = [(Mode.GREEDY, (), None), (Mode.SAMPLED, (), None), (Mode.SAMPLED, (), None)]
+        blanked_ways = [(Mode.GREEDY, blank, None) for blank in blanks if model == ModelName.RLHF or blank == kinds]
+        swapped_ways = [(Mode.GREEDY, (), f"{prompt.task}-9")] if kinds else []
+        for mode, blanked, swapped in shown + blanked_ways + swapped_ways:
+            right = dice.random() < (0.15 if blanked or swapped else skill)
+            manner = " maybe" if model == ModelName.SFT and mode == Mode.SAMPLED and dice.random() < 0.2 else ""
             text = prompt.answer or "" if right else dice.choice(["seven", "a red square moves left", "12"])
             tokens = (*text, "<|im_end|>")
             kl = tuple(dice.gauss(0.3, 0.9) if model == ModelName.RLHF else 0.0 for _ in tokens)
-            rewards = {"exact_match": float(right), "wer": 0.0 if right else 1.0}
+            rewards = {"exact_match": float(right and not manner), "contains": float(right)}
+            if "audio" in kinds:
+                rewards["wer"] = 0.0 if right else 1.0
             if prompt.task == "scene":
                 rewards |= {"bleu": 0.6 if right else 0.2, "rouge_l": 0.7 if right else 0.3}
             rows.append(
                 SampleResult(
                     prompt.id, prompt.task, kinds, model, mode, blanked, prompt.answer,
-                    text, dice.choice(["stop", "stop", "length"]), len(tokens), tokens, kl, rewards,
-                    dice.gauss(0.5 if right else -0.5, 0.3),
+                    text + manner, dice.choice(["stop", "stop", "length"]), len(tokens), tokens, kl, rewards,
+                    dice.gauss(0.5 if right else -0.5, 0.3), swapped, said,
                 )
             )  # fmt: skip
     return rows
@@ -145,12 +165,14 @@ def made_up_curves(dice: random.Random) -> dict[str, list[dict[str, Any]]]:
         }
         for n in range(40)
     ]  # fmt: skip
+    for step in range(0, 40, 10):
+        rlhf[step] |= {"validation/exact_match": 0.3 + step / 90 + noise(), "validation/contains": 0.6 + noise()}
     return {"rlhf": rlhf, "reward_model": pairs, "sft": sft}
 
 
 @pytest.fixture(scope="module")
 def evaluation(demo: Demo) -> Evaluation:
-    return summarise(demo.samples, num_resamples=200)
+    return summarise(demo.samples)
 
 
 def report(directory: Path, demo: Demo, evaluation: Evaluation, **changes: Any) -> str:
@@ -162,6 +184,7 @@ def report(directory: Path, demo: Demo, evaluation: Evaluation, **changes: Any) 
         "config_text": "run:\n  name: <demo>\n",
         "counts": {"quarantine/too_large": 3, "reward/failed": 0},
         "stage_s": {"sft": 61.4, "rlhf": 232.8},
+        "rows": {"sft": 2400, "rlhf": 1500, "both": 30},
         "notes": [NOTE],
         **changes,
     }
@@ -208,7 +231,64 @@ def test_headline_and_tables_hold_the_numbers_of_the_evaluation(page: str, evalu
         assert signed(part.gain) in page
     for heading in ("By task", "By kind of media", "Does it look and listen?", "Blind gap", "WER", "BLEU", "ROUGE-L"):
         assert heading in page
+    for heading in ("Any of 2", "Skill and manner", "Learned reward", "of another row", "all media blanked"):
+        assert heading in page
+    assert 'aria-label="On validation while training (mean over prompts) over the steps of rlhf"' in page
     assert 'aria-label="Reward parts (reward) over the steps of rlhf"' in page
+
+
+def cells(page: str, section: str, row: str) -> list[str]:
+    """The text of a table's row: the first of this name after the section's heading."""
+    found = re.search(rf'<th scope="row">{row}.*?</tr>', page[page.index(section) :], re.DOTALL)
+    assert found
+    return [" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in re.split(r"</t[dh]>", found[0])[:-1]]
+
+
+def test_the_table_of_skill_and_manner_divides_each_gain(page: str, evaluation: Evaluation) -> None:
+    for part in (evaluation.tasks["digit"], evaluation.overall):
+        before, after = (part.models[model] for model in ModelName)
+        shares = [(model.contains, plainly(model)) for model in (before, after)]
+        assert cells(page, "<h2>Skill and manner</h2>", part.name) == [
+            part.name,
+            *(signed(gain) for gain in (part.gain, part.skill_gain, part.manner_gain)),
+            f"{number(shares[0][0])} → {number(shares[1][0])}",
+            f"{number(shares[0][1])} → {number(shares[1][1])}",
+            f"{number(before.learned_reward, 2)} → {number(after.learned_reward, 2)}",
+        ]
+    assert "It is right more often:" in page and "by skill and" in page
+
+
+def test_only_tasks_whose_demonstrations_err_stand_beside_them(
+    page: str, tmp_path: Path, demo: Demo, evaluation: Evaluation
+) -> None:
+    digit = evaluation.tasks["digit"]
+    assert digit.demonstrator is not None and digit.demonstrator.contains < 1
+    section = page[page.index("Better than its demonstrations?") : page.index('<section id="blind">')]
+    assert re.findall(r'<th scope="row">(\w+)</th>', section) == ["digit"]
+    shares = [number(digit.models[model].contains) for model in ModelName]
+    assert f"<td>contains</td><td>{number(digit.demonstrator.contains)}</td>" in section
+    assert re.search(rf"<td>contains</td>.*?{shares[0]}.*?{shares[1]}", section)
+    right = [replace(sample, demonstration=sample.answer) for sample in demo.samples]
+    assert "Better than its demonstrations?" not in report(tmp_path, demo, summarise(right))
+
+
+def test_both_models_have_their_gaps_with_media_swapped_and_blanked(page: str, evaluation: Evaluation) -> None:
+    digit = evaluation.tasks["digit"]
+    sft, rlhf = (digit.models[model] for model in ModelName)
+    found = cells(page, "Does it look and listen?</h2>", "digit")
+    assert found[2].startswith(f"{number(sft.swapped_gap)} → {number(rlhf.swapped_gap)} [")
+    assert found[-1].startswith(f"{number(sft.blind_gaps['all'])} → {number(rlhf.blind_gaps['all'])} [")
+    (shown,) = [row for row in payload(page)["rows"] if row["id"] == "speech-0"]
+    assert [item["swapped"] for item in shown["completions"] if item["swapped"]] == ["speech-9"] * 2
+
+
+def test_the_overlap_of_the_prompts_of_rl_and_sft_is_stated(
+    page: str, tmp_path: Path, demo: Demo, evaluation: Evaluation
+) -> None:
+    said = "RL drew 1,500 prompts; SFT had learned from 30 of them (2 %), and from 2,400 in all."
+    assert said in page
+    assert "SFT had learned" not in report(tmp_path, demo, evaluation, rows=None)
+    assert "from 0 of them, and" in overlap({"sft": 5, "rlhf": 0, "both": 0})
 
 
 def test_counts_are_shown_by_reason_and_an_empty_count_says_so(
@@ -228,7 +308,7 @@ def test_the_seed_table_has_the_mean_of_its_numbers(tmp_path: Path, demo: Demo, 
 
 def test_an_evaluation_of_one_model_or_of_nothing_still_makes_a_report(tmp_path: Path, demo: Demo) -> None:
     sft = [sample for sample in demo.samples if sample.model == "sft"]
-    assert "nothing to compare" in report(tmp_path, demo, summarise(sft, num_resamples=20))
+    assert "nothing to compare" in report(tmp_path, demo, summarise(sft))
     empty = report(tmp_path, demo, summarise([]), samples=[], curves={}, stage_s={}, notes=())
     assert "No metrics were logged." in empty
     assert payload(empty)["rows"] == []
@@ -238,7 +318,7 @@ def test_an_evaluation_without_a_single_answer_still_makes_a_report(tmp_path: Pa
     prompts = [replace(prompt, answer=None) for prompt in demo.prompts]
     samples = [replace(sample, answer=None, rewards={}) for sample in demo.samples if not sample.blanked]
     rows = browser_rows(prompts, samples, limit=3)
-    text = report(tmp_path, demo, summarise(samples, num_resamples=20), samples=rows)
+    text = report(tmp_path, demo, summarise(samples), samples=rows)
     assert "No prompt with a reference answer" in text and "nan" not in text.split("<script")[0].lower()
     assert payload(text)["rows"][0]["answer"] is None
     assert payload(text)["rows"][0]["change"] == 0
@@ -290,6 +370,18 @@ def test_the_verdict_claims_only_what_the_interval_allows() -> None:
     assert verdict(overall(0.1, 0.3)).startswith("After RLHF the model earns 20.0 points more")
     assert "less" in verdict(overall(-0.3, -0.1))
     assert "within chance" in verdict(overall(-0.1, 0.3))
+
+
+def test_the_verdict_on_skill_claims_only_what_the_interval_of_contains_allows(evaluation: Evaluation) -> None:
+    def said(low: float, high: float) -> str:
+        gain = Estimate((low + high) / 2, low, high, 9)
+        return skill_verdict(replace(evaluation.overall, contains_gain=gain, skill_gain=0.125, manner_gain=-0.021))
+
+    assert said(0.1, 0.3).startswith("It is right more often: ")
+    assert said(-0.3, -0.1).startswith("It is right less often: ")
+    assert said(-0.1, 0.3).startswith("It is right about as often as before: ")
+    assert said(0.1, 0.3).endswith("that is +12.5 by skill and \N{MINUS SIGN}2.1 by manner.")
+    assert skill_verdict(replace(evaluation.overall, contains_gain=None)) == ""
 
 
 def test_numbers_read_well() -> None:

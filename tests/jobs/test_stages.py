@@ -66,6 +66,13 @@ def test_the_stages_run_unchanged_on_every_architecture(
     for task in summary["tasks"].values():
         assert set(task["sft"]) >= {"true_reward", "learned_reward"}
         assert set(task["rlhf"]) >= {"true_reward", "learned_reward", "kl"}
+        assert task["contains_gain"].keys() >= {"value", "low", "high"} and task["any_of_k"]["k"] == 1
+        assert task["demonstrator"]["contains"] == 1.0
+        assert (task["swapped_gap"] is None) == (task["modalities"] == ["text"])
+        assert (
+            (task["sft"]["swapped_gap"] is None) == (task["sft"]["blind_gap"] is None) == ("text" in task["modalities"])
+        )
+    assert summary["demonstrator_task"] is None and summary["counts"]["rows_without_swap"] == 0
     assert summary["counts"]["quarantined"] == 0
     preferences = PreferenceTable(tmp_path / "preferences.parquet").read()
     assert {item.rater_kind for item in preferences} == {RaterKind.SCRIPTED}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.rewards.overlap import bleu, rouge_l
+from pipeline.rewards.overlap import bleu, corpus_bleu, rouge_l
 
 
 def test_bleu_by_hand() -> None:
@@ -17,6 +17,21 @@ def test_bleu_by_hand() -> None:
 def test_a_short_completion_pays_the_brevity_penalty() -> None:
     # Two of four words, all right: unigrams 2/2, bigrams 1/1, exp(1 - 4/2).
     assert bleu("a b", "a b c d") == pytest.approx(math.exp(-1))
+
+
+def test_corpus_bleu_sums_counts_and_lengths_over_pairs() -> None:
+    # Unigrams 4/4 + 2/2 less the wrong d: 5/6; bigrams ab, bc, xy of four; trigrams abc of two; fourgrams 0/1, smoothed
+    # to 1/2. Six words against seven: exp(1 - 7/6).
+    by_hand = (5 / 6 * 3 / 4 * 1 / 2 * 1 / 2) ** 0.25 * math.exp(1 - 7 / 6)
+    assert corpus_bleu(["a b c d", "x y"], ["a b c e", "x y z"]) == pytest.approx(by_hand)
+    assert corpus_bleu(["a b c d", "x y"], ["a b c e", "x y z"]) != pytest.approx(
+        (bleu("a b c d", "a b c e") + bleu("x y", "x y z")) / 2, abs=0.02
+    )
+
+
+def test_a_corpus_of_short_texts_is_measured_by_the_n_grams_it_has() -> None:
+    # Unigrams 5/6, bigrams 3/4, trigrams 1/2, no fourgram.
+    assert corpus_bleu(["a b c", "x y z"], ["a b c", "x y q"]) == pytest.approx((5 / 6 * 3 / 4 * 1 / 2) ** (1 / 3))
 
 
 def test_rouge_l_by_hand() -> None:

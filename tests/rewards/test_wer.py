@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.rewards.wer import wer, wer_reward
+from pipeline.rewards.wer import corpus_wer, wer, wer_reward
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,15 @@ from pipeline.rewards.wer import wer, wer_reward
 def test_errors_a_word_of_the_answer(completion: str, answer: str, expected: float) -> None:
     assert wer(completion, answer) == pytest.approx(expected)
     assert wer_reward(completion, answer) == pytest.approx(max(0.0, 1.0 - expected))
+
+
+def test_the_rate_of_a_corpus_is_all_errors_over_all_words() -> None:
+    # One error in one word, one (an insertion) in four: 2/5, where the mean of the rates is (1 + 1/4) / 2.
+    assert corpus_wer(["bat", "The dog  sat down here"], ["cat", "the dog sat down"]) == pytest.approx(2 / 5)
+    assert corpus_wer(["", "a b"], ["x y", "a b"]) == pytest.approx(2 / 4)
+    assert corpus_wer(["b"], ["a b c d"]) == pytest.approx(3 / 4)  # words of the answer, not of the completion
+    with pytest.raises(ValueError, match="1 answers without a word"):
+        corpus_wer(["a"], [" "])
 
 
 @settings(max_examples=50, deadline=None)

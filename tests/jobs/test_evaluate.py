@@ -1,0 +1,91 @@
+"""What an evaluation shows again, scores and reads, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from actors.encoder import PromptRef, Showing
+from jobs.evaluate import alterations, read_rows, result, true_rewards
+from pipeline.data.datasets import RowKey
+from pipeline.evaluation.results import Mode, ModelName
+from pipeline.records import Completion, FinishReason, MediaKind, PromptInfo
+
+IMAGE, AUDIO = MediaKind.IMAGE, MediaKind.AUDIO
+
+
+def info(id: str, answer: str | None, *kinds: MediaKind, **more: Any) -> PromptInfo:
+    return PromptInfo(id, task="task", answer=answer, demonstration=more.pop("said", answer), modalities=kinds, **more)
+
+
+def said(text: str) -> Completion:
+    return Completion(np.array([1, 2]), np.zeros(2, np.float32), FinishReason.STOP, 0, text)
+
+
+class ShowingDoor:
+    """A door that shows every row but row 3."""
+
+    def __init__(self, prompts: list[PromptRef]):
+        self.by_row = {prompt.row: prompt for prompt in prompts}
+        self.asked: list[Mapping[RowKey, Showing]] = []
+
+    def show(self, shown: Mapping[RowKey, Showing]) -> list[PromptRef]:
+        self.asked.append(shown)
+        return [self.by_row[key] for key in shown if key.row != 3]
+
+
+def test_answered_prompts_with_media_are_shown_blanked_and_swapped_and_sft_sees_each_whole_way_once() -> None:
+    infos = [info("a", "7", IMAGE), info("b", "8", IMAGE), info("open", None, IMAGE), info("c", "9", IMAGE)]
+    infos += [info("both", "1", AUDIO, IMAGE), info("both too", "2", AUDIO, IMAGE), info("text", "3")]
+    door = ShowingDoor([PromptRef(each, RowKey(0, row), 1, cast(Any, None)) for row, each in enumerate(infos)])
+    altered = alterations(cast(Any, door), list(door.by_row.values()), seed=0)
+    pairs = {(each.prompt.id, tuple(sorted(each.blanked)), each.swapped) for each in altered}
+    alone = {(id, (kind,), None) for id in ("both", "both too") for kind in (IMAGE, AUDIO)}
+    whole = {("a", (IMAGE,), None), ("b", (IMAGE,), None)}
+    whole |= {(id, (AUDIO, IMAGE), None) for id in ("both", "both too")}
+    swapped = {("both", (), "both too"), ("both too", (), "both")}
+    assert alone | whole | swapped <= pairs
+    (rest,) = [{each.prompt.id: each.swapped for each in altered if each.swapped and each.prompt.id in "ab"}]
+    assert rest.keys() == {"a", "b"} and all(id != donor and donor in "abc" for id, donor in rest.items())
+    assert len(altered) == len(pairs) == len(alone | whole | swapped) + 2, "c does not go so, open has no answer"
+    # The donor's row is whose media the door is asked to show.
+    row_of = {prompt.id: row for row, prompt in door.by_row.items()}
+    assert {row_of[id]: row_of[str(donor)] for id, donor in rest.items()}.items() <= {
+        row: showing.donor for row, showing in door.asked[-1].items()
+    }.items()
+    for each in altered:
+        parts = each.swapped is None and each.blanked != frozenset(each.prompt.info.modalities)
+        assert each.concerns(ModelName.RLHF) and each.concerns(ModelName.SFT) == (not parts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "expected"),
+    [
+        (info("a", "7", IMAGE), "8 maybe", {"exact_match": 0.0, "contains": 0.0, "distance": 0.8}),
+        (info("a", "7", AUDIO), "7", {"exact_match": 1.0, "contains": 1.0, "distance": 1.0, "wer": 0.0}),
+        (info("a", "two", IMAGE), "two for sure", {"exact_match": 0.0, "contains": 1.0}),
+        (info("a", None), "7", {}),
+    ],
+)
+def test_a_completion_has_the_measures_that_fit_its_row(
+    prompt: PromptInfo, text: str, expected: dict[str, float]
+) -> None:
+    assert true_rewards(said(text), prompt) == pytest.approx(expected)
+    assert true_rewards(said("red ring left"), info("a", "red ring left")).keys() >= {"bleu", "rouge_l"}
+
+
+def test_a_result_holds_the_demonstration_only_where_it_is_the_rows_own() -> None:
+    own = info("a", "7", IMAGE, said="7", is_demonstrated=True)
+    found = [result(each, said("7"), ModelName.SFT, Mode.GREEDY) for each in (own, info("b", "7", IMAGE))]
+    assert [each.demonstration for each in found] == ["7", None]
+    assert found[0].is_shown and found[0].true_reward == 1.0
+
+
+def test_what_rl_drew_is_read_where_the_run_recorded_it(tmp_path: Path) -> None:
+    assert read_rows(tmp_path) is None
+    (tmp_path / "rows.json").write_text('{"sft": 2400, "rlhf": 1500, "both": 0}')
+    assert read_rows(tmp_path) == {"sft": 2400, "rlhf": 1500, "both": 0}
