@@ -150,7 +150,7 @@ def given_preferences(recipe: Recipe, source: Path) -> Iterator[Preference]:
 
 
 def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:
-    """Pairs of different completions of the SFT model, judged by the scripted rater. Pairs of equals say nothing."""
+    """Pairs of different completions of the SFT model, judged by the scripted rater."""
     settings = recipe.preferences
     num_prompts = min(settings.num_prompts, door.datasets.num_rows)
     with closing(Batches(door, recipe, size=num_prompts)) as batches:
@@ -162,16 +162,19 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
         group_size=settings.samples_per_prompt,
         step=SAMPLING_STEP,
     )
-    rater = ScriptedRater(error_rate=settings.error_rate, seed=recipe.run.seed)
+    rater = ScriptedRater(
+        error_rate=settings.error_rate,
+        seed=recipe.run.seed,
+        pairs_per_prompt=settings.pairs_per_prompt,
+        ties=settings.ties,
+    )
     rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
     judged = [
         rater.compare(rollout, given(prompt.info.answer)) for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
-    preferences = [preference for preference in judged if preference is not None]
-    print(
-        f"{len(judged) - len(preferences)} of {len(judged)} groups have no better completion: no preference", flush=True
-    )
-    return preferences
+    num_silent = sum(not pairs for pairs in judged)
+    print(f"{num_silent} of {len(judged)} groups have nothing to compare: no preference", flush=True)
+    return list(chain.from_iterable(judged))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,12 @@ class Preferences(Section):
     num_prompts: int = Field(default=512, gt=0)
     """Prompts of the train split for which the SFT model's samples are compared."""
     samples_per_prompt: int = Field(default=4, ge=2)
-    """Completions sampled for each prompt; one pair of different ones is taken."""
+    """Completions sampled for each prompt, to compare with each other."""
+    pairs_per_prompt: int = Field(default=1, gt=0)
+    """Pairs of a prompt that are compared, at most: the best with the worst, then others, in turn such as differ in
+    what they say and such as differ in manner alone."""
+    ties: bool = False
+    """Whether the scripted rater says of two equally good completions that they are; otherwise it says nothing."""
     temperature: float = Field(default=1.8, gt=0)
     """Temperature of those samples: hot ones differ more, so that pairs hold clear mistakes beside subtle ones."""
     error_rate: float = Field(default=0.05, ge=0, lt=0.5)
