@@ -46,6 +46,14 @@ class RewardModel(Learner):
     """Optimizer steps."""
     batch_size: int = Field(default=32, gt=0)
     """Preference pairs in an optimizer step, over all workers."""
+    margin_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """What the margins of the table are multiplied by before a chosen score has to be larger by so much; 0 ignores
+    them."""
+    held_out_fraction: float = Field(default=0.1, gt=0, le=0.5)
+    """Share of the prompts whose pairs are never learned, by a hash of their ids: such pairs standardise the learned
+    reward and say how good it is."""
+    max_held_out: int = Field(default=512, gt=0)
+    """Pairs that are held out, at most."""
 
     @model_validator(mode="after")
     def _check(self) -> RewardModel:
