@@ -177,6 +177,11 @@ class PromptTable:
         groups = self._rows.groups(("id", "sources"))
         return {row["id"]: row["sources"] or [] for group in groups for row in group.to_pylist()}
 
+    def tasks(self) -> set[str]:
+        """The tasks of all rows; without the column there is one, without a name."""
+        groups = self._rows.groups(("task",))
+        return {task or "" for group in groups for task in (group["task"].to_pylist() if group.num_columns else [None])}
+
     def _hashes(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Hashes of all ids, sorted, and the number of each one's row."""
         if self._index is None:

@@ -9,11 +9,20 @@ from typing import NamedTuple
 
 from pipeline.records import Completion, FinishReason, Preference, RaterKind, Rollout
 from pipeline.rewards.contains import contains
+from pipeline.rewards.distance import distance_reward, is_integer
 from pipeline.rewards.exact_match import exact_match, normalise
 from pipeline.rewards.wer import wer, wer_reward
 
 Closeness = Callable[[str, str], float]
 """(completion, answer) -> how near a wrong completion comes, in [0, 1]; more is nearer."""
+
+
+def closeness(completion: str, answer: str) -> float:
+    """How near a wrong completion comes: by the numbers where the answer is a whole number, else by wrong words.
+
+    Both are bounded: beyond `distance.FULL_DIFFERENCE`, or as many wrong words as the answer has, all are alike.
+    """
+    return distance_reward(completion, answer) if is_integer(answer) else wer_reward(completion, answer)
 
 
 class Quality(NamedTuple):
@@ -46,7 +55,7 @@ class ScriptedRater:
         error_rate: probability of preferring the worse one of a pair.
         pairs_per_prompt: pairs of a group that are compared, at most.
         ties: whether it says of two equally good completions that they are.
-        closeness: how near a wrong completion comes to an answer; by default by the share of wrong words, at most 1.
+        closeness: how near a wrong completion comes to an answer; see `closeness`.
     """
 
     def __init__(
@@ -56,7 +65,7 @@ class ScriptedRater:
         seed: int,
         pairs_per_prompt: int = 1,
         ties: bool = False,
-        closeness: Closeness = wer_reward,
+        closeness: Closeness = closeness,
     ):
         self.error_rate = error_rate
         self._seed = seed

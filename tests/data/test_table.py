@@ -94,6 +94,13 @@ def test_a_bad_row_comes_back_as_quarantined_among_the_good_ones(path: Path) -> 
     assert bad == Quarantined("row-4", "placeholder_mismatch", "1 <image> in the messages, 0 files in images")
 
 
+def test_the_tasks_of_a_table_are_known_without_its_rows(path: Path, tmp_path: Path) -> None:
+    assert PromptTable(path).tasks() == {"task"}
+    bare = pq.read_table(path).drop_columns(["task"])
+    pq.write_table(bare, tmp_path / "bare.parquet")
+    assert PromptTable(tmp_path / "bare.parquet").tasks() == {""}
+
+
 def test_sources_are_listed_by_id(path: Path) -> None:
     assert PromptTable(path).sources()["row-7"] == ["source of row-7"]
 
