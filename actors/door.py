@@ -12,6 +12,7 @@ from actors.encoder import Needs, PromptRef, Showing
 from actors.roles import Encoding, Roles
 from pipeline.config import Recipe
 from pipeline.data.datasets import Datasets, RowKey, RowRef
+from pipeline.data.held_out import HeldOut
 from pipeline.data.order import Mixture, Order
 from pipeline.data.schema import Reason
 from pipeline.data.stream import RowStream
@@ -216,29 +217,38 @@ def shared_rows(directory: Path, one: str, other: str) -> dict[str, int] | None:
 class PairBatches:
     """Batches of `size` comparisons in the order of the recipe, with their prompts, let in by the door."""
 
-    def __init__(self, door: Door, recipe: Recipe, table: PreferenceTable, *, size: int, num_rows: int):
-        """num_rows: how many comparisons are used, the first ones."""
+    def __init__(self, door: Door, recipe: Recipe, table: PreferenceTable, *, size: int, held_out: HeldOut):
+        """held_out: comparisons that are passed over.
+
+        Raises:
+            ValueError: no others are left.
+        """
+        self.num_rows = len(table) - len(held_out.rows)
+        """Comparisons that are not held out."""
+        if not self.num_rows:
+            raise ValueError(f"{table.path}: all {len(table)} comparisons are held out")
         self.num_refused = 0
         """Comparisons so far whose prompt was refused."""
         self._door = door
         self._table = table
         self._size = size
+        self._held_out = held_out
         self._order = Order(
-            table.layout.head(num_rows),
+            table.layout,
             seed=recipe.run.seed,
-            batch_rows=size,
+            # Among so many rows in sequence there is a whole batch.
+            batch_rows=size + len(held_out.rows),
             order=recipe.data.order,
             shuffle_rows=recipe.data.shuffle_rows,
         )
-        self._num_drawn = 0
+        self._position = 0
         self._num_taken = 0
         self._pending: deque[tuple[list[Preference], Encoding]] = deque()
 
     def announce(self, count: int = 1) -> None:
         """Has the prompts of the next `count` batches processed, so that they are ready when they are taken."""
         while len(self._pending) < count:
-            pairs = self._table.read(self._order.rows(self._num_drawn, self._size))
-            self._num_drawn += self._size
+            pairs = self._draw()
             keys = self._door.datasets.keys(list({pair.prompt_id: None for pair in pairs}))
             self._pending.append((pairs, self._door.begin([RowRef(key) for key in keys])))
 
@@ -253,8 +263,7 @@ class PairBatches:
             self.announce()
             pairs, encoding = self._pending.popleft()
             self._num_taken += self._size
-            num_rows = self._order.num_rows
-            num_seen = min(self._num_taken, num_rows)
+            num_seen, num_rows = min(self._num_taken, self.num_rows), self.num_rows
             prompts = {each.id: each for each in self._door.finish(encoding, num_seen=num_seen, num_rows=num_rows)}
             found = [(pair, prompts[pair.prompt_id]) for pair in pairs if pair.prompt_id in prompts]
             self.num_refused += len(pairs) - len(found)
@@ -262,3 +271,12 @@ class PairBatches:
                 return found
             if num_seen == num_rows:
                 self._door.quarantine.check(num_seen, 0.0)
+
+    def _draw(self) -> list[Preference]:
+        """The next `size` comparisons that are not held out."""
+        found: list[Preference] = []
+        while missing := self._size - len(found):
+            pairs = self._table.read(self._order.rows(self._position, missing))
+            self._position += missing
+            found += [pair for pair in pairs if pair.prompt_id not in self._held_out]
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ from actors.roles import Roles, collect
 from actors.sampler import Sampled, Sampler
 from actors.scoring import Group, score
 from pipeline.algorithms.shaping import combine, overlong_penalty, varied_groups
-from pipeline.config import Recipe, RewardName
-from pipeline.records import Rollout
-from pipeline.rewards import needs_answer, score_rules
+from pipeline.config import ConfigError, Recipe, RewardName
+from pipeline.data.datasets import Datasets
+from pipeline.records import PromptInfo, Rollout
+from pipeline.rewards import can_compare, needs_answer, score_rules
 
 OVERLONG = "overlong"
 """Under which name the penalty on length is shown beside the parts of the reward."""
@@ -29,8 +31,9 @@ OVERLONG = "overlong"
 class Judged:
     """Groups with their rewards.
 
-    parts: each part of the reward, float32 [N], groups together, and the penalty on length as `overlong`.
-    unshaped: float32 [N], the weighted sum of the parts.
+    parts: each part of the reward, float32 [N], groups together, NaN where it does not apply, and the penalty on length
+        as `overlong`.
+    unshaped: float32 [N], the weighted sum of the parts that apply.
     greedy: float32 [G], of each prompt's greedy completion, shaped like `rewards`; or None.
     counts: by reason, rewards that could not be given and groups that were left out.
     seconds: by role.
@@ -76,6 +79,10 @@ class Judged:
             {role: spent + other.seconds[role] for role, spent in self.seconds.items()},
         )
 
+    def means(self) -> dict[str, float]:
+        """The mean of each part over the completions to which it applies; a part that applies to none is missing."""
+        return {name: float(part.nanmean()) for name, part in self.parts.items() if not part.isnan().all()}
+
     def varied(self) -> Judged:
         """The groups whose rewards differ before length enters: alike right or wrong, they do not vary (DAPO)."""
         is_varied = varied_groups(rewards=self.unshaped.view(len(self.rollouts), -1))
@@ -83,10 +90,39 @@ class Judged:
 
 
 def lacks(recipe: Recipe) -> Lacks:
-    """What rows lack for the recipe's rewards: an answer, where one of them compares with it."""
-    comparing = ", ".join(name for name in recipe.rlhf.rewards if needs_answer(name))
-    detail = f"no answer, which rlhf.rewards compares with ({comparing}); rewards={{learned: 1.0}} needs none"
-    return lambda info: detail if comparing and info.answer is None else None
+    """What rows lack for the recipe's rewards: an answer, where one that applies to them compares with it."""
+
+    def lacking(info: PromptInfo) -> str | None:
+        weights = recipe.rlhf.rewards.items()
+        comparing = ", ".join(name for name, each in weights if needs_answer(name) and each.applies(info.task))
+        if not comparing or info.answer is not None:
+            return None
+        return f"no answer, which rlhf.rewards compares with ({comparing}); rewards={{learned: 1.0}} needs none"
+
+    return lacking
+
+
+def check_tasks(recipe: Recipe, datasets: Datasets) -> None:
+    """Rewards of some tasks only must fit the tasks that there are.
+
+    Raises:
+        ConfigError: a reward names a task of which there is no row, or rows of a task have no reward at all.
+    """
+    rewards = recipe.rlhf.rewards
+    if all(each.tasks is None for each in rewards.values()):
+        return
+    tasks = sorted(datasets.tasks())
+    for name, each in rewards.items():
+        if unknown := sorted({*(each.tasks or ())} - {*tasks}):
+            raise ConfigError(
+                f"rlhf.rewards.{name}.tasks: no row of the train split has the task {unknown[0]!r}; there are "
+                f"{', '.join(tasks)}"
+            )
+    if without := [task for task in tasks if not any(each.applies(task) for each in rewards.values())]:
+        raise ConfigError(
+            f"rlhf.rewards: no part applies to rows of the task {without[0]!r}, which would teach nothing; name it in "
+            "the tasks of a part, or give a part to all tasks by a plain number"
+        )
 
 
 def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, step: int) -> Judged:
@@ -111,7 +147,7 @@ def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sample
 def judge(roles: Roles, recipe: Recipe, sampled: Sampled) -> Judged:
     """Rewards of a sampled batch."""
     parts, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts)
-    weights, is_shaped = recipe.rlhf.rewards, recipe.rlhf.algorithm.overlong_buffer > 0
+    weights, is_shaped = recipe.rlhf.reward_weights, recipe.rlhf.algorithm.overlong_buffer > 0
     shown: dict[str, Tensor] = {**parts}
     if is_shaped:
         shown[OVERLONG] = _overlong(recipe, sampled.rollouts)
@@ -144,20 +180,34 @@ def _parts(
     prompts: Sequence[PromptRef],
     rollouts: Sequence[Rollout],
 ) -> tuple[dict[RewardName, Tensor], Counter[str], dict[str, float]]:
-    """Each part [N], failures by reason, seconds by role; the rules work while the reward model does."""
+    """Each part [N], what could not be given by reason, seconds by role; rules work while the reward model does.
+
+    Raises:
+        ValueError: a score of the reward model is not finite.
+    """
+    infos = [prompt.info for prompt, rollout in zip(prompts, rollouts, strict=True) for _ in rollout.completions]
+    applies = {
+        name: [each.applies(info.task) and can_compare(name, info.answer) for info in infos]
+        for name, each in recipe.rlhf.rewards.items()
+    }
     scoring = score(roles.reward, RewardWorker.scores, groups_of(prompts, rollouts)) if roles.reward else None
     rules = score_rules(
         names=[name for name in recipe.rlhf.rewards if name is not RewardName.LEARNED],
         completions=[completion for rollout in rollouts for completion in rollout.completions],
-        answers=[
-            prompt.info.answer for prompt, rollout in zip(prompts, rollouts, strict=True) for _ in rollout.completions
-        ],
+        answers=[info.answer for info in infos],
+        applies=applies,
     )
     parts, seconds = dict(rules.values), {}
     if scoring:
         results, seconds = collect({"reward_score": scoring.calls})
-        parts[RewardName.LEARNED] = torch.from_numpy(np.concatenate(scoring.in_order(results["reward_score"])))
-    return parts, rules.num_failures, seconds
+        learned = torch.from_numpy(np.concatenate(scoring.in_order(results["reward_score"])))
+        if num_bad := int((~learned.isfinite()).sum()):
+            raise ValueError(f"{num_bad} of {len(learned)} scores of the reward model are not finite; train it anew")
+        parts[RewardName.LEARNED] = learned
+    for name, part in parts.items():
+        part[~torch.tensor(applies[name])] = math.nan
+    left_out = Counter({f"reward_not_applicable:{name}": each.count(False) for name, each in applies.items()})
+    return parts, rules.num_failures + left_out, seconds
 
 
 def groups_of(prompts: Sequence[PromptRef], rollouts: Sequence[Rollout]) -> list[Group]:

@@ -29,13 +29,16 @@ from actors.encoder import PromptRef, fetch_encoded
 from actors.engine import Engine, World, join
 from actors.placement import resolve_device
 from actors.scoring import blank_media, own_towers
-from pipeline.algorithms.preference import bradley_terry_loss
+from pipeline.algorithms.likelihood import negative_log_likelihood
+from pipeline.algorithms.preference import bradley_terry_loss, standardisation
 from pipeline.config import ConfigError, Device, Recipe, RewardModel, Supervised
+from pipeline.evaluation.calibration import ScoredPair
 from pipeline.models.batch import collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_policy, load_reward_model, save_checkpoint
 from pipeline.models.parts import parameter_groups, parameter_table, set_parts
 from pipeline.models.processing import load_processor
 from pipeline.packing import GroupSize, plan_passes
+from pipeline.records import MediaKind
 from pipeline.tracking import Tracker
 
 Ids = NDArray[np.int64]
@@ -51,17 +54,22 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An encoded prompt with the better and the worse completion."""
+    """An encoded prompt with the better and the worse completion; see `Preference` for margin and tie."""
 
     prompt: PromptRef
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
+    margin: float = 0.0
+    is_tie: bool = False
 
 
 STEPS_AHEAD = 3
 """Batches that lie ready for the workers."""
 T = TypeVar("T", Demonstration, Comparison)
 Losses = Callable[[Sequence[T], float], dict[str, Tensor]]
+PairScores = Callable[[Sequence[Comparison]], tuple[Tensor, Tensor]]
+Live = frozenset[MediaKind]
+"""Kinds of media whose tower the model runs itself."""
 
 
 class Training:
@@ -186,26 +194,35 @@ def train_sft(config: dict[str, Any]) -> None:
     engine = _engine(policy, config)
     tokenizer = load_processor(source, trust_remote_code=trust).tokenizer
 
-    def answer_ids(demonstration: Demonstration) -> Ids:
-        return np.array([*tokenizer.encode(demonstration.answer), tokenizer.eos_token_id], np.int64)
+    def size(item: Demonstration) -> GroupSize:
+        return GroupSize(item.prompt.num_tokens, 1, len(answer_ids(item, tokenizer)))
+
+    losses = demonstration_losses(engine, tokenizer, live)
+    if _train(config, engine, losses, size, lambda sizes: float(sum(each.longest for each in sizes)), _batches(config)):
+        _export(config, engine)
+
+
+def answer_ids(demonstration: Demonstration, tokenizer: Any) -> Ids:
+    """int64 [T]: the tokens of a demonstration's answer, the end token included."""
+    return np.array([*tokenizer.encode(demonstration.answer), tokenizer.eos_token_id], np.int64)
+
+
+def demonstration_losses(engine: Engine, tokenizer: Any, live: Live) -> Losses[Demonstration]:
+    """What SFT minimises, and what it shows beside that, of a pass whose step has so many answer tokens."""
 
     def losses(batch: Sequence[Demonstration], num_tokens: float) -> dict[str, Tensor]:
         prompts = collate_prompts(fetch_encoded([item.prompt for item in batch], live), pad_id=tokenizer.pad_token_id)
-        ids = [answer_ids(item) for item in batch]
+        ids = [answer_ids(item, tokenizer) for item in batch]
         answers = collate_completions([[each] for each in ids], pad_id=tokenizer.pad_token_id)
         logprobs, entropy = engine(prompts.to(engine.device), answers.to(engine.device))
         return {
-            "loss": -logprobs.sum() / num_tokens,
+            "loss": negative_log_likelihood(logprobs=logprobs, num_tokens=num_tokens),
             "entropy": entropy.sum() / num_tokens,
             # These teach the end token alone.
             "counts/answers_without_tokens": torch.tensor(float(sum(len(each) == 1 for each in ids))),
         }
 
-    def size(item: Demonstration) -> GroupSize:
-        return GroupSize(item.prompt.num_tokens, 1, len(answer_ids(item)))
-
-    if _train(config, engine, losses, size, lambda sizes: float(sum(each.longest for each in sizes)), _batches(config)):
-        _export(config, engine)
+    return losses
 
 
 def train_reward_model(config: dict[str, Any]) -> None:
@@ -220,44 +237,62 @@ def train_reward_model(config: dict[str, Any]) -> None:
     live = own_towers(recipe, config["settings"].parts, module.decoder.architecture)
     module.decoder.blank_media = blank_media(recipe, source, module.decoder.model, live)
     engine = _engine(module, config)
-    pad_id = load_processor(source, trust_remote_code=trust).tokenizer.pad_token_id
-
-    def scores(batch: Sequence[Comparison]) -> tuple[Tensor, Tensor]:
-        prompts = collate_prompts(fetch_encoded([pair.prompt for pair in batch], live), pad_id=pad_id)
-        completions = collate_completions(
-            [[np.array(pair.chosen_ids), np.array(pair.rejected_ids)] for pair in batch], pad_id=pad_id
-        )
-        both = engine(prompts.to(engine.device), completions.to(engine.device)).view(-1, 2)
-        return both[:, 0], both[:, 1]
-
-    def losses(batch: Sequence[Comparison], num_pairs: float) -> dict[str, Tensor]:
-        chosen, rejected = scores(batch)
-        return {
-            "loss": bradley_terry_loss(chosen=chosen, rejected=rejected, num_pairs=num_pairs),
-            "accuracy": (chosen > rejected).float().sum() / num_pairs,
-        }
-
+    scores = partial(pair_scores, engine, load_processor(source, trust_remote_code=trust).tokenizer.pad_token_id, live)
+    losses = comparison_losses(scores, margin_weight=config["settings"].margin_weight)
     if _train(config, engine, losses, _pair_size, lambda sizes: float(len(sizes)), _batches(config)):
-        _standardise(config, engine, scores)
+        held_out = standardise(engine, scores, config["held_out"])
+        if engine.world.rank == 0:
+            score = {"mean": float(module.mean), "std": float(module.scale)}
+            _report(config, (config["settings"].num_steps, {"held_out": held_out, "score": score}))
         _export(config, engine)
 
 
+def pair_scores(engine: Engine, pad_id: int, live: Live, batch: Sequence[Comparison]) -> tuple[Tensor, Tensor]:
+    """Raw scores [B] of the chosen and of the rejected completions, a prompt once for both."""
+    prompts = collate_prompts(fetch_encoded([pair.prompt for pair in batch], live), pad_id=pad_id)
+    completions = collate_completions(
+        [[np.array(pair.chosen_ids), np.array(pair.rejected_ids)] for pair in batch], pad_id=pad_id
+    )
+    both = engine(prompts.to(engine.device), completions.to(engine.device)).view(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def comparison_losses(scores: PairScores, *, margin_weight: float) -> Losses[Comparison]:
+    """What the reward model minimises, and the share ranked right, of a pass whose step has so many pairs."""
+
+    def losses(batch: Sequence[Comparison], num_pairs: float) -> dict[str, Tensor]:
+        chosen, rejected = scores(batch)
+        margin = chosen.new_tensor([margin_weight * pair.margin for pair in batch])
+        is_tie = torch.tensor([pair.is_tie for pair in batch], device=chosen.device)
+        right = torch.where(is_tie, 0.5, (chosen > rejected).float())
+        return {
+            "loss": bradley_terry_loss(
+                chosen=chosen, rejected=rejected, margin=margin, is_tie=is_tie, num_pairs=num_pairs
+            ),
+            "accuracy": right.sum() / num_pairs,
+        }
+
+    return losses
+
+
 @torch.no_grad()
-def _standardise(
-    config: dict[str, Any], engine: Engine, scores: Callable[[Sequence[Comparison]], tuple[Tensor, Tensor]]
-) -> None:
-    """Sets mean and scale from the scores of held-out pairs, and reports how many of these are ranked right."""
-    held_out: Sequence[Comparison] = config["held_out"]
-    # All ranks do the same, on all pairs: few, and every rank then holds the same buffers.
+def standardise(engine: Engine, scores: PairScores, held_out: Sequence[Comparison]) -> list[ScoredPair]:
+    """Sets the reward model's mean and scale from the scores of held-out pairs, and returns these scores.
+
+    All ranks do the same, on all pairs: few, and every rank then holds the same buffers.
+    """
     (plan,) = plan_passes(list(map(_pair_size, held_out)), num_ranks=1, budget=engine.settings.micro_batch_tokens)
-    parts = [scores([held_out[index] for index in each.groups]) for each in plan]
-    chosen, rejected = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    both = torch.cat([chosen, rejected])
-    engine.module.mean.copy_(both.mean())
-    engine.module.scale.copy_(both.std().clamp_min(1e-6))
-    if engine.world.rank == 0:
-        accuracy = float((chosen > rejected).float().mean())
-        _report(config, (config["settings"].num_steps, {"held_out_accuracy": accuracy}))
+    found: list[ScoredPair] = []
+    for each in plan:
+        pairs = [held_out[index] for index in each.groups]
+        for pair, chosen, rejected in zip(pairs, *(part.tolist() for part in scores(pairs)), strict=True):
+            info = pair.prompt.info
+            found.append(ScoredPair(info.task, info.modalities, chosen, rejected, pair.is_tie))
+    both = torch.tensor([score for pair in found for score in (pair.chosen, pair.rejected)])
+    mean, scale = standardisation(both)
+    engine.module.mean.fill_(mean)
+    engine.module.scale.fill_(scale)
+    return found
 
 
 def _begin(config: dict[str, Any]) -> bool:

@@ -3,14 +3,17 @@
     train prompts -> encoder -> rollout (SFT model) -> rater -> preferences.parquet
     preferences, a batch a step -> their prompts through the door -> Ray Train x DeepSpeed: Bradley-Terry
                                                                        -> checkpoints/reward_model
+                                     held-out pairs, scored at the end -> reward_model.json
 
 The rater of this job is scripted: it knows the reference answer, and errs as often as `preferences.error_rate` says.
 Where the prepared table holds comparisons, or `<run>/preferences.parquet` lies there already (from people, say), they
-are used as they are and nothing is sampled. The last tenth is held out: it is what scores are standardised by.
+are used as they are and nothing is sampled. Of the prompts a tenth is held out, by a hash of their ids: their pairs
+standardise the scores, and say how right and how well calibrated these are.
 """
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -30,8 +33,10 @@ from actors.rollout import RolloutWorker
 from jobs.command import main
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.datasets import Datasets
+from pipeline.data.held_out import HeldOut
 from pipeline.data.preferences import read_pairs
 from pipeline.data.table import PreferenceTable, write_preferences
+from pipeline.evaluation.calibration import ScoredPair, calibration_json
 from pipeline.feedback.scripted import ScriptedRater
 from pipeline.models.processing import load_processor
 from pipeline.records import Preference, PromptInfo, RaterKind
@@ -39,7 +44,8 @@ from pipeline.tracking import Tracker
 
 # Seeds of the compared samples are those of a step that training never takes.
 SAMPLING_STEP = -1
-HELD_OUT_FRACTION, MAX_HELD_OUT = 0.1, 512
+FEW_HELD_OUT = 30
+"""Held-out pairs below which a warning says that little can be known from them."""
 ENCODED_AHEAD = 2
 """Batches that the encoders are at while the next one is sent."""
 
@@ -69,6 +75,8 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
             for step, metrics in workers.training("reward_model").run(
                 source=source, target=target, data=comparisons(recipe, roles, door, table, drawn)
             ):
+                if "held_out" in metrics:
+                    metrics = assess(recipe, table, metrics["held_out"], metrics["score"])
                 refused = drawn.popleft() if drawn and step >= 0 else {}
                 supervised.show(tracker, step, {**metrics, **refused})
     return target
@@ -91,16 +99,16 @@ def comparisons(
     if not path.is_file():
         write_preferences(path, sample_preferences(recipe, roles, door))
     table, settings = PreferenceTable(path), recipe.reward_model
-    num_held_out = max(1, min(int(len(table) * HELD_OUT_FRACTION), MAX_HELD_OUT))
-    num_rows = len(table) - num_held_out
-    if num_rows < settings.batch_size:
+    rows = HeldOut.of(table.prompt_ids(), fraction=settings.held_out_fraction, most=settings.max_held_out)
+    num_held_out = len(rows.rows)
+    if len(table) - num_held_out < settings.batch_size:
         raise ConfigError(
-            f"{path}: {len(table)} preferences are too few for reward_model.batch_size={settings.batch_size}; raise "
-            "preferences.num_prompts"
+            f"{path}: {len(table)} preferences, of which {num_held_out} are held out, are too few for "
+            f"reward_model.batch_size={settings.batch_size}; raise preferences.num_prompts"
         )
-    print(f"{len(table)} preferences by {', '.join(table.raters())}", flush=True)
-    batches = PairBatches(door, recipe, table, size=settings.batch_size, num_rows=num_rows)
-    kept = held_out(door, table.read(range(num_rows, len(table))))
+    print(f"{len(table)} preferences by {', '.join(table.raters())}; {num_held_out} are held out", flush=True)
+    batches = PairBatches(door, recipe, table, size=settings.batch_size, held_out=rows)
+    kept = held_out(door, table.read(rows.rows))
     message = {"held_out": kept}
     for step in range(settings.num_steps):
         batches.announce(min(1 + ENCODED_AHEAD, settings.num_steps - step))
@@ -125,7 +133,35 @@ def held_out(door: Door, preferences: Sequence[Preference]) -> list[supervised.C
 
 def compared(preference: Preference, prompt: PromptRef) -> supervised.Comparison:
     """A comparison as it is learned."""
-    return supervised.Comparison(prompt, preference.chosen_ids, preference.rejected_ids)
+    ids = preference.chosen_ids, preference.rejected_ids
+    return supervised.Comparison(prompt, *ids, margin=preference.margin, is_tie=preference.is_tie)
+
+
+def assess(recipe: Recipe, path: Path, pairs: Sequence[ScoredPair], score: dict[str, float]) -> dict[str, float]:
+    """Writes what the held-out pairs say of the reward model to `<run>/reward_model.json`; returns it as metrics.
+
+    path: of the table that it learned from; score: what standardises its scores.
+    """
+    found = calibration_json(pairs)
+    warning = None
+    if len(pairs) < FEW_HELD_OUT:
+        warning = (
+            f"only {len(pairs)} pairs are held out: the scale of the learned reward and its accuracy are uncertain; "
+            "raise preferences.num_prompts or reward_model.held_out_fraction"
+        )
+        print(f"warning: {warning}", flush=True)
+    content = {"raters": PreferenceTable(path).raters(), "warning": warning, "score": score, **found}
+    (recipe.run.directory / "reward_model.json").write_text(json.dumps(content, indent=2) + "\n")
+    overall = found["overall"]
+    low, high = overall["accuracy_interval"] or (None, None)
+    metrics = {
+        **{name: overall[name] for name in ("num_pairs", "accuracy", "brier", "calibration_error")},
+        "accuracy_low": low,
+        "accuracy_high": high,
+        **{f"accuracy/task:{name}": each["accuracy"] for name, each in found["tasks"].items()},
+        **{f"accuracy/modality:{name}": each["accuracy"] for name, each in found["modalities"].items()},
+    }
+    return {f"held_out/{name}": float(value) for name, value in metrics.items() if value is not None}
 
 
 def given_preferences(recipe: Recipe, source: Path) -> Iterator[Preference]:
@@ -146,11 +182,12 @@ def given_preferences(recipe: Recipe, source: Path) -> Iterator[Preference]:
                 rejected=pair.rejected,
                 rater=pair.dataset,
                 rater_kind=RaterKind.DATASET,
+                margin=pair.margin,
             )
 
 
 def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:
-    """Pairs of different completions of the SFT model, judged by the scripted rater. Pairs of equals say nothing."""
+    """Pairs of different completions of the SFT model, judged by the scripted rater."""
     settings = recipe.preferences
     num_prompts = min(settings.num_prompts, door.datasets.num_rows)
     with closing(Batches(door, recipe, size=num_prompts)) as batches:
@@ -162,16 +199,19 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
         group_size=settings.samples_per_prompt,
         step=SAMPLING_STEP,
     )
-    rater = ScriptedRater(error_rate=settings.error_rate, seed=recipe.run.seed)
+    rater = ScriptedRater(
+        error_rate=settings.error_rate,
+        seed=recipe.run.seed,
+        pairs_per_prompt=settings.pairs_per_prompt,
+        ties=settings.ties,
+    )
     rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
     judged = [
         rater.compare(rollout, given(prompt.info.answer)) for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
-    preferences = [preference for preference in judged if preference is not None]
-    print(
-        f"{len(judged) - len(preferences)} of {len(judged)} groups have no better completion: no preference", flush=True
-    )
-    return preferences
+    num_silent = sum(not pairs for pairs in judged)
+    print(f"{num_silent} of {len(judged)} groups have nothing to compare: no preference", flush=True)
+    return list(chain.from_iterable(judged))
 
 
 if __name__ == "__main__":

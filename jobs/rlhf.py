@@ -27,7 +27,7 @@ from actors.critic import CriticWorker
 from actors.door import Batches, Door
 from actors.encoder import EncoderWorker, PromptRef
 from actors.group import WorkerGroup
-from actors.judge import Judged, groups_of, judged_batch, lacks
+from actors.judge import Judged, check_tasks, groups_of, judged_batch, lacks
 from actors.metrics import ray_sinks
 from actors.policy import Minibatch, PolicyWorker, plan_update
 from actors.reference import ReferenceWorker
@@ -39,6 +39,7 @@ from jobs.command import main
 from pipeline.algorithms.kl import KlController
 from pipeline.algorithms.shaping import RunningScale, clip_reward, is_clipped
 from pipeline.config import Algorithm, Recipe, Rlhf
+from pipeline.data.datasets import Datasets
 from pipeline.experience import make_experience
 from pipeline.records import Experience, FinishReason, Rollout
 from pipeline.tracking import Tracker
@@ -48,6 +49,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
     """Trains the policy and returns the directory of its Hugging Face checkpoint."""
     settings, algorithm = recipe.rlhf, recipe.rlhf.algorithm
     target = recipe.checkpoint("rlhf")
+    check_tasks(recipe, Datasets(recipe.datasets, "train"))
     with crew_of(recipe, crew) as workers:
         roles = workers.roles(loop_paths(recipe))
         for learner in filter(None, (roles.policy, roles.critic)):
@@ -207,7 +209,7 @@ def batch_metrics(roles: Roles, door: Door, batch: Judged, step: int) -> dict[st
     """Rewards, staleness, the feature cache, and what was left out, refused or cut short, by reason."""
     return {
         "reward/mean": float(batch.rewards.mean()),
-        **{f"reward/{name}": float(part.mean()) for name, part in batch.parts.items()},
+        **{f"reward/{name}": mean for name, mean in batch.means().items()},
         **feature_cache(roles),
         "staleness": staleness(batch.rollouts, step),
         "queue/prompts_per_rollout_worker": len(batch.prompts) / len(roles.rollout),

@@ -7,6 +7,7 @@ Arrays are NumPy, so that Ray shares them between processes without copies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -226,7 +227,11 @@ class Experience:
 
 @dataclass(frozen=True)
 class Preference:
-    """A comparison of two completions of one prompt; the table is the same for scripted and for human raters."""
+    """A comparison of two completions of one prompt; the table is the same for scripted and for human raters.
+
+    Raises:
+        ValueError: the margin is not finite, or a tie has one.
+    """
 
     prompt_id: str
     chosen_ids: tuple[int, ...]
@@ -237,6 +242,18 @@ class Preference:
     rater_kind: RaterKind
     error_rate: float | None = None
     """Stated error rate of a scripted rater; None for people."""
+    margin: float = 0.0
+    """How much better the chosen one is at least, in units of the reward model's score; 0 where that is not known."""
+    is_tie: bool = False
+    """Whether the rater held both to be equally good; which one is `chosen` then means nothing."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.margin):
+            raise ValueError(f"margin={self.margin} of a preference on {self.prompt_id!r}: must be finite; 0 is none")
+        if self.is_tie and self.margin:
+            raise ValueError(
+                f"margin={self.margin} of a tie on {self.prompt_id!r}: equally good completions have none; use 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from pipeline.data.datasets import RowKey
 from pipeline.records import PromptInfo
 
 
-def prompt_ref(name: str, *, row: int = 0, num_tokens: int = 3, answer: str | None = "yes") -> PromptRef:
+def prompt_ref(
+    name: str, *, row: int = 0, num_tokens: int = 3, task: str = "task", answer: str | None = "yes"
+) -> PromptRef:
     """A prompt whose answer is `yes`."""
-    info = PromptInfo(name, task="task", answer=answer, demonstration=answer, modalities=())
+    info = PromptInfo(name, task=task, answer=answer, demonstration=answer, modalities=())
     return PromptRef(info, RowKey(0, row), num_tokens, stored=cast(Any, None))

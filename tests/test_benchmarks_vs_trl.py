@@ -281,7 +281,7 @@ def test_our_recipe_is_the_work_that_was_asked_for(tmp_path: Path) -> None:
     place = vs_trl.Place(tmp_path, tmp_path, None)
     recipe = load_recipe(None, vs_trl.our_overrides(place, WORK, tmp_path / "run", beta=0.04))
     assert recipe.rlhf.num_steps == 4 and recipe.rlhf.prompts_per_step == 2 and recipe.rlhf.group_size == 4
-    assert recipe.rlhf.rewards == {RewardName.LENGTH: 1.0}
+    assert recipe.rlhf.reward_weights == {RewardName.LENGTH: 1.0}
     kl = recipe.rlhf.algorithm.kl
     assert (kl.weight, kl.place, kl.estimator) == (0.04, KlPlace.LOSS, KlEstimator.K3)
     assert recipe.rlhf.algorithm.num_minibatches == recipe.rlhf.algorithm.num_epochs == 1

@@ -17,10 +17,10 @@ Part = TypeVar("Part", bound=str)
 
 
 def combine(*, parts: Mapping[Part, Float[Tensor, " B"]], weights: Mapping[Part, float]) -> Float[Tensor, " B"]:
-    """Weighted sum of reward parts: sum over names of weights[name] * parts[name].
+    """Weighted sum of reward parts: sum over names of weights[name] * parts[name], of those that apply to a row.
 
     Args:
-        parts: name -> [B], all of one dtype.
+        parts: name -> [B], all of one dtype; NaN where a part does not apply.
         weights: name -> weight, for the same names.
 
     Raises:
@@ -32,7 +32,7 @@ def combine(*, parts: Mapping[Part, Float[Tensor, " B"]], weights: Mapping[Part,
             f"reward parts {sorted(parts)} do not fit weights {sorted(weights)}: "
             f"missing parts {missing}, parts without a weight {unweighted}"
         )
-    return torch.stack([weights[name] * parts[name] for name in weights]).sum(dim=0)
+    return torch.stack([weights[name] * parts[name] for name in weights]).nansum(dim=0)
 
 
 def clip_reward(*, rewards: Float[Tensor, " B"], bound: float) -> Float[Tensor, " B"]:

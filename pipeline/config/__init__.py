@@ -33,7 +33,7 @@ from pipeline.config.recipe import (
     Run,
     Sink,
 )
-from pipeline.config.rlhf import Parity, RewardName, Rlhf
+from pipeline.config.rlhf import Parity, RewardName, RewardWeight, Rlhf
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import ConfigError, Section, section_of
 from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
@@ -85,6 +85,7 @@ __all__ = [
     "Recipe",
     "RewardModel",
     "RewardName",
+    "RewardWeight",
     "Rlhf",
     "Rollout",
     "RowOrder",

@@ -83,8 +83,11 @@ def _section_at(location: Sequence[str]) -> type[Section]:
     for part in location:
         if part in STEPS:
             section = STEPS[part]
-        elif part in section.model_fields:  # Others are places in a list.
-            section = section_of(section.model_fields[part].annotation) or section
+        elif part in section.model_fields:  # Others are places in a list or a mapping.
+            annotation = section.model_fields[part].annotation
+            if typing.get_origin(annotation) is dict:
+                annotation = typing.get_args(annotation)[1]
+            section = section_of(annotation) or section
     return section
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from pipeline.config.algorithm import Algorithm, ImportanceCorrection, PolicyLossName
 from pipeline.config.checkpoints import Checkpoints
@@ -20,6 +21,32 @@ class RewardName(StrEnum):
     CONTAINS = "contains"
     WER = "wer"
     LENGTH = "length"
+    DISTANCE = "distance"
+
+
+class RewardWeight(Section):
+    """What a part of the reward weighs; in a recipe a number, or a number for some tasks only."""
+
+    weight: float = Field(allow_inf_nan=False)
+    """What the part is multiplied by in the sum."""
+    tasks: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Tasks to whose rows it applies; null is all."""
+
+    def applies(self, task: str) -> bool:
+        """Whether rows of this task have this part."""
+        return self.tasks is None or task in self.tasks
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_number(cls, value: object) -> object:
+        return value if isinstance(value, Mapping | RewardWeight) else {"weight": value}
+
+    @model_serializer
+    def _as_written(self) -> float | dict[str, object]:
+        return self.weight if self.tasks is None else {"weight": self.weight, "tasks": list(self.tasks)}
+
+
+_ONE = RewardWeight(weight=1.0)
 
 
 class Parity(Section):
@@ -44,9 +71,10 @@ class Rlhf(Section):
     """How completions are sampled."""
     algorithm: Algorithm = Algorithm()
     """Advantages, losses and KL."""
-    rewards: dict[RewardName, float] = Field(default={RewardName.LEARNED: 1.0, RewardName.EXACT_MATCH: 1.0})
-    """Weight of each reward part in the sum; not all are 0. `learned` is the reward model's score, standardised; the
-    others compare with the answer of a row, and refuse rows that have none."""
+    rewards: dict[RewardName, RewardWeight] = Field(default={RewardName.LEARNED: _ONE, RewardName.EXACT_MATCH: _ONE})
+    """Weight of each reward part in the sum, not all 0; or `{weight: 0.5, tasks: [speech]}` where it applies to some
+    tasks only. `learned` is the reward model's score, standardised; the others compare with the answer of a row, and
+    refuse rows that have none."""
     encoder: Encoder = Encoder()
     """Workers that process prompts and run the frozen towers."""
     rollout: Rollout = Rollout()
@@ -78,6 +106,11 @@ class Rlhf(Section):
         return not self.algorithm.advantage.needs_critic or step >= self.critic_warmup_steps
 
     @property
+    def reward_weights(self) -> dict[RewardName, float]:
+        """The weight of each reward part, on the rows to which it applies."""
+        return {name: each.weight for name, each in self.rewards.items()}
+
+    @property
     def is_off_policy(self) -> bool:
         """Whether behaviour logprobs are taken for others than those of the policy at the start of the update.
 
@@ -88,9 +121,9 @@ class Rlhf(Section):
 
     @field_validator("rewards")
     @classmethod
-    def _check_rewards(cls, rewards: dict[RewardName, float]) -> dict[RewardName, float]:
-        if not any(rewards.values()):
-            shown = {str(name): weight for name, weight in rewards.items()}
+    def _check_rewards(cls, rewards: dict[RewardName, RewardWeight]) -> dict[RewardName, RewardWeight]:
+        if not any(each.weight for each in rewards.values()):
+            shown = {str(name): each.weight for name, each in rewards.items()}
             raise ValueError(
                 f"rewards={shown}: without a part whose weight is not 0 every completion is worth the same and nothing "
                 "is learned; name one, such as {exact_match: 1.0}"

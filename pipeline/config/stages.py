@@ -31,7 +31,12 @@ class Preferences(Section):
     num_prompts: int = Field(default=512, gt=0)
     """Prompts of that split for which the SFT model's samples are compared."""
     samples_per_prompt: int = Field(default=4, ge=2)
-    """Completions sampled for each prompt; one pair of different ones is taken."""
+    """Completions sampled for each prompt, to compare with each other."""
+    pairs_per_prompt: int = Field(default=1, gt=0)
+    """Pairs of a prompt that are compared, at most: the best with the worst, then others, in turn such as differ in
+    what they say and such as differ in manner alone."""
+    ties: bool = False
+    """Whether the scripted rater says of two equally good completions that they are; otherwise it says nothing."""
     temperature: float = Field(default=1.8, gt=0)
     """Temperature of those samples: hot ones differ more, so that pairs hold clear mistakes beside subtle ones."""
     error_rate: float = Field(default=0.05, ge=0, lt=0.5)
@@ -43,6 +48,14 @@ class RewardModel(Learner):
     """Optimizer steps."""
     batch_size: int = Field(default=32, gt=0)
     """Preference pairs in an optimizer step, over all workers."""
+    margin_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """What the margins of the table are multiplied by before a chosen score has to be larger by so much; 0 ignores
+    them."""
+    held_out_fraction: float = Field(default=0.1, gt=0, le=0.5)
+    """Share of the prompts whose pairs are never learned, by a hash of their ids: such pairs standardise the learned
+    reward and say how good it is."""
+    max_held_out: int = Field(default=512, gt=0)
+    """Pairs that are held out, at most."""
 
     @model_validator(mode="after")
     def _check(self) -> RewardModel:

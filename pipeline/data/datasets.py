@@ -80,6 +80,10 @@ class Datasets:
             for info in source.table.infos(num_rows)
         ]
 
+    def tasks(self) -> set[str]:
+        """The tasks of all rows; a row group is in memory at a time, without media."""
+        return {task for source in self.sources for task in source.table.tasks()}
+
     def keys(self, ids: Sequence[str]) -> list[RowKey]:
         """The rows with these ids.
 

@@ -52,16 +52,21 @@ def judgement_row(staged: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
 
 
 _ANSWERS = {"chosen": "answer", "rejected": "rejected"}
+_PAIR_COLUMNS = ("id", "chosen", "rejected", "dataset", "margin")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to the prompt with this id, the better one first, and the data set that says so."""
+    """Two answers to the prompt with this id, the better one first, the data set that says so, and by how much.
+
+    margin: 0 where the data set does not say.
+    """
 
     prompt_id: str
     chosen: str
     rejected: str
     dataset: str
+    margin: float = 0.0
 
 
 def read_pairs(directory: str, split: str) -> Iterator[Pair]:
@@ -74,9 +79,11 @@ def read_pairs(directory: str, split: str) -> Iterator[Pair]:
     system, inner = filesystem(place)
     for part in parts:
         file = pq.ParquetFile(f"{inner}/{part}", filesystem=system)
-        for batch in file.iter_batches(columns=["id", "chosen", "rejected", "dataset"], use_threads=False):
+        present = [name for name in _PAIR_COLUMNS if name in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=present, use_threads=False):
             for row in batch.to_pylist():
-                yield Pair(row["id"], _text(row["chosen"]), _text(row["rejected"]), row["dataset"])
+                margin = row.get("margin") or 0.0
+                yield Pair(row["id"], _text(row["chosen"]), _text(row["rejected"]), row["dataset"], margin)
 
 
 def _text(turns: list[dict[str, Any]]) -> str:

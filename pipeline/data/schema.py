@@ -167,6 +167,8 @@ PREFERENCE_SCHEMA = pa.schema(
         ("rater", pa.string()),
         ("rater_kind", pa.string()),
         ("error_rate", pa.float64()),
+        ("margin", pa.float64()),
+        ("is_tie", pa.bool_()),
     ]
 )
 

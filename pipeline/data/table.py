@@ -178,6 +178,11 @@ class PromptTable:
         groups = self._rows.groups(("id", "sources"))
         return {row["id"]: row["sources"] or [] for group in groups for row in group.to_pylist()}
 
+    def tasks(self) -> set[str]:
+        """The tasks of all rows; without the column there is one, without a name."""
+        groups = self._rows.groups(("task",))
+        return {task or "" for group in groups for task in (group["task"].to_pylist() if group.num_columns else [None])}
+
     def _hashes(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Hashes of all ids, sorted, and the number of each one's row."""
         if self._index is None:
@@ -240,17 +245,33 @@ class PreferenceTable:
 
     def raters(self) -> list[str]:
         """Who compared, each once, sorted."""
-        return sorted({each for group in self._rows.groups(["rater"]) for each in group["rater"].to_pylist()})
+        return sorted(set(self._column("rater")))
+
+    def prompt_ids(self) -> Iterator[str]:
+        """The prompt of each comparison, in the order of the rows; a row group is in memory at a time."""
+        return self._column("prompt_id")
+
+    def _column(self, name: str) -> Iterator[str]:
+        return (each for group in self._rows.groups([name]) for each in group[name].to_pylist())
 
 
 def _preference(
-    *, chosen_ids: list[int], rejected_ids: list[int], rater_kind: str, error_rate: float | None, **texts: str
+    *,
+    chosen_ids: list[int],
+    rejected_ids: list[int],
+    rater_kind: str,
+    error_rate: float | None = None,
+    margin: float | None = None,
+    is_tie: bool | None = None,
+    **texts: str,
 ) -> Preference:
     return Preference(
         chosen_ids=tuple(chosen_ids),
         rejected_ids=tuple(rejected_ids),
         rater_kind=RaterKind(rater_kind),
         error_rate=error_rate,
+        margin=margin or 0.0,
+        is_tie=bool(is_tie),
         **texts,
     )
 

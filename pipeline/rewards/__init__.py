@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.config import RewardName
 from pipeline.records import Completion
 from pipeline.rewards.contains import contains
+from pipeline.rewards.distance import distance_reward, first_number
 from pipeline.rewards.exact_match import exact_match, normalise
 from pipeline.rewards.length import length_reward
 from pipeline.rewards.wer import wer_reward
@@ -35,6 +36,7 @@ RULES: dict[RewardName, Rule] = {
     RewardName.CONTAINS: lambda completion, answer: contains(completion.text, answer),
     RewardName.WER: lambda completion, answer: wer_reward(completion.text, answer),
     RewardName.LENGTH: _length_rule,
+    RewardName.DISTANCE: lambda completion, answer: distance_reward(completion.text, answer),
 }
 
 
@@ -44,6 +46,14 @@ def needs_answer(name: RewardName) -> bool:
     The reward model alone judges completions of prompts that have none.
     """
     return name in RULES
+
+
+def can_compare(name: RewardName, answer: str | None) -> bool:
+    """Whether a reward has what it compares with in this answer: `distance` a number; others take any.
+
+    That there is an answer at all is for the door to ask (`needs_answer`).
+    """
+    return name is not RewardName.DISTANCE or answer is None or first_number(answer) is not None
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class RuleFailure:
 class RuleScores:
     """What the rules gave for a batch.
 
-    values: rule -> float32 [B], 0 where the rule failed.
+    values: rule -> float32 [B], 0 where the rule failed or was not asked.
     failures: each failed reward, in the order of rules, then rows.
     """
 
@@ -82,6 +92,7 @@ def score_rules(
     names: Sequence[RewardName],
     completions: Sequence[Completion],
     answers: Sequence[str | None],
+    applies: Mapping[RewardName, Sequence[bool]] | None = None,
     rules: Mapping[RewardName, Rule] = RULES,
 ) -> RuleScores:
     """Scores B completions by the named rules.
@@ -94,6 +105,7 @@ def score_rules(
         names: which rules; `learned` is not one.
         completions: B.
         answers: B reference answers, one a completion; None where there is none.
+        applies: for each rule B times whether it is asked; None asks all of all.
         rules: where the names are looked up.
 
     Raises:
@@ -109,6 +121,8 @@ def score_rules(
     for name in names:
         values[name] = torch.zeros(len(completions))
         for row, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
+            if applies and not applies[name][row]:
+                continue
             try:
                 if answer is None:
                     raise ValueError("no answer to compare with")

@@ -17,6 +17,7 @@ from actors.judge import lacks as lacks_for_rewards
 from jobs import reward_model, sft
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.datasets import Datasets, RowKey, RowRef
+from pipeline.data.held_out import HeldOut
 from pipeline.data.table import (
     PreferenceTable,
     Quarantine,
@@ -226,22 +227,44 @@ def test_rows_shown_in_another_way_come_without_those_that_do_not_go_so_and_noth
     assert roles.shown == wanted and len(door.quarantine) == 0
 
 
+def _pair_batches(directory: Path, num_pairs: int, held_out: HeldOut, *options: str) -> tuple[Door, PairBatches]:
+    """Comparisons on the first ten prompts in turn, in batches of 8; the first chosen token is their number."""
+    recipe = _recipe(directory, "data.max_bad_fraction=0.1", *options)
+    path = directory.parent / "preferences.parquet"
+    write_preferences(
+        path,
+        (
+            Preference(f"row-{number % 10}", (number,), (0,), "yes", "no", "anna", RaterKind.HUMAN)
+            for number in range(num_pairs)
+        ),
+    )
+    door = Door(cast(Any, ReadingRoles(recipe)), recipe, "train", stage="test", needs=Needs())
+    return door, PairBatches(door, recipe, PreferenceTable(path), size=8, held_out=held_out)
+
+
 def test_comparisons_come_in_batches_of_which_an_epoch_holds_each_once_without_refused_prompts(table: Path) -> None:
     directory = _changed(table, {3: {"images": []}})
-    recipe = _recipe(directory, "data.max_bad_fraction=0.1")
-    pairs = [
-        Preference(f"row-{number % 10}", (number,), (0,), "yes", "no", "anna", RaterKind.HUMAN) for number in range(45)
-    ]
-    write_preferences(table.parent / "preferences.parquet", pairs)
-    door = Door(cast(Any, ReadingRoles(recipe)), recipe, "train", stage="test", needs=Needs())
-    batches = PairBatches(door, recipe, PreferenceTable(table.parent / "preferences.parquet"), size=8, num_rows=40)
+    lowest = HeldOut.of((f"row-{number % 10}" for number in range(50)), fraction=1e-9, most=1)
+    (held_out,) = {number % 10 for number in lowest.rows}
+    assert held_out != 3 and len(lowest.rows) == 5
+    # Of 50 comparisons 45 are learned.
+    door, batches = _pair_batches(directory, 50, lowest)
+    assert batches.num_rows == 45
     batches.announce(3)
-    taken = [batches.take() for _ in range(5)]
+    taken = [batches.take() for _ in range(45)]
     assert [prompt.id for batch in taken for _, prompt in batch] == [
         pair.prompt_id for each in taken for pair, _ in each
     ]
     numbers = [pair.chosen_ids[0] for batch in taken for pair, _ in batch]
-    assert sorted(numbers) == [number for number in range(40) if number % 10 != 3], "not in the last five"
-    assert numbers != sorted(numbers)
-    assert batches.num_refused == 4
+    learned = [number for number in range(50) if number % 10 not in (3, held_out)]
+    # 45 batches of 8 are 8 epochs; those on the refused prompt are counted instead.
+    assert sorted(numbers) == sorted(8 * learned)
+    assert numbers[: len(learned)] != learned and sorted(numbers[: len(learned)]) == learned
+    assert batches.num_refused == 8 * 5
     assert door.metrics() == {"counts/quarantined:placeholder_mismatch": 1.0}
+
+
+def test_comparisons_of_which_all_are_held_out_are_an_error(table: Path) -> None:
+    everything = HeldOut(below=1.0, rows=tuple(range(20)))
+    with pytest.raises(ValueError, match=r"preferences\.parquet: all 20 comparisons are held out"):
+        _pair_batches(table, 20, everything)

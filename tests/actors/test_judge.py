@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from actors.judge import Judged, groups_of, judge, judged_batch
+from actors import judge as judging
+from actors.judge import Judged, check_tasks, groups_of, judge, judged_batch, lacks
 from actors.sampler import Sampled, Sampler
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.records import Completion, FinishReason, Rollout
 from tests.prompts import prompt_ref
 
@@ -119,6 +123,91 @@ def test_parts_of_a_reward_are_summed_with_their_weights() -> None:
     assert found.rewards.tolist() == [2.5, 0.5, 0.0, 2.5]
     assert found.greedy is None
     assert found.seconds == {"rollout": 1.0}
+
+
+def _of_tasks(**groups: tuple[str, str]) -> Sampled:
+    """A group of one completion for each task: (completion, answer)."""
+    refs = [prompt_ref(task, task=task, answer=answer) for task, (_, answer) in groups.items()]
+    return Sampled(refs, [_rollout(task, text) for task, (text, _) in groups.items()], [], {"rollout": 1.0})
+
+
+PER_TASK = "{exact_match: 1.0, wer: {weight: 0.5, tasks: [speech]}, distance: {weight: 2.0, tasks: [count]}}"
+
+
+def test_a_part_of_some_tasks_is_left_out_of_the_others_and_counted() -> None:
+    sampled = _of_tasks(speech=("two 3", "two three"), count=("5", "7"), digit=("4", "4"))
+    found = judge(ROLES, _recipe(f"rlhf.rewards={PER_TASK}"), sampled)
+    # 0 + 0.5 * 1/2; 0 + 2 * 3/5; 1.
+    assert found.rewards.tolist() == pytest.approx([0.25, 1.2, 1.0])
+    assert found.parts["exact_match"].tolist() == [0.0, 0.0, 1.0]
+    assert [found.parts["wer"][0].item(), found.parts["distance"][1].item()] == pytest.approx([0.5, 0.6])
+    assert found.parts["wer"].isnan().tolist() == [False, True, True]
+    assert found.parts["distance"].isnan().tolist() == [True, False, True]
+    assert found.counts == {"reward_not_applicable:wer": 2, "reward_not_applicable:distance": 2}
+
+
+def test_means_are_over_the_completions_to_which_a_part_applies(judged: Judged) -> None:
+    nan = np.nan
+    parts = {"exact_match": torch.tensor([1.0, 0.0] * 3), "wer": torch.tensor([0.25, nan, nan, nan, nan, 0.75])}
+    found = replace(judged, parts={**parts, "distance": torch.full((6,), nan)})
+    assert found.means() == {"exact_match": 0.5, "wer": 0.5}
+
+
+def test_distance_does_not_apply_to_answers_without_a_number() -> None:
+    sampled = _of_tasks(text=("a dog", "a cat"), count=("six", "7"))
+    found = judge(ROLES, _recipe("rlhf.rewards={exact_match: 1.0, distance: 1.0}"), sampled)
+    assert found.rewards.tolist() == pytest.approx([0.0, 0.8])
+    assert found.counts == {"reward_not_applicable:distance": 1}
+
+
+class RewardModel:
+    """Roles whose reward model gives these scores, one a completion."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *scores: float):
+        self.reward = self
+        scoring = SimpleNamespace(calls=None, in_order=lambda _: [np.array([each], np.float32) for each in scores])
+        monkeypatch.setattr(judging, "score", lambda *_: scoring)
+        monkeypatch.setattr(judging, "collect", lambda calls: (calls, {"reward_score": 0.1}))
+
+
+def test_the_learned_reward_may_be_of_some_tasks_and_must_be_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = _recipe("rlhf.rewards={learned: {weight: 2.0, tasks: [text]}, exact_match: 1.0}")
+    sampled = _of_tasks(text=("a", "b"), digit=("4", "4"))
+    found = judge(cast(Any, RewardModel(monkeypatch, -1.5, 9.0)), recipe, sampled)
+    assert found.rewards.tolist() == [-3.0, 1.0]
+    assert found.counts == {"reward_not_applicable:learned": 1}
+    with pytest.raises(ValueError, match="1 of 2 scores of the reward model are not finite"):
+        judge(cast(Any, RewardModel(monkeypatch, 0.0, np.nan)), recipe, sampled)
+
+
+def test_a_row_without_an_answer_is_refused_where_a_part_of_its_task_compares() -> None:
+    lacking = lacks(_recipe("rlhf.rewards={learned: 1.0, wer: {weight: 1.0, tasks: [speech]}}"))
+    speech, text = (prompt_ref(task, task=task, answer=None).info for task in ("speech", "text"))
+    assert lacking(text) is None
+    assert re.search(r"no answer.*\(wer\)", str(lacking(speech)))
+    assert lacking(prompt_ref("said", task="speech", answer="yes").info) is None
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ("{exact_match: 1.0, wer: {weight: 1, tasks: [speech]}}", None),
+        ("{exact_match: 1.0}", None),
+        (
+            "{exact_match: 1.0, wer: {weight: 1, tasks: [speech, speach]}}",
+            r"rlhf\.rewards\.wer\.tasks: no row of the train split has the task 'speach'; there are digit, speech",
+        ),
+        ("{wer: {weight: 1, tasks: [speech]}}", r"rlhf\.rewards: no part applies to rows of the task 'digit'"),
+    ],
+)
+def test_rewards_of_some_tasks_must_fit_the_tasks_that_there_are(rewards: str, message: str | None) -> None:
+    datasets = cast(Any, SimpleNamespace(tasks=lambda: {"speech", "digit"}))
+    recipe = _recipe(f"rlhf.rewards={rewards}")
+    if message is None:
+        check_tasks(recipe, datasets)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_tasks(recipe, datasets)
 
 
 def test_greedy_completions_have_rewards_of_their_own() -> None:

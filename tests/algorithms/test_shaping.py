@@ -1,6 +1,7 @@
 """Combining, scaling and clipping completion rewards, punishing length, and which groups have a signal."""
 
 import json
+import math
 import statistics
 
 import pytest
@@ -22,6 +23,11 @@ def test_parts_are_summed_by_weight() -> None:
     parts = {"exact_match": torch.tensor([1.0, 0.0]), "length": torch.tensor([-0.5, -1.0])}
     combined = combine(parts=parts, weights={"exact_match": 2.0, "length": 0.5})
     assert combined.tolist() == [1.75, -0.5]  # 2 * 1 - 0.5 * 0.5, 2 * 0 - 0.5 * 1
+
+
+def test_a_part_that_does_not_apply_is_left_out_of_the_sum() -> None:
+    parts = {"distance": torch.tensor([0.5, math.nan, math.nan]), "wer": torch.tensor([1.0, 0.25, math.nan])}
+    assert combine(parts=parts, weights={"distance": 2.0, "wer": 4.0}).tolist() == [5.0, 1.0, 0.0]
 
 
 def test_a_missing_part_is_named() -> None:

@@ -95,6 +95,13 @@ def test_a_bad_row_comes_back_as_quarantined_among_the_good_ones(path: Path) -> 
     assert bad == Quarantined("row-4", "placeholder_mismatch", "1 <image> in the messages, 0 files in images")
 
 
+def test_the_tasks_of_a_table_are_known_without_its_rows(path: Path, tmp_path: Path) -> None:
+    assert PromptTable(path).tasks() == {"task"}
+    bare = pq.read_table(path).drop_columns(["task"])
+    pq.write_table(bare, tmp_path / "bare.parquet")
+    assert PromptTable(tmp_path / "bare.parquet").tasks() == {""}
+
+
 def test_sources_are_listed_by_id(path: Path) -> None:
     assert PromptTable(path).sources()["row-7"] == ["source of row-7"]
 
@@ -117,15 +124,36 @@ def test_two_rows_with_one_id_are_an_error(tmp_path: Path) -> None:
 def test_preferences_come_back_as_they_were(tmp_path: Path) -> None:
     preferences = [
         Preference("row-1", (1, 2), (3,), "yes", "no", "oracle", RaterKind.SCRIPTED, 0.05),
-        Preference("row-2", (4,), (), "ja", "", "anna", RaterKind.HUMAN),
+        Preference("row-2", (4,), (), "ja", "", "anna", RaterKind.HUMAN, margin=0.5),
+        Preference("row-3", (5,), (6,), "a", "b", "anna", RaterKind.HUMAN, is_tie=True),
     ]
     write_preferences(tmp_path / "preferences.parquet", preferences)
     table = PreferenceTable(tmp_path / "preferences.parquet")
-    assert (len(table), table.raters()) == (2, ["anna", "oracle"])
+    assert (len(table), table.raters()) == (3, ["anna", "oracle"])
+    assert list(table.prompt_ids()) == ["row-1", "row-2", "row-3"]
     assert table.read() == preferences
-    assert table.read([1, 0, 1]) == [preferences[1], *preferences]
+    assert table.read([1, 0, 1]) == [preferences[1], *preferences[:2]]
     with pytest.raises(FileNotFoundError, match=r"nothing\.parquet"):
         PreferenceTable(tmp_path / "nothing.parquet")
+
+
+def test_a_table_without_margins_and_ties_has_none(tmp_path: Path) -> None:
+    preference = Preference("row-1", (1,), (2,), "yes", "no", "anna", RaterKind.HUMAN)
+    write_preferences(tmp_path / "new.parquet", [preference])
+    old = pq.read_table(tmp_path / "new.parquet").drop_columns(["margin", "is_tie", "error_rate"])
+    pq.write_table(old, tmp_path / "old.parquet")
+    assert PreferenceTable(tmp_path / "old.parquet").read() == [preference]
+    nulls = old.append_column("margin", [[None]]).append_column("is_tie", [[None]])
+    pq.write_table(nulls, tmp_path / "nulls.parquet")
+    assert PreferenceTable(tmp_path / "nulls.parquet").read() == [preference]
+
+
+@pytest.mark.parametrize(
+    ("margin", "is_tie", "message"), [(float("nan"), False, "margin=nan .*'row-1'.*finite"), (0.5, True, "tie.*use 0")]
+)
+def test_a_margin_that_cannot_be_learned_is_an_error(margin: float, is_tie: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Preference("row-1", (1,), (2,), "a", "b", "anna", RaterKind.HUMAN, margin=margin, is_tie=is_tie)
 
 
 def test_the_quarantine_counts_each_row_once_and_by_its_first_reason(tmp_path: Path) -> None:

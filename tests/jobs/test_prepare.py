@@ -17,6 +17,7 @@ import pytest
 from actors.roles import crew_of
 from jobs import evaluate, prepare, reward_model, rlhf, sft
 from pipeline.config import ConfigError, Recipe, Source, load_recipe
+from pipeline.data.held_out import HeldOut
 from pipeline.data.ingest import shards
 from pipeline.data.media import decode_image
 from pipeline.data.table import PreferenceTable, PromptTable, Quarantine, TooManyBadRows, write_preferences
@@ -105,7 +106,15 @@ def test_the_reward_model_learns_the_comparisons_that_came_with_the_data(trained
     given = PreferenceTable(trained.run.directory / "preferences.parquet").read()
     assert {(item.rater, item.rater_kind) for item in given} == {("preferences", RaterKind.DATASET)}
     assert all(item.rejected == f"{item.chosen} maybe" for item in given)
-    assert len(curve(trained, "reward_model")) == 3  # two steps, and the accuracy on held-out pairs
+    assert {item.margin for item in given} == {0.0, 1.0, 2.0}
+    *steps, last = curve(trained, "reward_model")
+    assert len(steps) == 2 and not any("held_out" in name for row in steps for name in row)
+    found = json.loads((trained.run.directory / "reward_model.json").read_text())
+    held_out = HeldOut.of((item.prompt_id for item in given), fraction=0.1, most=512)
+    assert last["held_out/num_pairs"] == found["overall"]["num_pairs"] == len(held_out.rows)
+    assert last["held_out/accuracy"] == found["overall"]["accuracy"]
+    assert found["raters"] == ["preferences"] and "reward_model.held_out_fraction" in found["warning"]
+    assert set(found["tasks"]) == {"preferences"} and set(found["modalities"]) == {"image"}
 
 
 def test_datasets_opens_the_directory_as_it_is(prepared: Recipe) -> None:

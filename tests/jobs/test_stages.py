@@ -76,7 +76,7 @@ def test_the_stages_run_unchanged_on_every_architecture(
     assert summary["counts"]["quarantined"] == 0
     preferences = PreferenceTable(tmp_path / "preferences.parquet").read()
     assert {item.rater_kind for item in preferences} == {RaterKind.SCRIPTED}
-    assert "scripted (error rate 0.1)" in report.read_text()
+    assert "scripted (right, then finished, then plain; error rate 0.1)" in report.read_text()
     losses = [row["loss"] for row in curve(recipe, "sft")]
     assert len(losses) == 3 and losses[-1] < losses[0]
     assert (tmp_path / "tensorboard" / "rlhf").is_dir()

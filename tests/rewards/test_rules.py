@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import RewardName
 from pipeline.records import Completion, FinishReason
-from pipeline.rewards import RULES, RuleFailure, needs_answer, score_rules
+from pipeline.rewards import RULES, RuleFailure, can_compare, needs_answer, score_rules
 
 
 def completion(text: str) -> Completion:
@@ -37,7 +37,7 @@ def test_the_learned_reward_alone_needs_no_answer() -> None:
 def test_where_there_is_no_answer_a_rule_fails_and_is_counted() -> None:
     names = [name for name in RewardName if needs_answer(name)]
     scores = score_rules(names=names, completions=[completion("six"), completion("six")], answers=[None, "six"])
-    assert [scores.values[name].tolist() for name in names] == [[0.0, 1.0]] * 3 + [[0.0, 0.0]]
+    assert [scores.values[name].tolist() for name in names] == [[0.0, 1.0]] * 3 + [[0.0, 0.0], [0.0, 1.0]]
     assert scores.num_failures == {f"reward_failed:{name}": 1 for name in names}
     assert scores.failures[0].detail == "ValueError: no answer to compare with"
 
@@ -65,6 +65,23 @@ def test_a_rule_that_raises_or_gives_nan_is_zero_there_and_counted() -> None:
     assert scores.num_failures == {"reward_failed:wer": 2}
     assert scores.failures[0] == RuleFailure(name=RewardName.WER, row=0, detail="KeyError: 'seven'")
     assert scores.failures[1].detail == "ValueError: the rule gave nan"
+
+
+def test_a_rule_is_asked_where_it_applies_and_nowhere_else() -> None:
+    scores = score_rules(
+        names=[RewardName.DISTANCE, RewardName.WER],
+        completions=[completion("six"), completion("6")],
+        answers=["a cat", "4"],
+        applies={RewardName.DISTANCE: [False, True], RewardName.WER: [True, False]},
+    )
+    assert scores.values[RewardName.DISTANCE].tolist() == pytest.approx([0.0, 0.6])
+    assert scores.failures == ()
+
+
+def test_distance_alone_needs_a_number_to_compare_with() -> None:
+    assert not can_compare(RewardName.DISTANCE, "a cat")
+    assert can_compare(RewardName.DISTANCE, "seven") and can_compare(RewardName.DISTANCE, None)
+    assert all(can_compare(name, "a cat") for name in RewardName if name is not RewardName.DISTANCE)
 
 
 def test_the_learned_reward_is_no_rule() -> None:
