@@ -18,13 +18,14 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from actors.files import (
+    MANIFEST_FILE,
     STATE_FILE,
     Damaged,
     File,
@@ -37,11 +38,12 @@ from actors.files import (
     write_best,
 )
 from actors.group import WorkerGroup
-from actors.policy import LearningWorker
+from actors.policy import LearningWorker, PolicyWorker
 from actors.roles import Roles
 from pipeline.algorithms.kl import AdaptiveKl, FixedKl, KlController
 from pipeline.algorithms.shaping import RunningScale
-from pipeline.config import BestMode, Checkpoints, ConfigError, Kl, KlControl, Recipe
+from pipeline.config import BestMode, Checkpoints, ConfigError, Exported, Kl, KlControl, Recipe
+from pipeline.evaluation.validation import Progress
 from pipeline.models.checkpoint import FINGERPRINT_FILE
 
 PACKAGES = ("polyphony", "torch", "deepspeed", "transformers", "ray", "safetensors")
@@ -56,6 +58,8 @@ class LoopState:
     reward_scale: RunningScale
     cursor: int = 0
     """The data position: batches of prompts drawn so far."""
+    progress: Progress = field(default_factory=Progress)
+    """What evaluations while training have shown so far."""
 
     @classmethod
     def start(cls, kl: Kl) -> LoopState:
@@ -72,6 +76,7 @@ class LoopState:
             "cursor": self.cursor,
             "kl": {"control": control, **self.kl.state()},
             "reward_scale": self.reward_scale.state(),
+            "progress": self.progress.to_json(),
         }
 
     @classmethod
@@ -90,7 +95,8 @@ class LoopState:
             )
         kind = FixedKl if control == KlControl.FIXED else AdaptiveKl
         scale = RunningScale.from_state(stored["reward_scale"])
-        return cls(stored["step"], kind.from_state(values), scale, stored["cursor"])
+        progress = Progress(**stored.get("progress", {}))
+        return cls(stored["step"], kind.from_state(values), scale, stored["cursor"], progress)
 
 
 def save(roles: Roles, state: LoopState, recipe: Recipe, metrics: Mapping[str, float]) -> Folder:
@@ -158,29 +164,82 @@ def keep(root: Folder, newest: Folder, settings: Checkpoints) -> None:
     for folder in newest_first(root):
         if _order(folder) > _order(newest):
             print(f"{folder} is of a later step than this run has reached: --resume would take it", flush=True)
-    newest_of_step: dict[int, Folder] = {}
-    for folder in own:
-        newest_of_step.setdefault(_order(folder)[0], folder)
-    kept = list(newest_of_step.values())[: settings.keep_last]
+    newest_of_step = _newest_of_step(own)
+    kept = newest_of_step[: settings.keep_last]
     if settings.best_metric is not None:
-        kept += _mark_best(root, list(newest_of_step.values()), settings.best_metric, settings.best_mode)
+        kept += _mark_best(root, newest_of_step, settings.best_metric, settings.best_mode)
     for folder in own:
         if folder not in kept:
             folder.remove()
 
 
+def _newest_of_step(folders: list[Folder]) -> list[Folder]:
+    """The newest revision of each step, in the order of the folders, which begin with the newest."""
+    newest: dict[int, Folder] = {}
+    for folder in folders:
+        newest.setdefault(_order(folder)[0], folder)
+    return list(newest.values())
+
+
 def _mark_best(root: Folder, folders: list[Folder], metric: str, mode: BestMode) -> list[Folder]:
     """The best of the checkpoints (the newest comes first), if any; it has been among them at every save so far."""
-    metrics = {folder: json.loads(folder.read(STATE_FILE))["metrics"] for folder in folders}
-    if metric not in metrics[folders[0]]:
-        known = ", ".join(sorted(metrics[folders[0]]))
-        raise ConfigError(f"rlhf.checkpoints.best_metric={metric}: not a metric of this run; there are {known}")
-    values = {folder: found[metric] for folder, found in metrics.items() if math.isfinite(found.get(metric, math.nan))}
-    if not values:
+    known = json.loads(folders[0].read(STATE_FILE))["metrics"]
+    if metric not in known:
+        shown = ", ".join(sorted(known))
+        raise ConfigError(f"rlhf.checkpoints.best_metric={metric}: not a metric of this run; there are {shown}")
+    best = _best_of(folders, metric, mode)
+    if best is None:
         return []
-    best = (max if mode is BestMode.MAX else min)(values, key=lambda folder: values[folder])
-    write_best(root, {"checkpoint": best.name, "metric": metric, "mode": mode, "value": values[best]})
-    return [best]
+    write_best(root, {"checkpoint": best[0].name, "metric": metric, "mode": mode, "value": best[1]})
+    return [best[0]]
+
+
+def _best_of(folders: list[Folder], metric: str, mode: BestMode) -> tuple[Folder, float] | None:
+    """The checkpoint with the best finite value, and the value, if any; of equal ones the newest, which comes first."""
+    found = {folder: json.loads(folder.read(STATE_FILE))["metrics"].get(metric, math.nan) for folder in folders}
+    values = {folder: value for folder, value in found.items() if math.isfinite(value)}
+    return (max if mode is BestMode.MAX else min)(values.items(), key=lambda item: item[1]) if values else None
+
+
+def export(roles: Roles, recipe: Recipe, step: int, target: Path) -> None:
+    """Writes what the loop, which has made `step` steps, hands on into `target`, as a Hugging Face directory.
+
+    Without a step there is no checkpoint: the weights are those that it started from, and the best.
+
+    Raises:
+        ConfigError: it is to be the best checkpoint, and there is none, or it is not whole.
+    """
+    if recipe.rlhf.checkpoints.export is Exported.BEST and step > 0:
+        _load_best(roles, recipe, step)
+    ray.get(roles.policy.on_all(PolicyWorker.export, target.absolute()))
+
+
+def _load_best(roles: Roles, recipe: Recipe, step: int) -> None:
+    """Gives the policy the weights of the best checkpoint of `step` steps at most."""
+    settings, root = recipe.rlhf.checkpoints, root_of(recipe)
+    own = [folder for folder in newest_first(root) if _order(folder)[0] <= step and folder.has(MANIFEST_FILE)]
+    best = _best_of(_newest_of_step(own), str(settings.best_metric), settings.best_mode)
+    cure = "take the last weights with --resume rlhf.checkpoints.export=last"
+    if best is None:
+        raise ConfigError(f"rlhf.checkpoints.export=best: no checkpoint has {settings.best_metric}; {cure}")
+    folder, value = best
+    try:
+        manifest = Manifest.read(folder)
+        _verify(folder, manifest, {"policy": roles.policy})
+    except Damaged as error:
+        raise ConfigError(f"rlhf.checkpoints.export=best: {folder}: {error}; {cure}") from error
+    _load(folder, manifest, {"policy": roles.policy})
+    print(f"{folder} is handed on: the best, with {settings.best_metric}={value:.4g}", flush=True)
+
+
+def _load(folder: Folder, manifest: Manifest, trained: Mapping[str, WorkerGroup[Any]]) -> None:
+    """Has the ranks load their roles' share of a checkpoint."""
+    schedules = json.loads(folder.read(STATE_FILE))["schedules"]
+    calls: list[ray.ObjectRef[None]] = []
+    for role, group in trained.items():
+        names = [file.name.removeprefix(f"{role}/") for file in manifest.files_of(role)]
+        calls += group.on_all(LearningWorker.resume, folder / role, names, schedules[role])
+    ray.get(calls)
 
 
 def resume(roles: Roles, recipe: Recipe) -> LoopState:
@@ -203,11 +262,7 @@ def resume(roles: Roles, recipe: Recipe) -> LoopState:
             continue
         stored = json.loads(folder.read(STATE_FILE))
         state = LoopState.from_json(stored, recipe.rlhf.algorithm.kl)
-        calls: list[ray.ObjectRef[None]] = []
-        for role, group in trained.items():
-            names = [file.name.removeprefix(f"{role}/") for file in manifest.files_of(role)]
-            calls += group.on_all(LearningWorker.resume, folder / role, names, stored["schedules"][role])
-        ray.get(calls)
+        _load(folder, manifest, trained)
         print(f"resumed from {folder}", flush=True)
         return state
     if refused:

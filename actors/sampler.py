@@ -32,6 +32,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class _Pending:
+    cursor: int
     prompts: list[PromptRef]
     calls: Calls
     greedy: Calls
@@ -52,8 +53,8 @@ class Sampler:
 
     @property
     def cursor(self) -> int:
-        """Batches drawn so far: the data position."""
-        return self._batches.cursor
+        """Batches drawn for the steps taken so far: the data position. What was begun for later steps is not in it."""
+        return self._pending[0].cursor if self._pending else self._batches.cursor
 
     def take(self, step: int) -> Sampled:
         """The batch of `step`; starts generation for the steps that may run ahead.
@@ -76,14 +77,14 @@ class Sampler:
 
     def _start(self) -> _Pending:
         settings = self._recipe.rlhf
-        prompts = self._batches.take()
+        cursor, prompts = self._batches.cursor, self._batches.take()
         # The batch's number, not the step's: a step that draws twice never samples a prompt twice alike.
-        seed = self.cursor - 1
+        seed = self._batches.cursor - 1
         calls = generate(self._roles, prompts, settings.sampling, group_size=settings.group_size, seed=seed)
         greedy: Calls = []
         if settings.algorithm.advantage.needs_greedy:
             greedy = generate(self._roles, prompts, settings.sampling.greedy, group_size=1, seed=seed)
-        return _Pending(prompts, calls, greedy)
+        return _Pending(cursor, prompts, calls, greedy)
 
     def _collect(self, pending: _Pending, step: int) -> Sampled:
         results, seconds = collect({"rollout": pending.calls, "greedy": pending.greedy})

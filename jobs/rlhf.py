@@ -7,6 +7,7 @@
 
 The driver holds ids, logprobs and rewards, never a medium: those travel as references in the object store.
 With `rlhf.staleness` above 0 the next batches are sampled while this one is scored and learned from.
+Where `rlhf.evaluate_every` asks for it, the rollout workers complete validation prompts between two steps.
 Left out on purpose: a second policy pass where behaviour logprobs are the policy's own (`Recipe.scores_proximal`).
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import numpy as np
 import ray
 from torch import Tensor
 
-from actors import checkpoints, parity
+from actors import checkpoints, parity, validation
 from actors.critic import CriticWorker
 from actors.door import Batches, Door
 from actors.encoder import EncoderWorker, PromptRef
@@ -49,7 +51,9 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
     """Trains the policy and returns the directory of its Hugging Face checkpoint."""
     settings, algorithm = recipe.rlhf, recipe.rlhf.algorithm
     target = recipe.checkpoint("rlhf")
-    check_tasks(recipe, Datasets(recipe.datasets, "train"))
+    if validation.is_done(recipe, resume=resume):
+        return target
+    check_tasks(recipe, Datasets(recipe.datasets, settings.split))
     with crew_of(recipe, crew) as workers:
         roles = workers.roles(loop_paths(recipe))
         for learner in filter(None, (roles.policy, roles.critic)):
@@ -63,6 +67,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
         sync_weights(roles, state.step)
         if settings.parity.num_rows:
             parity.check(roles, recipe, door, stage="after the first weight sync", stock=not resume)
+        validator = validation.Validator(roles, recipe)
         batches = Batches(door, recipe, size=settings.prompts_per_step, cursor=state.cursor)
         sampler = Sampler(roles, recipe, batches)
         tracker = Tracker(
@@ -73,8 +78,9 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
             extra_sinks=ray_sinks(recipe.run, "rlhf"),
         )
         with tracker, closing(batches):
-            for step in range(state.step, settings.num_steps):
-                started = time.monotonic()
+            state = validator.evaluated(state)
+            while (end := validator.end(state)) is None:
+                started, step, evaluated = time.monotonic(), state.step, state.progress.at(state.step)
                 sampled = sampler.take(step)
                 # All roles score at once, unless rewards say first which groups there are to score.
                 is_dynamic = algorithm.dynamic_sampling.max_rounds > 0
@@ -99,7 +105,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 updated, update_s = update(roles, recipe, rows, step, state.kl.weight)
                 sync_weights(roles, step + 1)
                 kl = next_kl(state.kl, settings, step, kl=statistics["kl/reference"], num_completions=len(rewards))
-                state = checkpoints.LoopState(step + 1, kl, scale, sampler.cursor)
+                state = replace(state, step=step + 1, kl=kl, reward_scale=scale, cursor=sampler.cursor)
                 seconds = {**batch.seconds, **score_s, **update_s, "step": time.monotonic() - started}
                 metrics = {
                     **batch_metrics(roles, door, batch, step),
@@ -110,13 +116,17 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                     **updated,
                     **speed(batch.rollouts, seconds),
                 }
-                tracker.log(step, metrics)
+                tracker.log(step, {**metrics, **evaluated})
                 if step % settings.samples_every == 0:
                     tracker.samples(step, sample_rows(batch))
-                if state.step % settings.checkpoints.save_every == 0 or state.step == settings.num_steps:
-                    checkpoints.save(roles, state, recipe, metrics)
-        ray.get(roles.policy.on_all(PolicyWorker.export, target.absolute()))
+                state = validator.evaluated(state)
+                if state.step % settings.checkpoints.save_every == 0 or validator.end(state):
+                    checkpoints.save(roles, state, recipe, {**metrics, **state.progress.at(state.step)})
+            if evaluated := state.progress.at(state.step):
+                tracker.log(state.step, evaluated)
+        checkpoints.export(roles, recipe, state.step, target)
         batches.record_rows("rlhf")
+        validation.record_end(recipe, end, state)
     return target
 
 

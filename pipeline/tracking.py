@@ -25,6 +25,7 @@ HEADLINES = (
     "accuracy",
     "reward/mean",
     "reward/exact_match",
+    "validation/greedy_exact_match",
     "kl/reference",
     "entropy",
     "completion/length",

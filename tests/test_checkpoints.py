@@ -15,6 +15,7 @@ from actors.files import Damaged, Folder, Manifest, begin, newest_first, publish
 from pipeline.algorithms.kl import AdaptiveKl, FixedKl
 from pipeline.algorithms.shaping import RunningScale
 from pipeline.config import BestMode, Checkpoints, ConfigError, Kl, KlControl, Recipe, load_recipe
+from pipeline.evaluation.validation import Progress
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -187,13 +188,20 @@ def test_a_checkpoint_of_another_seed_other_roles_or_other_towers_is_refused_wit
 
 def test_the_loops_state_survives_json_bit_by_bit() -> None:
     adaptive = Kl(control=KlControl.ADAPTIVE, weight=0.1)
+    progress = Progress(5, {"validation/exact_match": 2 / 3}, "validation/exact_match", best=0.7, num_without_gain=2)
     for kl, state in (
-        (Kl(), LoopState(7, FixedKl(1 / 3), RunningScale(3, 0.1, 1e-17), cursor=91)),
+        (Kl(), LoopState(7, FixedKl(1 / 3), RunningScale(3, 0.1, 1e-17), cursor=91, progress=progress)),
         (adaptive, LoopState(7, AdaptiveKl(2 / 7, 0.02, 1000), RunningScale(), cursor=91)),
     ):
         assert LoopState.from_json(json.loads(json.dumps(state.to_json())), kl) == state
     with pytest.raises(ConfigError, match=r"kl\.control=adaptive, but the checkpoint was written with fixed: use that"):
         LoopState.from_json(LoopState.start(Kl()).to_json(), adaptive)
+
+
+def test_a_checkpoint_that_knows_no_evaluations_is_that_of_a_run_without_any() -> None:
+    stored = LoopState.start(Kl()).to_json()
+    del stored["progress"]
+    assert LoopState.from_json(stored, Kl()) == LoopState.start(Kl())
 
 
 def test_checkpoints_lie_in_the_run_or_where_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

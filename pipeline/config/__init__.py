@@ -18,7 +18,7 @@ from pipeline.config.algorithm import (
     OffPolicy,
     PolicyLossName,
 )
-from pipeline.config.checkpoints import BestMode, Checkpoints
+from pipeline.config.checkpoints import BestMode, Checkpoints, Exported
 from pipeline.config.data import Access, Data, Dataset, MediaLimits, RowOrder
 from pipeline.config.loading import describe, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
@@ -37,11 +37,14 @@ from pipeline.config.rlhf import Parity, RewardName, RewardWeight, Rlhf
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import ConfigError, Section, section_of
 from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
+from pipeline.config.validation import TASK_MEASURES, VALIDATION, Measure, Validation
 from pipeline.config.workers import Encoder, Learner, Rollout, Sharded, Trained, Workers
 
 __all__ = [
     "FROZEN",
+    "TASK_MEASURES",
     "TOWERS",
+    "VALIDATION",
     "Access",
     "AdvantageEstimator",
     "Aggregation",
@@ -58,6 +61,7 @@ __all__ = [
     "DynamicSampling",
     "Encoder",
     "Evaluate",
+    "Exported",
     "Form",
     "FrozenPart",
     "ImportanceCorrection",
@@ -69,6 +73,7 @@ __all__ = [
     "Learner",
     "LoopParts",
     "Lora",
+    "Measure",
     "MediaAs",
     "MediaLimits",
     "Model",
@@ -99,6 +104,7 @@ __all__ = [
     "Splitting",
     "Supervised",
     "Trained",
+    "Validation",
     "Workers",
     "describe",
     "load_recipe",

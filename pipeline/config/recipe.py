@@ -108,6 +108,19 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_validation(self) -> Recipe:
+        split = self.rlhf.validation.split
+        others = {"rlhf.split": self.rlhf.split, "preferences.split": self.preferences.split}
+        others |= {"evaluate.split": self.evaluate.split, "the demonstrations' split": "train"}
+        for field, other in others.items():
+            if self.rlhf.evaluate_every and split == other:
+                raise ValueError(
+                    f"rlhf.validation.split={split}: {field} has the same rows, and what is chosen by rows that are "
+                    "learned from, or reported on, is not chosen fairly; use a split of its own, such as validation"
+                )
+        return self
+
     @property
     def data_path(self) -> Path:
         """Directory on disk of the prompt table that is made where `data.path` names none."""

@@ -12,6 +12,7 @@ from pipeline.config.algorithm import Algorithm, ImportanceCorrection, PolicyLos
 from pipeline.config.checkpoints import Checkpoints
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import Section
+from pipeline.config.validation import VALIDATION, Validation, check_metric
 from pipeline.config.workers import Encoder, Learner, Rollout, Sharded
 
 
@@ -98,6 +99,11 @@ class Rlhf(Section):
     """The comparison of rollout and trainer before the first update."""
     checkpoints: Checkpoints = Checkpoints()
     """Checkpoints to go on from after an interruption."""
+    evaluate_every: int | None = Field(default=None, ge=0)
+    """Steps between evaluations on prompts of the validation split, the first before the first update and one after the
+    last; null or 0: none."""
+    validation: Validation = Validation()
+    """What these evaluations look at, and when they end the run."""
     samples_every: int = Field(default=10, gt=0)
     """Steps between samples written to `samples.jsonl`."""
 
@@ -179,5 +185,27 @@ class Rlhf(Section):
             raise ValueError(
                 f"group_size={self.group_size}: {self.algorithm.advantage} compares the completions of a group; "
                 "use 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> Rlhf:
+        every, best = self.evaluate_every, self.checkpoints.best_metric
+        uses = {f"validation.{name}": getattr(self.validation, name) for name in ("stop_at", "patience")}
+        if best is not None and best.startswith(VALIDATION):
+            check_metric("checkpoints.best_metric", best)
+            uses["checkpoints.best_metric"] = best
+        if not every:
+            for field, value in uses.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{field}={value} with evaluate_every={'null' if every is None else every}: nothing would be "
+                        "evaluated; set evaluate_every, such as 10"
+                    )
+        elif "checkpoints.best_metric" in uses and self.checkpoints.save_every % every:
+            raise ValueError(
+                f"checkpoints.best_metric={best} with checkpoints.save_every={self.checkpoints.save_every} and "
+                f"evaluate_every={every}: a checkpoint of a step that is not evaluated could not be compared; make "
+                "save_every a multiple of evaluate_every"
             )
         return self

@@ -46,6 +46,7 @@ class OpenBatches:
     def __init__(self, cursor: int) -> None:
         self.cursor = cursor
         self.announced: list[int] = []
+        self.num_ahead: list[int] = []
 
     def take(self) -> list[PromptRef]:
         self.cursor += 1
@@ -77,6 +78,7 @@ class Bench:
             self.rollout.version = step
             sampled = self.sampler.take(step)
             assert [rollout.prompt_id for rollout in sampled.rollouts] == [prompt.id for prompt in sampled.prompts]
+            self.batches.num_ahead.append(self.batches.cursor - step - 1)
             taken.append((self.sampler.cursor, [prompt.id for prompt in sampled.prompts]))
         return taken
 
@@ -93,7 +95,9 @@ def test_generation_runs_ahead_and_never_beyond_the_next_checkpoint() -> None:
     bench = Bench("rlhf.staleness=2", "rlhf.checkpoints.save_every=4")
     cursors = [cursor for cursor, _ in bench.run(range(6))]
     # Steps 0 to 2 start at once, then one a step up to the checkpoint after step 3, then the last two.
-    assert cursors == [3, 4, 4, 4, 6, 6]
+    assert bench.batches.num_ahead == [2, 2, 1, 0, 1, 0]
+    # What runs ahead is not done: a run that ends early, and goes on later, draws it again.
+    assert cursors == [1, 2, 3, 4, 5, 6]
     assert [(each["seed"], each["version"]) for each in bench.rollout.asked] == [
         (0, 0), (1, 0), (2, 0), (3, 1), (4, 4), (5, 4),
     ]  # fmt: skip
@@ -123,7 +127,7 @@ def test_another_batch_of_a_step_comes_from_the_order_and_with_a_seed_of_its_own
     more = bench.sampler.more(0)
     assert [prompt.id for prompt in more.prompts] == _drawn(2)
     assert [each["seed"] for each in bench.rollout.asked] == [0, 1, 2]
-    assert bench.sampler.cursor == 3
+    assert bench.batches.cursor == 3
 
 
 def test_remax_gets_a_greedy_completion_of_each_prompt() -> None:
