@@ -20,7 +20,7 @@ from typing import Any
 import ray
 import yaml
 
-from actors.door import Door
+from actors.door import Door, shared_rows
 from actors.encoder import PromptRef, Showing, needs_of
 from actors.group import split
 from actors.judge import groups_of
@@ -231,7 +231,7 @@ def publish(
     directory = recipe.run.directory
     prompts = read_prompts(recipe, list({sample.prompt_id: None for sample in samples}))
     evaluation = summarise(samples)
-    stage_s, counts, rows = read_stages(recipe), read_counts(recipe), read_rows(directory)
+    stage_s, counts, rows = read_stages(recipe), read_counts(recipe), shared_rows(directory, "sft", "rlhf")
     counts["rows_without_answer"] = len({sample.prompt_id for sample in samples if sample.answer is None})
     swapped = {sample.prompt_id for sample in samples if sample.swapped is not None}
     counts["rows_without_swap"] = len({sample.prompt_id for sample in samples if sample.blanked} - swapped)
@@ -252,12 +252,6 @@ def publish(
         seeds_table=seeds_table,
         notes=notes(recipe),
     )
-
-
-def read_rows(directory: Path) -> dict[str, int] | None:
-    """Prompts that SFT learned from, that RL drew, and that both did: `rows.json` of the run, or None."""
-    path = directory / "rows.json"
-    return {name: int(number) for name, number in json.loads(path.read_text()).items()} if path.is_file() else None
 
 
 def read_counts(recipe: Recipe) -> dict[str, int]:

@@ -128,9 +128,7 @@ def _uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
     return torch.stack([torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def _samples(
-    token_ids: Tensor, logprobs: Tensor, raw: Tensor | None, lengths: Tensor, stopped: Tensor
-) -> list[Sample]:
+def _samples(token_ids: Tensor, logprobs: Tensor, raw: Tensor | None, lengths: Tensor, stopped: Tensor) -> list[Sample]:
     samples: list[Sample] = []
     ids: Any = token_ids.cpu().numpy()
     values: Any = logprobs.cpu().numpy()

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import pytest
 
-from actors.door import Batches, Door, Lacks, PairBatches, nothing
+from actors.door import Batches, Door, Lacks, PairBatches, nothing, shared_rows
 from actors.encoder import Needs, PromptRef, Showing
 from actors.judge import lacks as lacks_for_rewards
 from jobs import reward_model, sft
@@ -117,6 +117,20 @@ def test_the_first_rows_alone_are_drawn_where_that_is_asked(table: Path) -> None
     with _opened(_recipe(table), size=5, num_rows=15) as (_, batches):
         assert batches.num_rows == 15
         assert {name for batch in _ids(batches, 3) for name in batch} == {f"row-{row}" for row in range(15)}
+
+
+def test_a_run_tells_how_many_rows_two_stages_share(table: Path) -> None:
+    directory = table.parent / "run"
+    with _opened(_recipe(table), size=5, num_rows=15) as (_, batches):
+        _ids(batches, 4)  # A batch more than there are rows.
+        batches.record_rows("sft")
+    assert shared_rows(directory, "sft", "rlhf") is None
+    with _opened(_recipe(table), size=5) as (_, batches):
+        drawn = {name for batch in _ids(batches, 6) for name in batch}
+        batches.record_rows("rlhf")
+    both = len(drawn & {f"row-{row}" for row in range(15)})
+    assert both > 0
+    assert shared_rows(directory, "sft", "rlhf") == {"sft": 15, "rlhf": 30, "both": both}
 
 
 def test_refused_rows_make_a_batch_smaller_and_count_once_whatever_the_epoch(table: Path) -> None:

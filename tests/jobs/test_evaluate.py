@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from actors.encoder import PromptRef, Showing
-from jobs.evaluate import alterations, read_rows, result, true_rewards
+from jobs.evaluate import alterations, result, true_rewards
 from pipeline.data.datasets import RowKey
 from pipeline.evaluation.results import Mode, ModelName
 from pipeline.records import Completion, FinishReason, MediaKind, PromptInfo
@@ -83,9 +82,3 @@ def test_a_result_holds_the_demonstration_only_where_it_is_the_rows_own() -> Non
     found = [result(each, said("7"), ModelName.SFT, Mode.GREEDY) for each in (own, info("b", "7", IMAGE))]
     assert [each.demonstration for each in found] == ["7", None]
     assert found[0].is_shown and found[0].true_reward == 1.0
-
-
-def test_what_rl_drew_is_read_where_the_run_recorded_it(tmp_path: Path) -> None:
-    assert read_rows(tmp_path) is None
-    (tmp_path / "rows.json").write_text('{"sft": 2400, "rlhf": 1500, "both": 0}')
-    assert read_rows(tmp_path) == {"sft": 2400, "rlhf": 1500, "both": 0}
