@@ -287,7 +287,7 @@ def test_no_number_of_the_recipe_may_be_nan_or_infinite(number: str) -> None:
 
 
 def test_a_number_that_is_not_finite_is_named_with_its_field() -> None:
-    expected = "rlhf.rewards.exact_match: Input should be a finite number (got nan)"
+    expected = "rlhf.rewards.exact_match.weight: Input should be a finite number (got nan)"
     assert _refused("rlhf.rewards={exact_match: .nan}") == expected
     assert _refused("data.mixture=[{path: a, weight: .inf}]").startswith("data.mixture.0.weight: Input should be a fin")
     step = _refused("prepare.steps=[{step: audio.noise, min_snr_db: .nan}]")

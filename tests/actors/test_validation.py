@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -30,6 +31,7 @@ from tests.jobs.small import small_recipe
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 METRIC = "validation/greedy_exact_match"
+RUN = ("rlhf.num_steps=9", "rlhf.validation.num_prompts=6")
 
 
 class Workers:
@@ -38,7 +40,6 @@ class Workers:
     def __init__(self, recipe: Recipe, says: Callable[[PromptRef, int, int], str]) -> None:
         self._recipe = recipe
         self._says = says
-        self._answers: dict[str, str] = {}
         self.version = 0
         self.num_processed = 0
         self.asked: list[tuple[int, int, float]] = []
@@ -49,15 +50,12 @@ class Workers:
         return 2
 
     def encode(self, rows: Sequence[RowRef], split: str, needs: object, **_: object) -> Any:
-        infos = {
-            key: info for info in Datasets(self._recipe.datasets, split).infos() for key in self._keys(split, info.id)
-        }
+        datasets = Datasets(self._recipe.datasets, split)
+        infos = datasets.infos()
+        found = dict(zip(datasets.keys([info.id for info in infos]), infos, strict=True))
         self.num_processed += len(rows)
-        prompts = [PromptRef(infos[row.key], row.key, num_tokens=3, stored=cast(Any, None)) for row in rows]
-        return cast(Any, type("Encoded", (), {"result": lambda _: prompts}))()
-
-    def _keys(self, split: str, id: str) -> list[Any]:
-        return Datasets(self._recipe.datasets, split).keys([id])
+        prompts = [PromptRef(found[row.key], row.key, num_tokens=3, stored=cast(Any, None)) for row in rows]
+        return type("Encoded", (), {"result": lambda _: prompts})()
 
     def on_each(
         self, method: object, shares: Sequence[list[PromptRef]], sampling: Sampling, *, group_size: int, step: int
@@ -84,7 +82,7 @@ class Bench:
     """A run of which nothing happens but evaluations."""
 
     def __init__(self, make: Callable[..., Recipe], *overrides: str, says: Callable[[PromptRef, int, int], str]):
-        self.recipe = make("rlhf.num_steps=9", "rlhf.validation.num_prompts=6", *overrides)
+        self.recipe = make(*RUN, *overrides)
         self.workers = Workers(self.recipe, says)
         self.validator = Validator(cast(Any, self.workers), self.recipe)
 
@@ -214,7 +212,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(
     def write(num_answered: int) -> None:
         answers = [*table["answer"].to_pylist()[:num_answered], *[None] * (len(table) - num_answered)]
         place = table.schema.get_field_index("answer")
-        rows = table.set_column(place, table.schema.field(place), [answers])
+        rows = table.set_column(place, table.schema.field(place), pa.array(answers, pa.string()))
         pq.write_table(rows, data / "validation.parquet")
 
     write(num_answered=5)
@@ -256,8 +254,8 @@ def test_a_run_that_ended_is_done_until_the_recipe_asks_for_more(
     # Whoever starts anew, asks for more, or for other weights, has a run to make, and the old end is forgotten.
     more = (
         (recipe, False),
-        (make(*settings, "rlhf.validation.stop_at=null"), True),
-        (make(*settings, "rlhf.checkpoints={best_metric: reward/mean, export: best}"), True),
+        (make(*RUN, *settings, "rlhf.validation.stop_at=null"), True),
+        (make(*RUN, *settings, "rlhf.checkpoints={best_metric: reward/mean, export: best}"), True),
     )
     for wanted, resume in more:
         ended()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from actors import validation
 from jobs import rlhf
 from pipeline.config import Recipe
-from pipeline.records import Prompt
+from pipeline.records import Prompt, Rollout
 from tests.jobs.small import MakeRecipe, curve, small_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -51,11 +53,47 @@ def test_a_checkpoint_of_the_last_step_is_complete(one_worker: Recipe) -> None:
     assert files == {"state.json", *(f"{role}/rank-00000-000.safetensors" for role in ("policy", "critic"))}
 
 
-def test_an_interrupted_and_resumed_run_gives_the_same_numbers(one_worker: Recipe, make_recipe: MakeRecipe) -> None:
-    rlhf.run(make_recipe("rlhf.num_steps=2"))
-    resumed = make_recipe()
+def test_a_run_that_reached_its_target_and_is_resumed_without_one_gives_the_numbers_of_one_that_was_never_evaluated(
+    one_worker: Recipe, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    metric = "validation/greedy_exact_match"
+    # An untrained model gets nothing right: what it is worth after each step is said here.
+    worth = {0: 0.1, 1: 0.9, 2: 0.3, 3: 0.2}
+
+    def measured(infos: Any, *, sampled: Sequence[Rollout], greedy: Sequence[Rollout]) -> dict[str, float]:
+        assert len(infos) == 4 and [len(rollout.completions) for rollout in sampled] == [2] * 4
+        version = greedy[0].completions[0].weights_version
+        return {**scored(infos, sampled=sampled, greedy=greedy), metric: worth[version]}
+
+    scored = validation.measured
+    monkeypatch.setattr(validation, "measured", measured)
+    evaluating = ("rlhf.evaluate_every=1", "rlhf.validation={num_prompts: 4, samples_per_prompt: 2, stop_at: 0.8}")
+    stopped = make_recipe(*evaluating)
+    target = rlhf.run(stopped)
+    assert "the run ends after step 1 of 3: " in capfd.readouterr().out
+    rows = curve(stopped)
+    assert [row["step"] for row in rows] == [0, 1]
+    assert [row[metric] for row in rows] == [0.1, 0.9] and "reward/mean" not in rows[1]
+    first_weights = _weights(target)
+    rlhf.run(stopped, resume=True)
+    assert "--resume: the run ended after step 1, nothing is left to do" in capfd.readouterr().out
+    assert curve(stopped) == rows
+
+    best = f"rlhf.checkpoints={{best_metric: {metric}, export: best, save_every: 2, keep_last: 1}}"
+    resumed = make_recipe(*evaluating, "rlhf.validation.stop_at=null", best)
     rlhf.run(resumed, resume=True)
-    assert curve(resumed) == curve(one_worker)
+    rows = curve(resumed)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row[metric] for row in rows] == list(worth.values())
+    learning = [{name: value for name, value in row.items() if "validation" not in name} for row in rows]
+    assert learning[:3] == curve(one_worker)
+    # The best was saved because it ended the first run, is kept since, and is handed on.
+    assert _weights(target) == first_weights != _weights(one_worker.checkpoint("rlhf"))
+    assert json.loads((resumed.run.directory / "rlhf_end.json").read_text())["reason"] == "num_steps"
+
+
+def _weights(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
 
 
 def test_two_ranks_give_the_curve_of_one(one_worker: Recipe, make_recipe: MakeRecipe) -> None:
@@ -72,15 +110,23 @@ def test_two_ranks_give_the_curve_of_one(one_worker: Recipe, make_recipe: MakeRe
 
 def test_grpo_runs_without_a_critic_and_kl_in_the_loss(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(
-        "rlhf.num_steps=2",
+        # As the untrained model gets nothing right, patience ends the run after two steps.
+        "rlhf.num_steps=9",
+        "rlhf.evaluate_every=1",
+        "rlhf.validation={num_prompts: 8, patience: 2}",
+        # Towers that learn run in the rollout too.
+        *(f"rlhf.policy.parts.{part}.mode=train" for part in ("vision_tower", "audio_tower", "projector")),
         "rlhf.algorithm.advantage=grpo",
         "rlhf.algorithm.kl={place: loss, estimator: k3, weight: 0.1}",
         "rlhf.rewards={exact_match: 1.0, wer: 0.5, length: 0.1}",
     )
     rlhf.run(recipe)
-    rows = curve(recipe)
+    *rows, ended = curve(recipe)
+    assert len(rows) == 2
     assert "policy/kl_loss" in rows[-1] and not any(name.startswith("critic") for name in rows[-1])
     assert {"reward/exact_match", "reward/wer", "reward/length"} <= rows[-1].keys()
+    assert (ended["step"], ended["data/validation_prompts"], ended["validation/any_of_k"]) == (2, 8, 0)
+    assert json.loads((recipe.run.directory / "rlhf_end.json").read_text())["reason"] == "patience"
 
 
 def test_without_a_kl_weight_there_is_no_reference(make_recipe: MakeRecipe) -> None:
@@ -202,6 +248,9 @@ def test_completions_of_stale_weights_stop_the_loop() -> None:
 def test_generation_that_runs_ahead_is_stale_up_to_the_next_checkpoint(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(
         "rlhf.staleness=1",
+        # Evaluations have the newest weights all the same.
+        "rlhf.evaluate_every=1",
+        "rlhf.validation={num_prompts: 2, samples_per_prompt: 1}",
         "rlhf.algorithm={advantage: rloo, kl: {weight: 0}, off_policy: {correction: token}}",
         "rlhf.rewards={exact_match: 1.0, length: 1.0}",
         "rlhf.policy.learning_rate=2e-3",
@@ -209,7 +258,7 @@ def test_generation_that_runs_ahead_is_stale_up_to_the_next_checkpoint(make_reci
         "rlhf.group_size=6",
     )
     rlhf.run(recipe)
-    rows = curve(recipe)
+    *rows, _ = curve(recipe)
     # A checkpoint stands after two steps, and nothing is sampled beyond it.
     assert [row["staleness"] for row in rows] == [0, 1, 0]
     fresh, stale, again = (row["mismatch/mean"] for row in rows)
