@@ -185,7 +185,7 @@ class Batches:
         }
         file = rows_file(self._door.directory, stage)
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **{f"{self._door.split}/{name}": found for name, found in rows.items()})
+        np.savez(file, allow_pickle=False, **{f"{self._door.split}/{name}": found for name, found in rows.items()})
 
     def metrics(self) -> dict[str, float]:
         """Rows taken of each dataset so far, and how many epochs that is."""

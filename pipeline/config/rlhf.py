@@ -23,6 +23,7 @@ class RewardName(StrEnum):
     WER = "wer"
     LENGTH = "length"
     DISTANCE = "distance"
+    NOISE = "noise"
 
 
 class RewardWeight(Section):

@@ -21,6 +21,7 @@ from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, first_number
 from pipeline.rewards.exact_match import exact_match, normalise
 from pipeline.rewards.length import length_reward
+from pipeline.rewards.noise import noise
 from pipeline.rewards.wer import wer_reward
 
 Rule = Callable[[Completion, str], float]
@@ -37,6 +38,7 @@ RULES: dict[RewardName, Rule] = {
     RewardName.WER: lambda completion, answer: wer_reward(completion.text, answer),
     RewardName.LENGTH: _length_rule,
     RewardName.DISTANCE: lambda completion, answer: distance_reward(completion.text, answer),
+    RewardName.NOISE: lambda completion, answer: noise(completion),
 }
 
 

@@ -337,7 +337,13 @@ def test_a_fit_to_comparisons_ranks_as_told() -> None:
     optimizer = torch.optim.Adam([scores], lr=0.1)
     for _ in range(30):
         optimizer.zero_grad()
-        bradley_terry_loss(chosen=scores[chosen], rejected=scores[rejected], num_pairs=float(len(chosen))).backward()
+        bradley_terry_loss(
+            chosen=scores[chosen],
+            rejected=scores[rejected],
+            margin=torch.zeros(len(chosen)),
+            is_tie=torch.zeros(len(chosen), dtype=torch.bool),
+            num_pairs=float(len(chosen)),
+        ).backward()
         optimizer.step()
     assert scores.detach().argsort(descending=True).tolist() == [3, 1, 0, 2]
     # And as surely as told: two of three times for 3 over 1.

@@ -1,0 +1,263 @@
+"""Is it the reward that teaches? The demo against controls that a sceptic would ask for, on the same held-out prompts.
+
+    seed 0, 1, 2 -> the demo (shared with benchmarks.seeds): SFT, RLHF
+                 -> from its SFT checkpoint, each arm by itself:
+                    more_sft          SFT goes on, on its own rows, for as long as reward model and loop took
+                    rl_on_sft_rows    the loop draws the prompts that SFT knows
+                    random_reward     the loop, rewarded by chance
+                    oracle_sft        SFT goes on, on the right and plain answers of the loop's prompts: the ceiling
+                    grpo, rloo        other estimators, with as many samples
+                 -> jobs.evaluate each -> <out>/seed-k/<arm>/summary.json -> benchmarks/RESULTS.md
+
+    python -m benchmarks.learning
+    python -m benchmarks.learning --seeds 0 --arms more_sft oracle_sft
+
+What lies there already is not run again, so that an interrupted benchmark goes on. Left out on purpose: arms side by
+side. They would share the cores, and "for as long" would mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks import machine
+from benchmarks.seeds import mean, run_seed
+from pipeline.config import Recipe, load_recipe
+from pipeline.evaluation.intervals import Estimate, paired
+from pipeline.evaluation.results import Mode, ModelName, read_samples
+
+LOOP_ARMS: Mapping[str, tuple[str, ...]] = {
+    "rl_on_sft_rows": ("rlhf.split=train",),
+    "random_reward": ("rlhf.rewards={noise: 1.0}",),
+    "grpo": ("rlhf.algorithm.advantage=grpo",),
+    "rloo": ("rlhf.algorithm.advantage=rloo",),
+}
+"""What the loop of an arm does otherwise than the demo's."""
+ARMS = ("more_sft", "rl_on_sft_rows", "random_reward", "oracle_sft", "grpo", "rloo")
+COLUMNS = ("greedy", "contains", "exact match")
+Summaries = Mapping[str, Mapping[int, Mapping[str, Any]]]
+"""`summary.json` by arm and seed; the demo's own as `rlhf`."""
+
+
+def start(directory: Path, demo: Path) -> None:
+    """Lays out an arm's run: what the demo's earlier stages made stands in it as links."""
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "checkpoints").mkdir(parents=True)
+    for name in ("base", "sft", "reward_model"):
+        (directory / "checkpoints" / name).symlink_to(demo / "checkpoints" / name)
+    (directory / "preferences.parquet").symlink_to(demo / "preferences.parquet")
+
+
+def oracle_data(directory: Path, demo: Path) -> Path:
+    """The loop's prompts as rows to learn from, with the right answer, plainly, in place of a demonstration."""
+    rows = pq.read_table(demo / "data" / "rl.parquet")
+    place = rows.schema.get_field_index("demonstration")
+    rows = rows.set_column(place, rows.schema.field(place), pa.nulls(len(rows), rows.schema.field(place).type))
+    directory.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, directory / "train.parquet", row_group_size=32)
+    (directory / "test.parquet").symlink_to(demo / "data" / "test.parquet")
+    return directory
+
+
+def sft_steps(recipe: Recipe, stage_s: Mapping[str, float]) -> int:
+    """Steps of SFT that take as long as reward model and loop did."""
+    return round(recipe.sft.num_steps * (stage_s["reward_model"] + stage_s["rlhf"]) / stage_s["sft"])
+
+
+def run_arm(arm: str, config: Path, overrides: Sequence[str], *, directory: Path, demo: Path) -> None:
+    """Trains and evaluates an arm. In a process of its own, which starts a local Ray."""
+    from actors.roles import crew_of
+    from jobs import evaluate, rlhf, sft
+    from jobs.command import connect, read_stages, record_stage
+
+    start(directory, demo)
+    own = [*overrides, f"run.directory={directory}", f"data.path={demo / 'data'}", "evaluate.blind=false"]
+    recipe = load_recipe(config, own)
+    connect(address="local", object_store_memory=512 * 2**20)
+    if arm in LOOP_ARMS:
+        recipe = load_recipe(config, [*own, *LOOP_ARMS[arm]])
+        with crew_of(recipe) as crew:
+            started = time.monotonic()
+            rlhf.run(recipe, crew=crew)
+            record_stage(recipe, "rlhf", time.monotonic() - started)
+            evaluate.run(recipe, crew=crew)
+        return
+    # The trained checkpoint takes the place of RLHF's, beside the SFT model that it started from.
+    trained = directory / "trained"
+    steps = sft_steps(recipe, read_stages(load_recipe(config, [f"run.directory={demo}"])))
+    own += [f"model.path={demo / 'checkpoints' / 'sft'}", f"sft.num_steps={steps}", f"sft.decay_steps={steps}"]
+    if arm == "oracle_sft":
+        own += [f"data.path={oracle_data(directory / 'data', demo)}", "sft.rows=null"]
+    recipe = load_recipe(config, [*own, f"run.directory={trained}"])
+    with crew_of(recipe) as crew:
+        started = time.monotonic()
+        sft.run(recipe, crew=crew)
+        recipe = load_recipe(config, own)
+        record_stage(recipe, "sft", time.monotonic() - started)
+        (directory / "checkpoints" / "rlhf").symlink_to(trained / "checkpoints" / "sft")
+        evaluate.run(recipe, crew=crew)
+
+
+def row(summaries: Mapping[int, Mapping[str, Any]], model: ModelName) -> dict[str, list[float | None]]:
+    """The columns of the table for one model, a value a seed, from the summaries of its arm."""
+    parts = [summary["overall"][model.value] for summary in summaries.values()]
+    keys = dict(zip(COLUMNS, ("greedy_true_reward", "contains", "true_reward"), strict=True))
+    return {column: [part.get(key) for part in parts] for column, key in keys.items()}
+
+
+def pooled_gain(directories: Sequence[Path]) -> Estimate | None:
+    """Greedy exact match after minus before, over the prompts of all seeds, with the paired interval."""
+    differences: list[float] = []
+    for directory in directories:
+        greedy = [each for each in read_samples(directory / "evaluation" / "samples.jsonl") if each.mode is Mode.GREEDY]
+        shown = {(each.model, each.prompt_id): each.true_reward for each in greedy if each.is_shown}
+        for (model, prompt), after in shown.items():
+            before = shown.get((ModelName.SFT, prompt))
+            if model is ModelName.RLHF and after is not None and before is not None:
+                differences.append(after - before)
+    return paired(differences)
+
+
+def markdown(summaries: Summaries, gains: Mapping[str, Estimate | None]) -> str:
+    """The table for `RESULTS.md`: means over the seeds, greedy of each seed, gain over SFT with its interval."""
+    lines = [
+        "| | greedy exact match (each seed) | gain over SFT | contains | sampled exact match |",
+        "|---|---|---|---:|---:|",
+    ]
+    sft = row(summaries["rlhf"], ModelName.SFT)
+    for name, columns in {"sft": sft, **{arm: row(of, ModelName.RLHF) for arm, of in summaries.items()}}.items():
+        gain = gains.get(name)
+        cells = [
+            f"{_cell(mean(columns['greedy']))} ({', '.join(map(_cell, columns['greedy']))})",
+            f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if gain else "",
+            _cell(mean(columns["contains"])),
+            _cell(mean(columns["exact match"])),
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def verdict(gains: Mapping[str, Estimate | None]) -> str:
+    """Which controls do as well as RLHF, said plainly."""
+    ours = gains["rlhf"]
+    if ours is None:
+        return "RLHF was not measured."
+    better = [name for name, gain in gains.items() if gain and name in ARMS and gain.value >= ours.value]
+    return f"RLHF {'gains' if ours.low > 0 else 'does not surely gain'} over SFT: {ours.value:+.3f}. " + (
+        f"At least as good: {', '.join(better)}." if better else "No other arm does as well."
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: runs what is missing, writes the table, and prints one JSON object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("jobs/recipes/tiny_cpu.yaml"), help="the recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="run.seed of each run")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="which controls")
+    parser.add_argument("--demos", type=Path, default=Path("runs/seeds"), help="where benchmarks.seeds has its runs")
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"), help="where the arms go")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/RESULTS.md"), help="file to append to")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    config: Path = options.config.resolve()
+
+    def demo_of(seed: int) -> Path:
+        return options.demos.resolve() / f"seed-{seed}"
+
+    def directory_of(arm: str, seed: int) -> Path:
+        return demo_of(seed) if arm == "rlhf" else options.out.resolve() / f"seed-{seed}" / arm
+
+    if options.one:
+        (seed,) = options.seeds
+        overrides = [*options.overrides, f"run.seed={seed}"]
+        run_arm(options.one, config, overrides, directory=directory_of(options.one, seed), demo=demo_of(seed))
+        return
+    for seed in options.seeds:
+        for arm in ("rlhf", *options.arms):
+            directory = directory_of(arm, seed)
+            if (directory / "summary.json").is_file():
+                continue
+            overrides = [*options.overrides, f"run.seed={seed}"]
+            if arm == "rlhf":
+                job = ["python", "-m", "jobs.quickstart", "--config", str(config), *overrides]
+                command = [sys.executable, "-m", "jobs.local", "--", *job, f"run.directory={directory}"]
+                run_seed(load_recipe(config, overrides), command, directory.with_suffix(".log"))
+            else:
+                _run_alone(arm, seed, options, overrides=options.overrides)
+    arms = ("rlhf", *options.arms)
+    places = {arm: {seed: directory_of(arm, seed) for seed in options.seeds} for arm in arms}
+    summaries = {
+        arm: {seed: json.loads((place / "summary.json").read_text()) for seed, place in of.items()}
+        for arm, of in places.items()
+    }
+    gains = {arm: pooled_gain(list(of.values())) for arm, of in places.items()}
+    table, said = markdown(summaries, gains), verdict(gains)
+    command = shlex.join(["python", "-m", "benchmarks.learning", *given])
+    host = machine.describe()
+    with options.results.open("a", encoding="utf-8") as file:
+        file.write(
+            f"\n## {datetime.now(UTC).date().isoformat()}: learning\n\n"
+            f"- Machine: {host['cores']} cores, {host['cpu']}\n- Command: `{command}`\n\n{table}\n\n{said}\n"
+        )
+    print(table, said, sep="\n\n", flush=True)
+    gain = gains["rlhf"]
+    result = {
+        "benchmark": "learning",
+        "overall": {
+            "sft": mean(row(summaries["rlhf"], ModelName.SFT)["greedy"]),
+            **{arm: mean(row(of, ModelName.RLHF)["greedy"]) for arm, of in summaries.items()},
+        },
+        "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
+        "seeds": len(options.seeds),
+    }
+    print(json.dumps(result), flush=True)
+
+
+def _run_alone(arm: str, seed: int, options: argparse.Namespace, *, overrides: Sequence[str]) -> None:
+    """Runs an arm in a process of its own, its output in a log beside it.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    out: Path = options.out
+    log = out / f"seed-{seed}" / f"{arm}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    places = ["--config", options.config, "--demos", options.demos, "--out", out]
+    command = [sys.executable, "-m", "benchmarks.learning", "--one", arm, "--seeds", str(seed), *map(str, places)]
+    started = time.monotonic()
+    print(f"seed {seed}, {arm} > {log}", flush=True)
+    with log.open("wb") as file:
+        ended = subprocess.run(
+            [*command, "--", *overrides],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            check=False,
+        )
+    if ended.returncode:
+        sys.exit(f"seed {seed}, {arm}: failed with status {ended.returncode}; its output: {log}")
+    print(f"seed {seed}, {arm}: done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
