@@ -37,7 +37,9 @@ def test_the_learned_reward_alone_needs_no_answer() -> None:
 def test_where_there_is_no_answer_a_rule_fails_and_is_counted() -> None:
     names = [name for name in RewardName if needs_answer(name)]
     scores = score_rules(names=names, completions=[completion("six"), completion("six")], answers=[None, "six"])
-    assert [scores.values[name].tolist() for name in names] == [[0.0, 1.0]] * 3 + [[0.0, 0.0], [0.0, 1.0]]
+    given = {name: scores.values[name].tolist() for name in names}
+    assert given.pop(RewardName.NOISE)[0] == 0.0
+    assert list(given.values()) == [[0.0, 1.0]] * 3 + [[0.0, 0.0], [0.0, 1.0]]
     assert scores.num_failures == {f"reward_failed:{name}": 1 for name in names}
     assert scores.failures[0].detail == "ValueError: no answer to compare with"
 
