@@ -85,9 +85,8 @@ def _assistant(draw: Draw) -> Sample:
 
     What the assistant said in the earlier turns names the shapes, and tells neither a colour nor the digit.
     """
-    (one, other), source = draw.fresh(
-        _unlike_portraits, lambda pair: f"portraits:{sorted(portrait.source for portrait in pair)}"
-    )
+    one, one_source = draw.fresh(drawing.random_portrait, lambda portrait: portrait.source)
+    other, other_source = draw.fresh(lambda rng: _portrait_unlike(one, rng), lambda portrait: portrait.source)
     digit = draw.digit()
     sound, voice = draw.utterance((digit,))
     turns: list[tuple[Medium, str, str]] = [
@@ -110,14 +109,15 @@ def _assistant(draw: Draw) -> Sample:
         for _, said, reply in turns
         for message in (Message(role="user", content=said), Message(role="assistant", content=reply))
     )
-    return Sample(question, tuple(medium for medium, _, _ in turns), answer, (source, voice), history=history)
+    sources = (one_source, other_source, voice)
+    return Sample(question, tuple(medium for medium, _, _ in turns), answer, sources, history=history)
 
 
-def _unlike_portraits(rng: np.random.Generator) -> tuple[drawing.Portrait, drawing.Portrait]:
+def _portrait_unlike(one: drawing.Portrait, rng: np.random.Generator) -> drawing.Portrait:
     while True:
-        one, other = drawing.random_portrait(rng), drawing.random_portrait(rng)
+        other = drawing.random_portrait(rng)
         if one.shape.colour != other.shape.colour and one.shape.kind != other.shape.kind:
-            return one, other
+            return other
 
 
 def _diagnosis(draw: Draw) -> Sample:
