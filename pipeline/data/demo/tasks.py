@@ -104,7 +104,7 @@ class Draw:
     seen: set[str] = field(default_factory=set[str])
 
     def one_of(self, things: Sequence[T]) -> T:
-        return things[self.rng.integers(len(things))]
+        return things[int(self.rng.integers(len(things)))]
 
     def phrasing(self, task: str) -> str:
         return self.one_of(PHRASINGS[task])
