@@ -51,7 +51,12 @@ def parse(description: str, *, resumable: bool = False, flags: Sequence[Flag] = 
         epilog="\n".join(["Options of the recipe:", *describe(), "", "Steps of prepare.steps:", *describe_steps()]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, help="a recipe in YAML; without it, the defaults below")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="a recipe in YAML; `base: other.yaml` in it, relative to it, names a recipe whose values it overrides; "
+        "without --config, the defaults below",
+    )
     if resumable:
         parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this run")
     for flag in flags:

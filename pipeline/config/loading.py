@@ -1,4 +1,4 @@
-"""Recipes in: YAML and overrides; errors that name field, value and cure; the documentation of every field."""
+"""Recipes in: YAML, the recipe it is based on, and overrides; errors that name field, value and cure; documentation."""
 
 from __future__ import annotations
 
@@ -18,28 +18,64 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.section import ConfigError, Section, section_of
 from pipeline.config.steps import STEPS
 
+BASE = "base"
+"""What a recipe calls the recipe whose values it overrides: `base: tiny_cpu.yaml`, relative to its own directory."""
+
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a YAML recipe (or the defaults where `path` is None) and applies `section.field=value` overrides.
 
+    A recipe that says `base: other.yaml` stands on the values of that one, which may have a base itself.
+
     Raises:
-        ConfigError: the file is missing, no YAML or no mapping, an override has no `=`, a key is unknown, a value is
-            wrong.
+        ConfigError: a file is missing, no YAML or no mapping, bases go round in a circle, an override has no `=`, a key
+            is unknown, a value is wrong.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        if not path.is_file():
-            raise ConfigError(f"--config {path}: no such file; recipes lie in jobs/recipes/")
-        loaded = _yaml(path.read_text(), f"--config {path}")
-        if not isinstance(loaded, dict):
-            raise ConfigError(f"--config {path}: a recipe is a mapping of sections, not {type(loaded).__name__}")
-        tree = cast(dict[str, Any], loaded)
+    tree = {} if path is None else _read(path, f"--config {path}", ())
     for override in overrides:
         _apply(tree, override)
+    if BASE in tree:
+        raise ConfigError(
+            f"override {BASE}={tree[BASE]}: a recipe's file names its base; use --config with such a file"
+        )
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def _read(path: Path, origin: str, above: Sequence[Path]) -> dict[str, Any]:
+    """The tree of a recipe laid over its base's; `above` are the recipes that stand on this one."""
+    if not path.is_file():
+        raise ConfigError(f"{origin}: no such file; recipes lie in jobs/recipes/")
+    loaded = _yaml(path.read_text(), origin)
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{origin}: a recipe is a mapping of sections, not {type(loaded).__name__}")
+    tree = cast(dict[str, Any], loaded)
+    if BASE not in tree:
+        return tree
+    base, chain = tree.pop(BASE), (*above, path.resolve())
+    if not isinstance(base, str):
+        raise ConfigError(f"{origin}: {BASE} is the path of a recipe, relative to this one, not {base!r}")
+    below, place = path.parent / base, f"{origin}: {BASE}: {base}"
+    if below.resolve() in chain:
+        circle = " -> ".join(each.name for each in (*chain, below))
+        raise ConfigError(f"{place}: bases go round in a circle ({circle}); take one of them out")
+    if not below.is_file():
+        raise ConfigError(f"{place}: no such file; it is looked for in {below.parent}")
+    return _over(_read(below, place, chain), tree, Recipe)
+
+
+def _over(base: Mapping[str, Any], own: Mapping[str, Any], section: type[Section]) -> dict[str, Any]:
+    """The values of `base` with those of `own` over them, section by section. A value, be it a mapping such as
+    `rlhf.rewards` or a list, is replaced whole."""
+    merged = {**base, **own}
+    for name in base.keys() & own.keys() & section.model_fields.keys():
+        annotation = section.model_fields[name].annotation
+        inner = None if typing.get_origin(annotation) is tuple else section_of(annotation)
+        if inner is not None and isinstance(base[name], dict) and isinstance(own[name], dict):
+            merged[name] = _over(base[name], own[name], inner)
+    return merged
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -67,7 +103,7 @@ def _explain(item: Mapping[str, Any]) -> str:
     location = [str(part) for part in item["loc"]]
     field = ".".join(location) or "recipe"
     if item["type"] == "extra_forbidden":
-        known = list(_section_at(location[:-1]).model_fields)
+        known = [*_section_at(location[:-1]).model_fields, *([] if location[:-1] else [BASE])]
         close = difflib.get_close_matches(location[-1], known, n=1)
         cure = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         return f"{field}: unknown key; {cure}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +22,7 @@ from pipeline.data.demo.tasks import MANNERS, Split
 from pipeline.data.media import content_key, decode
 from pipeline.data.schema import split_content
 from pipeline.data.table import PromptTable
+from pipeline.models.processing import load_processor
 from pipeline.records import Audio, Image, MediaKind, Prompt, Video
 
 TASKS = tuple(demo.TASKS)
@@ -60,10 +62,11 @@ def test_every_medium_decodes_within_the_default_limits_to_the_promised_size(
                     assert pixels.std() > 5
                 case Audio(samples, rate):
                     assert rate == 16_000
-                    assert 0.1 < len(samples) / rate <= 1.2
+                    assert 0.1 < len(samples) / rate <= (speech.MAX_SECONDS if prompt.task == "transcript" else 1.2)
                     assert np.abs(samples).max() > 0.2
                 case Video(frames, frames_per_second):
-                    assert frames.shape == (4, drawing.SIDE, drawing.SIDE, 3)
+                    num_events = str(prompt.answer).count("moves")
+                    assert frames.shape == (4 * num_events, drawing.SIDE, drawing.SIDE, 3)
                     assert frames_per_second == 4.0
                     assert np.abs(np.diff(frames.astype(int), axis=0)).max() > 50, "something moves"
 
@@ -109,7 +112,7 @@ def test_splits_share_no_source(directory: Path) -> None:
         }
         for split in Split
     }
-    kinds = {"scan", "voice", "motion", "scene", "numbers", "crowd"}
+    kinds = {"scan", "voice", "motion", "scene", "numbers", "crowd", "events", "portrait", "case"}
     for split in Split:
         assert {source.split(":")[0] for source in sources[split]} == kinds
     for one, other in combinations(Split, 2):
@@ -210,17 +213,41 @@ def test_drawn_relations_and_motions_are_what_they_are_called() -> None:
 def test_every_word_of_every_row_is_in_the_corpus(prompts: dict[Split, list[Prompt]]) -> None:
     corpus = demo.corpus()
     assert not any(kind.tag in text for text in corpus for kind in MediaKind)
-    words = {word.strip(":,.?") for text in corpus for word in text.split()}
-    for prompt in prompts[Split.TRAIN]:
-        text = " ".join(part for part in split_content(prompt.messages[0].content) if not isinstance(part, MediaKind))
-        assert {word.strip(":,.?") for word in f"{text} {prompt.answer}".split()} <= words
-    answers = set(corpus)
-    assert all(prompt.answer in answers for prompt in prompts[Split.TEST])
+    # A tokenizer tells a word at the start of a text from the same word after a blank.
+    words = {word for text in corpus for word in re.findall(r" ?[^\W_]+", text)}
+    for prompt in [*prompts[Split.TRAIN], *prompts[Split.TEST]]:
+        contents = [part for message in prompt.messages for part in split_content(message.content)]
+        texts = [part for part in contents if not isinstance(part, MediaKind)]
+        for text in (*texts, prompt.answer, prompt.demonstration):
+            assert set(re.findall(r" ?[^\W_]+", str(text))) <= words, prompt.id
 
 
-def test_two_digits_in_the_slowest_voice_stay_under_the_limit() -> None:
+def test_every_word_of_an_answer_is_one_token_but_numbers_are_their_digits(
+    prompts: dict[Split, list[Prompt]], tiny_checkpoint: Path
+) -> None:
+    tokenizer = load_processor(tiny_checkpoint).tokenizer
+    for prompt in prompts[Split.TEST]:
+        tokens = [tokenizer.decode(token) for token in tokenizer.encode(str(prompt.answer))]
+        # The blank before a number is a token, too.
+        assert tokens == re.findall(r" ?[^\W\d_]+|\d| (?=\d)", str(prompt.answer)), prompt.id
+
+
+def test_three_digits_in_the_slowest_voice_stay_under_the_limit() -> None:
     longest = max(len(word) for word in speech.word_bank().values())
-    assert 2 * longest / speech.SAMPLING_RATE + 0.03 + 2 * 0.04 < speech.MAX_SECONDS
+    assert 3 * longest / speech.SAMPLING_RATE + 0.03 + 3 * 0.04 < speech.MAX_SECONDS
     rng = np.random.default_rng(0)
     for voice in speech.voices():
-        assert len(speech.speak(voice, (7, 0), rng).samples) <= speech.MAX_SECONDS * speech.SAMPLING_RATE
+        assert len(speech.speak(voice, (7, 0, 9), rng).samples) <= speech.MAX_SECONDS * speech.SAMPLING_RATE
+
+
+def test_what_fits_is_spoken_within_the_limit_and_what_does_not_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    fitting = Counter(speech.fits(voice, (7, 0, 9, 5)) for voice in speech.voices())
+    assert min(fitting[True], fitting[False]) >= 5
+    for voice in speech.voices():
+        if speech.fits(voice, (7, 0, 9, 5)):
+            speech.speak(voice, (7, 0, 9, 5), rng)
+        else:
+            with pytest.raises(RuntimeError, match=r"over 1\.9 s"):
+                for _ in range(20):  # pauses may be short
+                    speech.speak(voice, (7, 0, 9, 5, 5), rng)

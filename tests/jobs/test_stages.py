@@ -36,8 +36,13 @@ TINY_RUN = (
 @pytest.mark.parametrize(
     ("architecture", "tasks", "policy_cpus", "share_prefix"),
     [
-        # All workers fit beside each other, and start ahead of their stages.
-        ("qwen2_5_omni_thinker", ["digit", "speech", "sum", "video", "scene", "text"], 0.2, True),
+        # All workers fit beside each other, and start ahead of their stages. Some prompts have several turns.
+        (
+            "qwen2_5_omni_thinker",
+            ["digit", "speech", "sum", "video", "scene", "text", "assistant", "events"],
+            0.2,
+            True,
+        ),
         # They do not fit, and start with their stages; nor does a prompt's state stay for its completions.
         ("qwen2_5_vl", ["digit", "video", "scene", "text"], 7.0, False),
     ],

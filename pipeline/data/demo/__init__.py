@@ -8,30 +8,43 @@ scene   two coloured shapes            '<image>Where is the red ring?'    'red r
 text    two numbers                    'Which is larger, 47 or 74?'         '74'
 count   one to seven equal shapes      '<image>How many shapes?'            '4'
 
+and larger ones, each the subject of a recipe in `jobs/recipes/`:
+
+caption     two coloured shapes         '<image>Describe the picture.'    'a red ring above a blue square'
+attribute   two unlike shapes           '<image>What colour is the ring?' 'red'
+transcript  three or four spoken digits '<audio>Write down what is said.' 'one seven four'
+events      two or three motions        '<video>Summarise the video.'     'red ring moves left then blue cross moves up'
+assistant   two pictures and a sound    '<image>What is this?' 'a ring' '<audio>Listen to this.' 'a digit' ...
+            in the turns before         'What colour was the ring?'       'red'
+diagnosis   a nucleus and a table of    '<image>Findings: texture: low smoothness: high symmetry: low ...
+            findings                    Benign or malignant?'             'benign'
+
 People who write demonstrations have manners of their own, and so have these: a third answers plainly ('7'), a third
 hedges ('7 maybe'), a third boasts ('7 for sure'). Raters want the plain answer, which is the reference everywhere:
 that is what is left to learn from preferences. In `count` demonstrators also err: a third of them are off by one.
 The split `rl` holds prompts for the loop, which SFT has not seen.
 
-What a row is made of (scan, voice setting, geometry, pair of numbers) is a *source*, and a source belongs to one split
-for ever, whatever the seed: `split_of` reads it off the source's hash (voice settings are few: they have a list).
-So no split leaks into another, not even between a checkpoint of one seed and the test rows of another.
+What a row is made of (scan, voice setting, geometry, pair of numbers, medical case) is a *source*, and a source belongs
+to one split for ever, whatever the seed: `split_of` reads it off the source's hash (voice settings are few: they have a
+list). So no split leaks into another, not even between a checkpoint of one seed and the test rows of another.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import ConfigError, Prepare
-from pipeline.data.demo import drawing, speech
-from pipeline.data.demo.tasks import LARGEST, MANNERS, PHRASINGS, SMALLEST, TASKS, Draw, Split
+from pipeline.data.demo import applications, drawing, speech, tasks
+from pipeline.data.demo.tasks import LARGEST, MANNERS, PHRASINGS, SMALLEST, Draw, Sample, Split
 from pipeline.data.schema import split_content, to_row
 from pipeline.data.table import write_prompts
 from pipeline.records import MediaKind, Message, Prompt
+
+TASKS: Mapping[str, Callable[[Draw], Sample]] = {**tasks.TASKS, **applications.TASKS}
 
 
 def build(directory: Path, *, prepare: Prepare, seed: int) -> dict[str, int]:
@@ -80,7 +93,7 @@ def _rows(
         prompt = Prompt(
             id=f"{split.value}-{task}-{number:05d}",
             task=task,
-            messages=(Message(role="user", content=sample.question),),
+            messages=(*sample.history, Message(role="user", content=sample.question)),
             media=sample.media,
             answer=sample.answer,
             demonstration=MANNERS[manners[number]].format(answer=sample.claim or sample.answer),
@@ -102,7 +115,8 @@ def corpus() -> list[str]:
     answers += [*numbers, *words, *(f"{one} {other}" for one in words for other in words)]
     answers += [f"{name} moves {direction}" for name in names for direction in drawing.DIRECTIONS]
     answers += [f"{first} {relation} {second}" for first in names for relation in drawing.RELATIONS for second in names]
-    return [*questions, *answers, *(manner.format(answer="") for manner in MANNERS)]
+    manners = [manner.format(answer="") for manner in MANNERS]
+    return [*questions, *answers, *map(_without_tags, applications.texts()), *manners]
 
 
 def _without_tags(content: str) -> str:

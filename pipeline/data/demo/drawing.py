@@ -75,9 +75,27 @@ class Motion:
     background: int
 
     @property
+    def name(self) -> str:
+        """How answers call it, for example `red ring moves left`."""
+        return f"{self.shape.name} moves {self.direction}"
+
+    @property
     def source(self) -> str:
         """Identity of the clip."""
         return f"motion:{self.shape} {self.direction} on {self.background}"
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One large shape over a grey `background`."""
+
+    shape: Shape
+    background: int
+
+    @property
+    def source(self) -> str:
+        """Identity of the picture."""
+        return f"portrait:{self.shape} on {self.background}"
 
 
 @dataclass(frozen=True)
@@ -148,6 +166,14 @@ def random_motion(rng: np.random.Generator) -> Motion:
     return Motion(shape=shape, direction=direction, background=int(rng.integers(0, 30)))
 
 
+def random_portrait(rng: np.random.Generator) -> Portrait:
+    """A shape of any name that lies inside the picture."""
+    colour = list(COLOURS)[rng.integers(len(COLOURS))]
+    x, y = (int(place) for place in rng.integers(8, 17, size=2))
+    shape = Shape(colour=colour, kind=SHAPES[rng.integers(len(SHAPES))], x=x, y=y, radius=int(rng.integers(6, 8)))
+    return Portrait(shape=shape, background=int(rng.integers(0, 30)))
+
+
 def random_crowd(rng: np.random.Generator) -> Crowd:
     """One to `MOST_SHAPES` shapes, each number as likely as the others."""
     num_shapes = int(rng.integers(1, MOST_SHAPES + 1))
@@ -163,6 +189,11 @@ def random_crowd(rng: np.random.Generator) -> Crowd:
 def draw_scene(scene: Scene) -> NDArray[np.uint8]:
     """uint8 [24, 24, 3]."""
     return _draw((scene.first, scene.second), scene.background)
+
+
+def draw_portrait(portrait: Portrait) -> NDArray[np.uint8]:
+    """uint8 [24, 24, 3]."""
+    return _draw((portrait.shape,), portrait.background)
 
 
 def draw_crowd(crowd: Crowd) -> NDArray[np.uint8]:

@@ -22,14 +22,14 @@ from pipeline.data.media import resample
 from pipeline.records import Audio
 
 SAMPLING_RATE = 16_000
-MAX_SECONDS = 1.2
+MAX_SECONDS = 1.9  # the tiny checkpoint hears two seconds
 NUM_VOICES = 40
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 _ACCENTS = ("en", "en-us")
 _VARIANTS = ("m1", "m2", "m3", "m4", "m5", "f1", "f4")  # f2, f3 and f5 sound different in every process
-_WORDS_PER_MINUTE = (180, 200, 220)  # slower ones make two digits longer than MAX_SECONDS
+_WORDS_PER_MINUTE = (180, 200, 220)  # slower ones make three digits longer than MAX_SECONDS
 _PITCHES = (35, 50, 65)
 _LEAD_S = (0.0, 0.03)
 _PAUSE_S = (0.01, 0.04)
@@ -72,8 +72,14 @@ def word_bank() -> Mapping[tuple[Voice, int], NDArray[np.float32]]:
     return bank
 
 
+def fits(voice: Voice, digits: tuple[int, ...]) -> bool:
+    """Whether the voice says the digits within `MAX_SECONDS`, however long it pauses."""
+    spoken_s = sum(len(word_bank()[voice, digit]) for digit in digits) / SAMPLING_RATE
+    return spoken_s + _LEAD_S[1] + len(digits) * _PAUSE_S[1] <= MAX_SECONDS
+
+
 def speak(voice: Voice, digits: tuple[int, ...], rng: np.random.Generator) -> Audio:
-    """One or two digits with short random pauses, a random level, and white noise 20 to 35 dB below the speech."""
+    """Digits with short random pauses, a random level, and white noise 20 to 35 dB below the speech."""
     pieces = [_silence(rng, *_LEAD_S)]
     for digit in digits:
         pieces += [word_bank()[voice, digit], _silence(rng, *_PAUSE_S)]

@@ -1,9 +1,9 @@
-"""The tasks of the built-in data, and what a row of each is made of."""
+"""The basic tasks of the built-in data, and what a row of any task is made of."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.demo import drawing, speech
 from pipeline.data.media import encode_png, encode_video, encode_wav
 from pipeline.data.schema import split_content
-from pipeline.records import MediaKind, Medium
+from pipeline.records import MediaKind, Medium, Message
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Split(StrEnum):
 
 _VOICES = {Split.TRAIN: slice(0, 24), Split.VALIDATION: slice(24, 32), Split.TEST: slice(32, speech.NUM_VOICES)}
 
-PHRASINGS: dict[str, tuple[str, ...]] = {
+PHRASINGS: Mapping[str, tuple[str, ...]] = {
     "digit": ("<image>What digit is this?", "<image>Read the digit."),
     "speech": (
         "<audio>What digits are spoken?",
@@ -84,6 +84,7 @@ class Sample:
     """A row before it has an id: question with tags, media in their order, answer, sources.
 
     claim: what the demonstrator takes for the answer, where that is something else.
+    history: the turns before the question; their media come first in `media`.
     """
 
     question: str
@@ -91,6 +92,7 @@ class Sample:
     answer: str
     sources: tuple[str, ...]
     claim: str | None = None
+    history: tuple[Message, ...] = ()
 
 
 @dataclass
@@ -101,8 +103,11 @@ class Draw:
     rng: np.random.Generator
     seen: set[str] = field(default_factory=set[str])
 
+    def one_of(self, things: Sequence[T]) -> T:
+        return things[int(self.rng.integers(len(things)))]
+
     def phrasing(self, task: str) -> str:
-        return PHRASINGS[task][self.rng.integers(len(PHRASINGS[task]))]
+        return self.one_of(PHRASINGS[task])
 
     def digit(self) -> int:
         return int(self.rng.integers(10))
@@ -112,12 +117,14 @@ class Draw:
         scans = scans_of(self.split.pool, digit)
         index = scans[self.rng.integers(len(scans))]
         pixels = drawing.draw_digit(drawing.scanned_digits()[0][index], self.rng)
-        return _picture(pixels), f"scan:{index}"
+        return picture_of(pixels), f"scan:{index}"
 
-    def utterance(self, digits: tuple[int, ...]) -> tuple[Medium, str]:
-        """The digits spoken by a voice of this split, and the voice's name."""
-        voices = speech.voices()[_VOICES[self.split.pool]]
-        voice = voices[self.rng.integers(len(voices))]
+    def voice(self) -> speech.Voice:
+        return self.one_of(speech.voices()[_VOICES[self.split.pool]])
+
+    def utterance(self, digits: tuple[int, ...], voice: speech.Voice | None = None) -> tuple[Medium, str]:
+        """The digits spoken by a voice, or else by any of this split, and the voice's name."""
+        voice = voice or self.voice()
         audio = speech.speak(voice, digits, self.rng)
         return Medium(kind=MediaKind.AUDIO, data=encode_wav(audio)), voice.name
 
@@ -132,8 +139,19 @@ class Draw:
         raise RuntimeError(f"nothing of the {self.split.value} split in {100 * _MAX_DRAWS} draws")
 
 
-def _picture(pixels: NDArray[np.uint8]) -> Medium:
+def picture_of(pixels: NDArray[np.uint8]) -> Medium:
+    """uint8 [H, W, 3] as a picture of a row."""
     return Medium(kind=MediaKind.IMAGE, data=encode_png(pixels))
+
+
+def clip_of(frames: NDArray[np.uint8]) -> Medium:
+    """uint8 [F, H, W, 3] as a video of a row."""
+    return Medium(kind=MediaKind.VIDEO, data=encode_video(frames, drawing.FRAMES_PER_SECOND))
+
+
+def spelt(digits: Sequence[int]) -> str:
+    """What the digits sound like, for example `three seven`."""
+    return " ".join(speech.DIGIT_WORDS[digit] for digit in digits)
 
 
 def _digit(draw: Draw) -> Sample:
@@ -145,7 +163,7 @@ def _digit(draw: Draw) -> Sample:
 def _speech(draw: Draw) -> Sample:
     digits = tuple(draw.digit() for _ in range(1 + int(draw.rng.integers(2))))
     sound, source = draw.utterance(digits)
-    return Sample(draw.phrasing("speech"), (sound,), " ".join(speech.DIGIT_WORDS[digit] for digit in digits), (source,))
+    return Sample(draw.phrasing("speech"), (sound,), spelt(digits), (source,))
 
 
 def _sum(draw: Draw) -> Sample:
@@ -160,15 +178,14 @@ def _sum(draw: Draw) -> Sample:
 
 def _video(draw: Draw) -> Sample:
     motion, source = draw.fresh(drawing.random_motion, lambda motion: motion.source)
-    clip = Medium(MediaKind.VIDEO, encode_video(drawing.draw_motion(motion), drawing.FRAMES_PER_SECOND))
-    return Sample(draw.phrasing("video"), (clip,), f"{motion.shape.name} moves {motion.direction}", (source,))
+    return Sample(draw.phrasing("video"), (clip_of(drawing.draw_motion(motion)),), motion.name, (source,))
 
 
 def _scene(draw: Draw) -> Sample:
     scene, source = draw.fresh(drawing.random_scene, lambda scene: scene.source)
     question = draw.phrasing("scene").format(first=scene.first.name)
     answer = f"{scene.first.name} {scene.relation} {scene.second.name}"
-    return Sample(question, (_picture(drawing.draw_scene(scene)),), answer, (source,))
+    return Sample(question, (picture_of(drawing.draw_scene(scene)),), answer, (source,))
 
 
 def _text(draw: Draw) -> Sample:
@@ -181,7 +198,7 @@ def _count(draw: Draw) -> Sample:
     counted = len(crowd.cells)
     if draw.rng.random() < MISCOUNTED:
         counted += 1 if counted == 1 or draw.rng.random() < 0.5 else -1
-    picture = _picture(drawing.draw_crowd(crowd))
+    picture = picture_of(drawing.draw_crowd(crowd))
     return Sample(draw.phrasing("count"), (picture,), str(len(crowd.cells)), (source,), claim=str(counted))
 
 
@@ -190,7 +207,7 @@ def _two_numbers(rng: np.random.Generator) -> tuple[int, int]:
     return int(one), int(other)
 
 
-TASKS: dict[str, Callable[[Draw], Sample]] = {
+TASKS: Mapping[str, Callable[[Draw], Sample]] = {
     "digit": _digit,
     "speech": _speech,
     "sum": _sum,
