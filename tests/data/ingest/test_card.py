@@ -40,7 +40,7 @@ def written(directory: Path) -> tuple[Recipe, dict[str, Any]]:
 
 def test_counts_by_task_modality_and_split_and_quantiles_of_tokens(tmp_path: Path) -> None:
     _, summary = written(tmp_path)
-    assert summary["rows"] == {"train": 2, "validation": 0, "test": 1}
+    assert summary["rows"] == {"train": 2, "rl": 0, "validation": 0, "test": 1}
     assert summary["tasks"] == {"a": {"train": 2}, "b|c": {"test": 1}}
     assert summary["modalities"] == {"image": {"train": 1}, "image+audio": {"train": 1}, "text": {"test": 1}}
     assert summary["num_tokens"] == {"mean": 20.0, "min": 10.0, "p50": 10.0, "p95": 30.0, "max": 30.0}
@@ -66,11 +66,11 @@ def test_the_card_has_a_head_that_says_which_files_are_which_split(tmp_path: Pat
         {"config_name": "preferences", "data_files": [{"split": "train", "path": "preferences/train*.parquet"}]},
     ]
     for line in (
-        "| b\\|c | 0 | 0 | 1 |",
+        "| b\\|c | 0 | 0 | 0 | 1 |",
         "| not_found | 2 |",
         "| leak (left out) | 3 |",
         "8 rows read, 3 kept",
-        "| 0 | 0 | 1 |",
+        "| 0 | 0 | 0 | 1 |",
     ):
         assert line in text
 
