@@ -52,7 +52,7 @@ def test_a_mapping_or_a_list_is_a_value_and_replaced_whole(tmp_path: Path) -> No
         "prepare: {tasks: [digit, scene], steps: [{step: text.normalise}]}\n",
     )
     recipe = load_recipe(path)
-    assert recipe.rlhf.rewards == {RewardName.WER: 1.0}
+    assert recipe.rlhf.reward_weights == {RewardName.WER: 1.0}
     assert (recipe.prepare.tasks, recipe.prepare.steps) == (("text",), ())
 
 
