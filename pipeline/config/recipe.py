@@ -100,15 +100,6 @@ class Recipe(Section):
     """The held-out evaluation and its report."""
 
     @model_validator(mode="after")
-    def _check_held_out(self) -> Recipe:
-        for field, split in (("rlhf", self.rlhf.split), ("preferences", self.preferences.split)):
-            if split == self.evaluate.split:
-                raise ValueError(
-                    f"{field}.split={split}: evaluate.split names the same rows, so that none are held out; change one"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _check_validation(self) -> Recipe:
         split = self.rlhf.validation.split
         others = {"rlhf.split": self.rlhf.split, "preferences.split": self.preferences.split}
