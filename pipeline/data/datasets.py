@@ -105,7 +105,8 @@ class Datasets:
     def read(self, rows: Sequence[RowRef]) -> list[Prompt | Quarantined]:
         """The prompts of rows, from the object store or else from the tables; what cannot be used is `Quarantined`."""
         blocks = list({row.block: None for row in rows if row.block is not None})
-        tables = dict(zip(blocks, ray.get(blocks), strict=True))
+        # Asked for nothing, Ray would all the same look for a cluster, or start one.
+        tables = dict(zip(blocks, ray.get(blocks) if blocks else [], strict=True))
         found: dict[RowKey, Prompt | Quarantined] = {}
         absent: dict[int, list[int]] = {}
         for row in rows:
