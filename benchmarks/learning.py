@@ -151,14 +151,20 @@ def markdown(summaries: Summaries, gains: Mapping[str, Estimate | None]) -> str:
     return "\n".join(lines)
 
 
-def verdict(gains: Mapping[str, Estimate | None]) -> str:
-    """Which controls do as well as RLHF, said plainly."""
+def verdict(gains: Mapping[str, Estimate | None], contains: Mapping[str, float | None]) -> str:
+    """Which arms do as well as RLHF, said plainly: in greedy exact matches, and in skill, the answers that are right.
+
+    contains: the mean over the seeds, by arm.
+    """
     ours = gains["rlhf"]
     if ours is None:
         return "RLHF was not measured."
-    better = [name for name, gain in gains.items() if gain and name in ARMS and gain.value >= ours.value]
-    return f"RLHF {'gains' if ours.low > 0 else 'does not surely gain'} over SFT: {ours.value:+.3f}. " + (
-        f"At least as good: {', '.join(better)}." if better else "No other arm does as well."
+    rivals = {
+        "greedy exact match": [arm for arm in ARMS if (gain := gains.get(arm)) and gain.value >= ours.value],
+        "contains": [arm for arm in ARMS if (share := contains.get(arm)) and share >= (contains["rlhf"] or 0.0)],
+    }
+    return f"RLHF {'gains' if ours.low > 0 else 'does not surely gain'} over SFT: {ours.value:+.3f}. " + " ".join(
+        f"At least as good in {measure}: {', '.join(arms) or 'none'}." for measure, arms in rivals.items()
     )
 
 
@@ -211,7 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for arm, of in places.items()
     }
     gains = {arm: pooled_gain(list(of.values())) for arm, of in places.items()}
-    table, said = markdown(summaries, gains), verdict(gains)
+    contains = {arm: mean(row(of, ModelName.RLHF)["contains"]) for arm, of in summaries.items()}
+    table, said = markdown(summaries, gains), verdict(gains, contains)
     command = shlex.join(["python", "-m", "benchmarks.learning", *given])
     host = machine.describe()
     with options.results.open("a", encoding="utf-8") as file:

@@ -99,9 +99,16 @@ def test_the_table_has_a_line_for_sft_and_each_arm_and_the_verdict_names_who_doe
     assert lines[2].startswith("| sft | 0.550 (0.500, 0.600) |  | 0.450 |")
     assert lines[3].startswith("| rlhf | 0.800 (0.700, 0.900) | +0.250 [+0.100, +0.400] | 0.700 | 0.600 |")
     assert lines[4].startswith("| more_sft | 0.600")
-    assert learning.verdict(gains) == "RLHF gains over SFT: +0.250. No other arm does as well."
+    contains = {"rlhf": 0.7, "more_sft": 0.8}
+    assert learning.verdict(gains, contains) == (
+        "RLHF gains over SFT: +0.250. At least as good in greedy exact match: none. "
+        "At least as good in contains: more_sft."
+    )
     worse = {**gains, "more_sft": Estimate(0.25, 0.1, 0.4, 10), "rlhf": Estimate(0.25, -0.1, 0.4, 10)}
-    assert learning.verdict(worse) == "RLHF does not surely gain over SFT: +0.250. At least as good: more_sft."
+    assert learning.verdict(worse, {"rlhf": 0.7, "more_sft": 0.6}) == (
+        "RLHF does not surely gain over SFT: +0.250. At least as good in greedy exact match: more_sft. "
+        "At least as good in contains: none."
+    )
 
 
 def test_what_lies_there_is_not_run_again_and_the_last_line_is_for_machines(
