@@ -157,6 +157,12 @@ def test_a_fresh_process_speaks_the_same_words() -> None:
     assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).strip() == bank
 
 
+def test_a_split_that_is_no_longer_asked_for_leaves_no_old_rows(tmp_path: Path) -> None:
+    for rows in (2, 0):
+        demo.build(tmp_path, prepare=TINY.model_copy(update={"rl_rows": rows, "tasks": ("text",)}), seed=0)
+        assert (tmp_path / "rl.parquet").is_file() == bool(rows)
+
+
 def test_leaving_a_task_out_changes_no_row_of_the_others(directory: Path, tmp_path: Path) -> None:
     some = SMALL.model_copy(update={"tasks": ("digit", "text")})
     counts = demo.build(tmp_path, prepare=some, seed=0)

@@ -70,6 +70,8 @@ def build(directory: Path, *, prepare: Prepare, seed: int) -> dict[str, int]:
     seen: dict[tuple[str, Split], set[str]] = {}
     for place, (split, num) in enumerate(num_rows.items()):
         if not num:
+            # What an earlier run left would be taken for this run's.
+            (directory / f"{split.value}.parquet").unlink(missing_ok=True)
             continue
         rows = [
             row
