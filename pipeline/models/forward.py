@@ -98,7 +98,7 @@ class Decoder(nn.Module):
 
     def states(self, prompts: PromptBatch, completions: CompletionBatch) -> Tensor:
         """Hidden states [N, T + 1, H]: index t predicts token t, index t + 1 has seen it."""
-        if not self.share_prefix:
+        if not self.share_prefix or completions.group_size == 1:  # A cache that is used once is work for nothing.
             return self._states_of_whole_rows(prompts, completions)
         last, cache, next_position = self.prefill(prompts)
         if completions.group_size is None:
@@ -118,13 +118,18 @@ class Decoder(nn.Module):
     def _states_of_whole_rows(self, prompts: PromptBatch, completions: CompletionBatch) -> Tensor:
         """The same states without a cache: each prompt runs again in front of each of its completions."""
         owner = completions.owner
+        embedded = self.embed(prompts)
         following = _following(prompts.position_ids.amax(dim=(0, 2)) + 1, completions)
         positions = torch.cat(
             [prompts.position_ids[:, owner], following.expand(prompts.position_ids.shape[0], *following.shape)], dim=2
         )
         outputs = self.architecture.language_model(self.model)(
             inputs_embeds=torch.cat(
-                [self.embed(prompts)[owner], self.model.get_input_embeddings()(completions.token_ids)], dim=1
+                [
+                    embedded if completions.group_size == 1 else embedded[owner],
+                    self.model.get_input_embeddings()(completions.token_ids),
+                ],
+                dim=1,
             ),
             attention_mask=torch.cat([prompts.mask[owner], completions.mask], dim=1).long(),
             position_ids=_axes(positions),

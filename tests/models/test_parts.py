@@ -244,8 +244,8 @@ def test_the_table_says_how_each_part_learns_and_at_which_rate(tiny_checkpoint: 
     set_parts(reward, parts, field="parts")
     rows = {row[0]: row[1:] for row in map(str.split, parameter_table(reward, parts, learning_rate=2e-4).splitlines())}
     assert rows["head"] == ["129", "0", "train", "0.0002"]
-    # A layer of 64 x 64 in each of two blocks, of rank 2.
-    assert (rows["vision_tower"][0], *rows["vision_tower"][2:]) == (str(2 * 2 * 2 * 64), "lora", "1e-05")
+    # A layer of 64 x 64 in its one block, of rank 2.
+    assert (rows["vision_tower"][0], *rows["vision_tower"][2:]) == (str(2 * 2 * 64), "lora", "1e-05")
     assert (rows["projector"][0], *rows["projector"][2:]) == ("0", "freeze", "-")
     assert rows["language_model"][2:] == ["train", "0.0002"]
 
