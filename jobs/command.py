@@ -15,12 +15,15 @@ from typing import Any
 import ray
 
 from actors.placement import NotEnoughResources
-from pipeline.config import ConfigError, Recipe, describe, load_recipe
+from jobs.local import STANDS
+from pipeline.config import Base, ConfigError, Recipe, absolute, check_once, describe, load_recipe
 from pipeline.config.steps import describe_steps
 from pipeline.data.table import TooManyBadRows
 from pipeline.models.architectures import UnsupportedArchitecture
 
 STAGES_FILE = "stages.json"
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that Ray sets in the driver of a submitted job, and nowhere else."""
 
 # What a user can mend: shown as one message, without a traceback.
 USER_ERRORS = (UnsupportedArchitecture, ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows)
@@ -64,7 +67,25 @@ def parse(description: str, *, resumable: bool = False, flags: Sequence[Flag] = 
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
     options = parser.parse_args()
     short = [override for flag in flags for override in flag.overrides(getattr(options, flag.field))]
-    return load_recipe(options.config, [*short, *options.overrides]), resumable and options.resume
+    overrides = [*short, *options.overrides]
+    check_once(overrides)
+    base = where_the_user_stands()
+    config = options.config and (base.directory or Path()) / options.config.expanduser()
+    return absolute(load_recipe(config, overrides), base), resumable and options.resume
+
+
+def where_the_user_stands() -> Base:
+    """What relative paths of the command line and the recipe are relative to.
+
+    A submitted job runs in Ray's copy of the working directory, which is deleted with all that is written there, or
+    wherever Ray was started.
+    """
+    if stands := os.environ.get(STANDS):
+        return Base(Path(stands))
+    if SUBMITTED in os.environ:
+        reason = "this job was submitted: Ray runs it in a directory of its own, and deletes that"
+        return Base(None, f"{reason}; write an absolute path, such as one that all nodes share")
+    return Base(Path.cwd())
 
 
 def main(

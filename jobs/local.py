@@ -5,7 +5,8 @@ free ports, own token -> `ray start --head` -> the job server answers -> submit 
     python -m jobs.local -- python -m jobs.quickstart --config jobs/recipes/tiny_cpu.yaml
 
 From the submission on this is what `ray job submit --working-dir .` does on a cluster: the same server, the same upload
-of the working directory (what `.gitignore` names stays behind), the same supervisor around the job's driver.
+of the working directory (what `.gitignore` names stays behind), the same supervisor around the job's driver. Relative
+paths in the command and its recipe are relative to the directory in which this is run, as without a job.
 Left out on purpose: reaching a cluster that runs already, which is `ray job submit --address`, and trying again.
 """
 
@@ -33,6 +34,8 @@ import psutil
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+STANDS = "POLYPHONY_DIRECTORY"
+"""Environment variable: where the user gave the job's command. Relative paths in it and in its recipe begin there."""
 OBJECT_STORE_BYTES = 512 * 2**20
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
@@ -93,6 +96,8 @@ def _prepare_environment() -> None:
         # The job's `python` is the one that runs this.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
+        # The job runs in Ray's copy of this directory, and that is deleted.
+        STANDS: os.getcwd(),
         # Several workers share few cores: more threads each only get in the way.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         # Whoever reaches a head can run code as its user, and only the dashboard stays on 127.0.0.1: a token it is.
