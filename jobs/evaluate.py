@@ -44,6 +44,7 @@ from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, is_integer
 from pipeline.rewards.exact_match import exact_match
+from pipeline.rewards.normalise import units
 from pipeline.rewards.overlap import bleu, rouge_l
 from pipeline.rewards.wer import wer
 from pipeline.tracking import read_metrics
@@ -204,7 +205,7 @@ def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
         rewards["wer"] = wer(completion.text, info.answer)
     if is_integer(info.answer):
         rewards["distance"] = distance_reward(completion.text, info.answer)
-    if len(info.answer.split()) >= SHORTEST_OVERLAP_ANSWER:
+    if len(units(info.answer)) >= SHORTEST_OVERLAP_ANSWER:
         rewards |= {"bleu": bleu(completion.text, info.answer), "rouge_l": rouge_l(completion.text, info.answer)}
     return rewards
 

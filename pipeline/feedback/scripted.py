@@ -10,7 +10,8 @@ from typing import NamedTuple
 from pipeline.records import Completion, FinishReason, Preference, RaterKind, Rollout
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, is_integer
-from pipeline.rewards.exact_match import exact_match, normalise
+from pipeline.rewards.exact_match import exact_match
+from pipeline.rewards.normalise import normalise
 from pipeline.rewards.wer import wer, wer_reward
 
 Closeness = Callable[[str, str], float]

@@ -19,9 +19,10 @@ from pipeline.config import RewardName
 from pipeline.records import Completion
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, first_number
-from pipeline.rewards.exact_match import exact_match, normalise
+from pipeline.rewards.exact_match import exact_match
 from pipeline.rewards.length import length_reward
 from pipeline.rewards.noise import noise
+from pipeline.rewards.normalise import fold
 from pipeline.rewards.wer import wer_reward
 
 Rule = Callable[[Completion, str], float]
@@ -29,7 +30,7 @@ Rule = Callable[[Completion, str], float]
 
 
 def _length_rule(completion: Completion, answer: str) -> float:
-    return length_reward(length=len(normalise(completion.text)), target=len(normalise(answer)))
+    return length_reward(length=len(fold(completion.text)), target=len(fold(answer)))
 
 
 RULES: dict[RewardName, Rule] = {
