@@ -239,14 +239,14 @@ def publish(
     summary = summary_json(
         evaluation, stage_s=stage_s, total_s=sum(stage_s.values()), seed=recipe.run.seed, counts=counts, rows=rows
     )
-    (directory / "summary.json").write_text(json.dumps(summary, indent=2))
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     return write_report(
         directory,
         title=f"Polyphony: {recipe.run.name}",
         evaluation=evaluation,
         samples=browser_rows(prompts, samples, limit=recipe.evaluate.browser_rows),
         curves=read_metrics(directory / "metrics"),
-        config_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+        config_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         counts=counts,
         stage_s=stage_s,
         rows=rows,

@@ -13,6 +13,7 @@ Left out on purpose: reaching a cluster that runs already, which is `ray job sub
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import secrets
@@ -128,7 +129,7 @@ def _connect(head: subprocess.Popen[bytes], address: str, log: Path) -> JobSubmi
         except ConnectionError:
             time.sleep(POLL_S)
     state = f"ended with status {head.returncode}" if head.returncode is not None else f"is silent at {address}"
-    raise HeadError(f"`ray start` {state}:\n{log.read_text(errors='replace')[-4000:]}")
+    raise HeadError(f"`ray start` {state}:\n{log.read_text(errors='replace', encoding='utf-8')[-4000:]}")
 
 
 def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
@@ -196,8 +197,15 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
+def print_in_any_locale() -> None:
+    """Lets what the locale has no letters for be printed as escapes, where Python would stop."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: everything after `--` is the job's command."""
+    print_in_any_locale()
     parser = argparse.ArgumentParser(prog="python -m jobs.local", description="Run one job on a Ray head of its own.")
     parser.add_argument("entrypoint", nargs="+", metavar="-- COMMAND", help="the job's command, run from the upload")
     parsed = parser.parse_args(arguments)

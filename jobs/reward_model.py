@@ -151,7 +151,7 @@ def assess(recipe: Recipe, path: Path, pairs: Sequence[ScoredPair], score: dict[
         )
         print(f"warning: {warning}", flush=True)
     content = {"raters": PreferenceTable(path).raters(), "warning": warning, "score": score, **found}
-    (recipe.run.directory / "reward_model.json").write_text(json.dumps(content, indent=2) + "\n")
+    (recipe.run.directory / "reward_model.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     overall = found["overall"]
     low, high = overall["accuracy_interval"] or (None, None)
     metrics = {
