@@ -39,6 +39,7 @@ from pipeline.data.table import PreferenceTable, write_preferences
 from pipeline.evaluation.calibration import ScoredPair, calibration_json
 from pipeline.feedback.scripted import ScriptedRater
 from pipeline.models.processing import load_processor
+from pipeline.models.tokens import answer_ids
 from pipeline.records import Preference, PromptInfo, RaterKind
 from pipeline.tracking import Tracker
 
@@ -169,8 +170,7 @@ def given_preferences(recipe: Recipe, source: Path) -> Iterator[Preference]:
     load = cache(partial(load_processor, source, trust_remote_code=recipe.model.trust_remote_code))
 
     def tokens(text: str) -> tuple[int, ...]:
-        tokenizer = load().tokenizer
-        return (*tokenizer.encode(text), tokenizer.eos_token_id)
+        return tuple(answer_ids(load().tokenizer, text))
 
     for each in Datasets(recipe.datasets, recipe.preferences.split).sources:
         for pair in read_pairs(each.dataset.path, recipe.preferences.split):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -59,13 +59,11 @@ def read_value(text: str, field: str, origin: str) -> object:
     """
     if not text.strip():
         raise ConfigError(f"{origin}: no value; write {field}=null for none, or {field}='\"\"' for an empty text")
-    node = _composed(text, origin)
-    if _is_plain(node) and not text.lstrip().startswith("!"):
+    node, whole = _composed(text, origin), text.strip()
+    if node is None or (_is_plain(node) and node.value != whole and not whole.startswith("!")):
         # Neither a comment (`exp #3`), nor an anchor, nor a document's mark is meant on a command line.
-        whole = text.strip()
-        if node is None or node.value != whole:
-            return whole
-    elif "#" in text[cast(yaml.Node, node).end_mark.index :]:
+        return whole
+    if "#" in text[node.end_mark.index :]:
         raise ConfigError(f"{origin}: what follows {text[: node.end_mark.index]!r} would be lost as a comment; drop it")
     return _constructed(text, origin, within=field)
 
@@ -90,8 +88,8 @@ def _composed(text: str, origin: str) -> yaml.Node | None:
         raise ConfigError(f"{origin}: not YAML: {error}") from None
 
 
-def _is_plain(node: yaml.Node | None) -> bool:
-    return node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)
+def _is_plain(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.style is None
 
 
 def _troubles(node: yaml.Node, place: str, text: str, seen: set[int]) -> Iterator[tuple[str, str]]:
