@@ -170,6 +170,7 @@ def result(info: PromptInfo, completion: Completion, model: ModelName, mode: Mod
         rewards=true_rewards(completion, info),
         learned_reward=None,
         demonstration=info.demonstration if info.is_demonstrated else None,
+        accepted=info.accepted,
     )
 
 
@@ -193,20 +194,23 @@ def scores(
 def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
     """The measures that fit a row: WER where something is heard, distance for whole numbers, overlap for long answers.
 
-    Exact match and `contains` always fit. Where there is no answer, none does.
+    Exact match and `contains` always fit. Where there is no answer, none does; of several the best
+    comparison counts.
     """
     if info.answer is None:
         return {}
+    text = completion.text
     rewards = {
-        "exact_match": exact_match(completion.text, info.answer),
-        "contains": contains(completion.text, info.answer),
+        "exact_match": max(exact_match(text, answer) for answer in info.answers),
+        "contains": max(contains(text, answer) for answer in info.answers),
     }
     if MediaKind.AUDIO in info.modalities:
-        rewards["wer"] = wer(completion.text, info.answer)
-    if is_integer(info.answer):
-        rewards["distance"] = distance_reward(completion.text, info.answer)
-    if len(units(info.answer)) >= SHORTEST_OVERLAP_ANSWER:
-        rewards |= {"bleu": bleu(completion.text, info.answer), "rouge_l": rouge_l(completion.text, info.answer)}
+        rewards["wer"] = min(wer(text, answer) for answer in info.answers)
+    if whole := [answer for answer in info.answers if is_integer(answer)]:
+        rewards["distance"] = max(distance_reward(text, answer) for answer in whole)
+    if long := [answer for answer in info.answers if len(units(answer)) >= SHORTEST_OVERLAP_ANSWER]:
+        rewards["bleu"] = max(bleu(text, answer) for answer in long)
+        rewards["rouge_l"] = max(rouge_l(text, answer) for answer in long)
     return rewards
 
 

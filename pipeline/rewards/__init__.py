@@ -94,7 +94,7 @@ def score_rules(
     *,
     names: Sequence[RewardName],
     completions: Sequence[Completion],
-    answers: Sequence[str | None],
+    answers: Sequence[str | Sequence[str] | None],
     applies: Mapping[RewardName, Sequence[bool]] | None = None,
     rules: Mapping[RewardName, Rule] = RULES,
 ) -> RuleScores:
@@ -107,7 +107,7 @@ def score_rules(
     Args:
         names: which rules; `learned` is not one.
         completions: B.
-        answers: B reference answers, one a completion; None where there is none.
+        answers: B reference answers, one a completion, or several of which the best counts; None where there is none.
         applies: for each rule B times whether it is asked; None asks all of all.
         rules: where the names are looked up.
 
@@ -127,9 +127,12 @@ def score_rules(
             if applies and not applies[name][row]:
                 continue
             try:
-                if answer is None:
+                answers_of_row = (answer,) if isinstance(answer, str) else answer or ()
+                if not answers_of_row:
                     raise ValueError("no answer to compare with")
-                value = rules[name](completion, answer)
+                # Of several, those that the rule can compare with; of one, its error says why it cannot.
+                able = [each for each in answers_of_row if can_compare(name, each)] or answers_of_row[:1]
+                value = max(rules[name](completion, each) for each in able)
                 if not math.isfinite(value):
                     raise ValueError(f"the rule gave {value}")
             except Exception as error:  # a rule is user code: whatever it raises is counted, never passed over
