@@ -328,7 +328,7 @@ def _trained(roles: Roles) -> dict[str, WorkerGroup[Any]]:
 def _towers(roles: Roles) -> dict[str, str | None]:
     """The fingerprint of each trained role's towers; a checkpoint that Polyphony did not write has none."""
     files = {role: group.path / FINGERPRINT_FILE for role, group in _trained(roles).items() if group.path}
-    return {role: file.read_text() if file.is_file() else None for role, file in files.items()}
+    return {role: file.read_text(encoding="utf-8") if file.is_file() else None for role, file in files.items()}
 
 
 def _order(folder: Folder) -> tuple[int, int]:

@@ -187,14 +187,14 @@ def _parts(
     """
     infos = [prompt.info for prompt, rollout in zip(prompts, rollouts, strict=True) for _ in rollout.completions]
     applies = {
-        name: [each.applies(info.task) and can_compare(name, info.answer) for info in infos]
+        name: [each.applies(info.task) and _can_compare(name, info) for info in infos]
         for name, each in recipe.rlhf.rewards.items()
     }
     scoring = score(roles.reward, RewardWorker.scores, groups_of(prompts, rollouts)) if roles.reward else None
     rules = score_rules(
         names=[name for name in recipe.rlhf.rewards if name is not RewardName.LEARNED],
         completions=[completion for rollout in rollouts for completion in rollout.completions],
-        answers=[info.answer for info in infos],
+        answers=[info.answers for info in infos],
         applies=applies,
     )
     parts, seconds = dict(rules.values), {}
@@ -208,6 +208,10 @@ def _parts(
         part[~torch.tensor(applies[name])] = math.nan
     left_out = Counter({f"reward_not_applicable:{name}": each.count(False) for name, each in applies.items()})
     return parts, rules.num_failures + left_out, seconds
+
+
+def _can_compare(name: RewardName, info: PromptInfo) -> bool:
+    return any(can_compare(name, answer) for answer in info.answers or (None,))
 
 
 def groups_of(prompts: Sequence[PromptRef], rollouts: Sequence[Rollout]) -> list[Group]:

@@ -19,6 +19,7 @@ from pipeline.models.batch import collate_prompts
 from pipeline.models.checkpoint import load_policy
 from pipeline.models.parts import set_parts
 from pipeline.models.processing import load_processor
+from pipeline.models.tokens import end_ids, pad_id
 from pipeline.parity import Sight, sights
 from pipeline.records import Completion, Rollout
 from pipeline.stopping import before_stop
@@ -35,7 +36,6 @@ class RolloutWorker(Worker):
         trust = self.recipe.model.trust_remote_code
         self._device = world.torch_device
         self._tokenizer: Any = load_processor(path, trust_remote_code=trust).tokenizer
-        self._end_ids = [self._tokenizer.eos_token_id]
         self.load(path)
 
     def load(self, path: Path) -> None:
@@ -46,6 +46,7 @@ class RolloutWorker(Worker):
         set_parts(policy, parts, field="rlhf.policy.parts")
         self._live = own_towers(self.recipe, parts, policy.decoder.architecture)
         self._policy = policy.to(self._device).eval()
+        self._end_ids = end_ids(self._tokenizer, path)
         self._version = 0
 
     def update_weights(self, weights: Weights) -> int:
@@ -71,9 +72,7 @@ class RolloutWorker(Worker):
         seed = self.recipe.run.seed
         encoded = fetch_encoded(prompts, self._live)
         repeats = 1 if self.recipe.model.share_prefix else group_size
-        batch = collate_prompts(
-            [prompt for prompt in encoded for _ in range(repeats)], pad_id=self._tokenizer.pad_token_id
-        )
+        batch = collate_prompts([prompt for prompt in encoded for _ in range(repeats)], pad_id=pad_id(self._tokenizer))
         samples = generate(
             self._policy,
             batch.to(self._device),
@@ -107,7 +106,7 @@ class RolloutWorker(Worker):
     def sights(self, prompts: Sequence[PromptRef]) -> list[Sight]:
         """What generation runs for each prompt."""
         encoded = fetch_encoded(prompts, self._live)
-        return sights(encoded, collate_prompts(encoded, pad_id=self._tokenizer.pad_token_id))
+        return sights(encoded, collate_prompts(encoded, pad_id=pad_id(self._tokenizer)))
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)

@@ -20,6 +20,7 @@ from pipeline.config import FROZEN, Device, Learner, LoopParts, Recipe, Sharded
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
 from pipeline.models.parts import parameter_groups, parameter_table, set_parts
 from pipeline.models.processing import PromptProcessor, load_processor
+from pipeline.models.tokens import pad_id
 from pipeline.packing import GroupSize, Pass, plan_passes
 from pipeline.parity import Sight, sights
 from pipeline.records import MediaKind, MediumTensors
@@ -97,7 +98,7 @@ class ShardedWorker(Worker):
         self.device = world.torch_device
         model = self.recipe.model
         processor = load_processor(self.path, trust_remote_code=model.trust_remote_code)
-        self.pad_id = int(processor.tokenizer.pad_token_id)
+        self.pad_id = pad_id(processor.tokenizer)
         # Equal on every rank: what starts at random (a head without a checkpoint) must be the same everywhere.
         torch.manual_seed(self.recipe.run.seed)
         module: Any = self.load_module()

@@ -37,6 +37,7 @@ from pipeline.models.batch import collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_policy, load_reward_model, save_checkpoint
 from pipeline.models.parts import parameter_groups, parameter_table, set_parts
 from pipeline.models.processing import load_processor
+from pipeline.models.tokens import answer_ids, pad_id
 from pipeline.packing import GroupSize, plan_passes
 from pipeline.records import MediaKind
 from pipeline.tracking import Tracker
@@ -195,25 +196,20 @@ def train_sft(config: dict[str, Any]) -> None:
     tokenizer = load_processor(source, trust_remote_code=trust).tokenizer
 
     def size(item: Demonstration) -> GroupSize:
-        return GroupSize(item.prompt.num_tokens, 1, len(answer_ids(item, tokenizer)))
+        return GroupSize(item.prompt.num_tokens, 1, len(answer_ids(tokenizer, item.answer)))
 
     losses = demonstration_losses(engine, tokenizer, live)
     if _train(config, engine, losses, size, lambda sizes: float(sum(each.longest for each in sizes)), _batches(config)):
         _export(config, engine)
 
 
-def answer_ids(demonstration: Demonstration, tokenizer: Any) -> Ids:
-    """int64 [T]: the tokens of a demonstration's answer, the end token included."""
-    return np.array([*tokenizer.encode(demonstration.answer), tokenizer.eos_token_id], np.int64)
-
-
 def demonstration_losses(engine: Engine, tokenizer: Any, live: Live) -> Losses[Demonstration]:
     """What SFT minimises, and what it shows beside that, of a pass whose step has so many answer tokens."""
 
     def losses(batch: Sequence[Demonstration], num_tokens: float) -> dict[str, Tensor]:
-        prompts = collate_prompts(fetch_encoded([item.prompt for item in batch], live), pad_id=tokenizer.pad_token_id)
-        ids = [answer_ids(item, tokenizer) for item in batch]
-        answers = collate_completions([[each] for each in ids], pad_id=tokenizer.pad_token_id)
+        prompts = collate_prompts(fetch_encoded([item.prompt for item in batch], live), pad_id=pad_id(tokenizer))
+        ids = [np.array(answer_ids(tokenizer, item.answer), np.int64) for item in batch]
+        answers = collate_completions([[each] for each in ids], pad_id=pad_id(tokenizer))
         logprobs, entropy = engine(prompts.to(engine.device), answers.to(engine.device))
         return {
             "loss": negative_log_likelihood(logprobs=logprobs, num_tokens=num_tokens),
@@ -237,7 +233,8 @@ def train_reward_model(config: dict[str, Any]) -> None:
     live = own_towers(recipe, config["settings"].parts, module.decoder.architecture)
     module.decoder.blank_media = blank_media(recipe, source, module.decoder.model, live)
     engine = _engine(module, config)
-    scores = partial(pair_scores, engine, load_processor(source, trust_remote_code=trust).tokenizer.pad_token_id, live)
+    tokenizer = load_processor(source, trust_remote_code=trust).tokenizer
+    scores = partial(pair_scores, engine, pad_id(tokenizer), live)
     losses = comparison_losses(scores, margin_weight=config["settings"].margin_weight)
     if _train(config, engine, losses, _pair_size, lambda sizes: float(len(sizes)), _batches(config)):
         held_out = standardise(engine, scores, config["held_out"])

@@ -124,7 +124,7 @@ def is_done(recipe: Recipe, *, resume: bool) -> bool:
     file = _end_file(recipe)
     if not file.is_file():
         return False
-    stored = json.loads(file.read_text())
+    stored = json.loads(file.read_text(encoding="utf-8"))
     end = end_of(recipe.rlhf, step=stored["step"], progress=Progress(**stored["progress"]))
     if resume and end and stored["export"] == recipe.rlhf.checkpoints.export and recipe.checkpoint("rlhf").is_dir():
         print(f"--resume: the run ended after step {end.step}, nothing is left to do: {end.detail}", flush=True)
@@ -137,7 +137,7 @@ def record_end(recipe: Recipe, end: End, state: LoopState) -> None:
     """Says why the run ended, and keeps it in `rlhf_end.json`: once the weights are handed on, not before."""
     print(f"the run ends after step {end.step} of {recipe.rlhf.num_steps}: {end.detail}", flush=True)
     content = {**asdict(end), "export": recipe.rlhf.checkpoints.export, "progress": state.progress.to_json()}
-    _end_file(recipe).write_text(json.dumps(content, indent=1))
+    _end_file(recipe).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _end_file(recipe: Recipe) -> Path:

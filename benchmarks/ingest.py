@@ -65,7 +65,7 @@ def make_source(directory: Path, num_rows: int, side: int) -> int:
     rng = np.random.default_rng(0)
     base = np.asarray(Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((side, side)), np.uint8)
     num_bytes = 0
-    with (directory / SOURCE).open("w") as file:
+    with (directory / SOURCE).open("w", encoding="utf-8") as file:
         for index in range(num_rows):
             picture = np.roll(base, (index % side, index // side), axis=(0, 1)) ^ np.uint8(index % 7)
             Image.fromarray(picture).save(directory / f"{index}.jpg", quality=85)
@@ -94,7 +94,7 @@ def shrunk(row: dict[str, Any], directory: Path, side: int) -> dict[str, Any]:
 def plain(source: Path, target: Path, side: int) -> None:
     """One process, one row after the other."""
     writer: pq.ParquetWriter | None = None
-    with (source / SOURCE).open() as lines:
+    with (source / SOURCE).open(encoding="utf-8") as lines:
         group: list[dict[str, Any]] = []
         for line in lines:
             group.append(shrunk(json.loads(line), source, side))
@@ -177,7 +177,7 @@ def run_side(name: str, source: Path, side: int) -> None:
 def measure(name: str, source: Path, side: int) -> Measured:
     """One side in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.ingest", "--run", name, "--source", str(source), "--side", str(side)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
@@ -235,7 +235,7 @@ def main() -> None:
         for line in compare(options.rows, options.side, options.repeats, Path(directory)):
             print(line, flush=True)
             lines.append(line)
-    with options.results.open("a") as file:
+    with options.results.open("a", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
 
 

@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arms = ("rlhf", *options.arms)
     places = {arm: {seed: directory_of(arm, seed) for seed in options.seeds} for arm in arms}
     summaries = {
-        arm: {seed: json.loads((place / "summary.json").read_text()) for seed, place in of.items()}
+        arm: {seed: json.loads((place / "summary.json").read_text(encoding="utf-8")) for seed, place in of.items()}
         for arm, of in places.items()
     }
     gains = {arm: pooled_gain(list(of.values())) for arm, of in places.items()}

@@ -246,7 +246,7 @@ class Bench:
         shutil.rmtree(recipe.run.directory, ignore_errors=True)
         shutil.copytree(self._out / "base", recipe.checkpoint("sft"))
         started = time.monotonic()
-        with (self._out / f"{case.name}.log").open("w") as log, contextlib.redirect_stdout(log):
+        with (self._out / f"{case.name}.log").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             rlhf.run(recipe, crew=ReadyCrew(recipe, self._groups[case.num_ranks]))
         return read_curves(recipe, time.monotonic() - started)
 
@@ -255,7 +255,7 @@ def read_curves(recipe: Recipe, seconds: float) -> Curves:
     """What the loop wrote: metrics, and the texts of every group in every step."""
     metrics: list[Any] = read_metrics(recipe.run.directory / "metrics")["rlhf"]
     completions: list[list[list[str]]] = [[] for _ in metrics]
-    for line in (recipe.run.directory / "samples.jsonl").read_text().splitlines():
+    for line in (recipe.run.directory / "samples.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         completions[row["step"]].append(row["group"])
     return Curves(metrics, completions, seconds)

@@ -215,12 +215,12 @@ def in_child(work: Callable[[], Measured]) -> Measured:
     child = os.fork()
     if child == 0:
         try:
-            with os.fdopen(writing, "w") as pipe:
+            with os.fdopen(writing, "w", encoding="utf-8") as pipe:
                 json.dump(asdict(work()), pipe)
         finally:
             os._exit(0)
     os.close(writing)
-    with os.fdopen(reading) as pipe:
+    with os.fdopen(reading, encoding="utf-8") as pipe:
         answer = pipe.read()
     os.waitpid(child, 0)
     if not answer:

@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not (options.reuse and (directory / "summary.json").is_file()):
             job = ["python", "-m", "jobs.quickstart", "--config", str(options.config.resolve()), *overrides]
             run_seed(recipes[-1], [sys.executable, "-m", "jobs.local", "--", *job], options.out / f"seed-{seed}.log")
-        summaries[seed] = json.loads((directory / "summary.json").read_text())
+        summaries[seed] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
 
     table, bounds = collect(summaries), collect_bounds(summaries)
     found = verdict(table, bounds, options.seeds)
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "intervals": bounds,
         "verdict": asdict(found),
     }
-    (options.out / "seeds.json").write_text(json.dumps(result, indent=2))
+    (options.out / "seeds.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     publish(recipes[0], read_samples(samples_file(recipes[0])), seeds_table=report_rows(table, options.seeds))
     append_result(
         options.results,

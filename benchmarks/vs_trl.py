@@ -291,7 +291,7 @@ def run_peer(place: Place, work: Work, beta: float, name: str, *, digests: Seque
         cpu_s=sum(sum(span.cpu_s.values()) for span in spans),
         phases={phase: spent / len(spans) for phase, spent in peer_phases(spans, rows[work.warm_up - 1 : -1]).items()},
         completion_length=sum(row["completions/mean_length"] for row in measured) / len(measured),
-        details={**json.loads((directory / "setup.json").read_text()), "metrics": measured},
+        details={**json.loads((directory / "setup.json").read_text(encoding="utf-8")), "metrics": measured},
     )
 
 
@@ -362,7 +362,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "summary": summary,
         "differences": unlike,
     }
-    (place.out / "vs_trl.json").write_text(json.dumps({**result, "runs": [vars(run) for run in runs]}, indent=2))
+    (place.out / "vs_trl.json").write_text(
+        json.dumps({**result, "runs": [vars(run) for run in runs]}, indent=2), encoding="utf-8"
+    )
     append_result(options.results, command=command, work=described, table=table, unlike=unlike)
     print(json.dumps(result))
 

@@ -34,7 +34,7 @@ def time_optimizer() -> None:
 
     def after(*_: Any) -> None:
         spent = time.process_time() - started.pop()
-        with Path(os.environ[TIMINGS]).open("a") as file:
+        with Path(os.environ[TIMINGS]).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "cpu_s": spent}) + "\n")
 
     optimizer.register_optimizer_step_pre_hook(lambda *_: started.append(time.process_time()))

@@ -186,7 +186,7 @@ def run(options: argparse.Namespace) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             metrics = {name: values[-1] for name, values in trainer._metrics["train"].items() if values}
             row = {"step": state.global_step - 1, "cpu_s": phases.cpu_s, "prompts": digests[-1], "metrics": metrics}
-            with (options.out / "steps.jsonl").open("a") as file:
+            with (options.out / "steps.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     trainer.add_callback(Lines())
@@ -200,7 +200,7 @@ def run(options: argparse.Namespace) -> None:
         "attention": trainer.model.config._attn_implementation,
         "threads": torch.get_num_threads(),
     }
-    (options.out / "setup.json").write_text(json.dumps(setup))
+    (options.out / "setup.json").write_text(json.dumps(setup), encoding="utf-8")
 
 
 def main() -> None:

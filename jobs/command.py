@@ -15,12 +15,15 @@ from typing import Any
 import ray
 
 from actors.placement import NotEnoughResources
-from pipeline.config import ConfigError, Recipe, describe, load_recipe
+from jobs.local import STANDS, print_in_any_locale
+from pipeline.config import Base, ConfigError, Recipe, absolute, check_once, describe, load_recipe
 from pipeline.config.steps import describe_steps
 from pipeline.data.table import TooManyBadRows
 from pipeline.models.architectures import UnsupportedArchitecture
 
 STAGES_FILE = "stages.json"
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that Ray sets in the driver of a submitted job, and nowhere else."""
 
 # What a user can mend: shown as one message, without a traceback.
 USER_ERRORS = (UnsupportedArchitecture, ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows)
@@ -62,15 +65,46 @@ def parse(description: str, *, resumable: bool = False, flags: Sequence[Flag] = 
     for flag in flags:
         parser.add_argument(flag.name, action="append", default=[], dest=flag.field, help=flag.help)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
-    options = parser.parse_args()
+    options = parser.parse_args([_as_utf8(argument) for argument in sys.argv[1:]])
     short = [override for flag in flags for override in flag.overrides(getattr(options, flag.field))]
-    return load_recipe(options.config, [*short, *options.overrides]), resumable and options.resume
+    overrides = [*short, *options.overrides]
+    check_once(overrides)
+    base = where_the_user_stands()
+    config = options.config and (base.directory or Path()) / options.config.expanduser()
+    return absolute(load_recipe(config, overrides), base), resumable and options.resume
+
+
+def _as_utf8(argument: str) -> str:
+    """An argument whose letters are none in this locale (then they are surrogates), as the UTF-8 that it was typed in.
+
+    Raises:
+        ConfigError: it is no UTF-8.
+    """
+    try:
+        return os.fsencode(argument).decode() if any("\ud800" <= each <= "\udfff" for each in argument) else argument
+    except UnicodeDecodeError:
+        raise ConfigError(f"argument {argument!a}: neither in the locale's encoding nor in UTF-8") from None
+
+
+def where_the_user_stands() -> Base:
+    """What relative paths of the command line and the recipe are relative to.
+
+    A submitted job runs in Ray's copy of the working directory, which is deleted with all that is written there, or
+    wherever Ray was started.
+    """
+    if stands := os.environ.get(STANDS):
+        return Base(Path(stands))
+    if SUBMITTED in os.environ:
+        reason = "this job was submitted: Ray runs it in a directory of its own, and deletes that"
+        return Base(None, f"{reason}; write an absolute path, such as one that all nodes share")
+    return Base(Path.cwd())
 
 
 def main(
     run: Callable[..., object], description: str | None, *, resumable: bool = False, flags: Sequence[Flag] = ()
 ) -> None:
     """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend."""
+    print_in_any_locale()
     try:
         recipe, resume = parse(description or "", resumable=resumable, flags=flags)
         connect()
@@ -98,10 +132,10 @@ def connect(**options: Any) -> None:
 def record_stage(recipe: Recipe, stage: str, seconds: float) -> None:
     """Keeps the wall time of a stage of this run, for the report."""
     path = recipe.run.directory / STAGES_FILE
-    path.write_text(json.dumps({**read_stages(recipe), stage: round(seconds, 1)}))
+    path.write_text(json.dumps({**read_stages(recipe), stage: round(seconds, 1)}), encoding="utf-8")
 
 
 def read_stages(recipe: Recipe) -> dict[str, float]:
     """Wall time in seconds of the stages that ran, in their order."""
     path = recipe.run.directory / STAGES_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -44,6 +44,7 @@ from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, is_integer
 from pipeline.rewards.exact_match import exact_match
+from pipeline.rewards.normalise import units
 from pipeline.rewards.overlap import bleu, rouge_l
 from pipeline.rewards.wer import wer
 from pipeline.tracking import read_metrics
@@ -169,6 +170,7 @@ def result(info: PromptInfo, completion: Completion, model: ModelName, mode: Mod
         rewards=true_rewards(completion, info),
         learned_reward=None,
         demonstration=info.demonstration if info.is_demonstrated else None,
+        accepted=info.accepted,
     )
 
 
@@ -192,20 +194,23 @@ def scores(
 def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
     """The measures that fit a row: WER where something is heard, distance for whole numbers, overlap for long answers.
 
-    Exact match and `contains` always fit. Where there is no answer, none does.
+    Exact match and `contains` always fit. Where there is no answer, none does; of several the best
+    comparison counts.
     """
     if info.answer is None:
         return {}
+    text = completion.text
     rewards = {
-        "exact_match": exact_match(completion.text, info.answer),
-        "contains": contains(completion.text, info.answer),
+        "exact_match": max(exact_match(text, answer) for answer in info.answers),
+        "contains": max(contains(text, answer) for answer in info.answers),
     }
     if MediaKind.AUDIO in info.modalities:
-        rewards["wer"] = wer(completion.text, info.answer)
-    if is_integer(info.answer):
-        rewards["distance"] = distance_reward(completion.text, info.answer)
-    if len(info.answer.split()) >= SHORTEST_OVERLAP_ANSWER:
-        rewards |= {"bleu": bleu(completion.text, info.answer), "rouge_l": rouge_l(completion.text, info.answer)}
+        rewards["wer"] = min(wer(text, answer) for answer in info.answers)
+    if whole := [answer for answer in info.answers if is_integer(answer)]:
+        rewards["distance"] = max(distance_reward(text, answer) for answer in whole)
+    if long := [answer for answer in info.answers if len(units(answer)) >= SHORTEST_OVERLAP_ANSWER]:
+        rewards["bleu"] = max(bleu(text, answer) for answer in long)
+        rewards["rouge_l"] = max(rouge_l(text, answer) for answer in long)
     return rewards
 
 
@@ -238,14 +243,14 @@ def publish(
     summary = summary_json(
         evaluation, stage_s=stage_s, total_s=sum(stage_s.values()), seed=recipe.run.seed, counts=counts, rows=rows
     )
-    (directory / "summary.json").write_text(json.dumps(summary, indent=2))
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     return write_report(
         directory,
         title=f"Polyphony: {recipe.run.name}",
         evaluation=evaluation,
         samples=browser_rows(prompts, samples, limit=recipe.evaluate.browser_rows),
         curves=read_metrics(directory / "metrics"),
-        config_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+        config_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         counts=counts,
         stage_s=stage_s,
         rows=rows,

@@ -5,13 +5,15 @@ free ports, own token -> `ray start --head` -> the job server answers -> submit 
     python -m jobs.local -- python -m jobs.quickstart --config jobs/recipes/tiny_cpu.yaml
 
 From the submission on this is what `ray job submit --working-dir .` does on a cluster: the same server, the same upload
-of the working directory (what `.gitignore` names stays behind), the same supervisor around the job's driver.
+of the working directory (what `.gitignore` names stays behind), the same supervisor around the job's driver. Relative
+paths in the command and its recipe are relative to the directory in which this is run, as without a job.
 Left out on purpose: reaching a cluster that runs already, which is `ray job submit --address`, and trying again.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import secrets
@@ -33,6 +35,8 @@ import psutil
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+STANDS = "POLYPHONY_DIRECTORY"
+"""Environment variable: where the user gave the job's command. Relative paths in it and in its recipe begin there."""
 OBJECT_STORE_BYTES = 512 * 2**20
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
@@ -93,6 +97,8 @@ def _prepare_environment() -> None:
         # The job's `python` is the one that runs this.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
+        # The job runs in Ray's copy of this directory, and that is deleted.
+        STANDS: os.getcwd(),
         # Several workers share few cores: more threads each only get in the way.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         # Whoever reaches a head can run code as its user, and only the dashboard stays on 127.0.0.1: a token it is.
@@ -123,7 +129,7 @@ def _connect(head: subprocess.Popen[bytes], address: str, log: Path) -> JobSubmi
         except ConnectionError:
             time.sleep(POLL_S)
     state = f"ended with status {head.returncode}" if head.returncode is not None else f"is silent at {address}"
-    raise HeadError(f"`ray start` {state}:\n{log.read_text(errors='replace')[-4000:]}")
+    raise HeadError(f"`ray start` {state}:\n{log.read_text(errors='replace', encoding='utf-8')[-4000:]}")
 
 
 def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
@@ -191,8 +197,15 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
+def print_in_any_locale() -> None:
+    """Lets what the locale has no letters for be printed as escapes, where Python would stop."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: everything after `--` is the job's command."""
+    print_in_any_locale()
     parser = argparse.ArgumentParser(prog="python -m jobs.local", description="Run one job on a Ray head of its own.")
     parser.add_argument("entrypoint", nargs="+", metavar="-- COMMAND", help="the job's command, run from the upload")
     parsed = parser.parse_args(arguments)

@@ -39,6 +39,7 @@ from pipeline.data.table import PreferenceTable, write_preferences
 from pipeline.evaluation.calibration import ScoredPair, calibration_json
 from pipeline.feedback.scripted import ScriptedRater
 from pipeline.models.processing import load_processor
+from pipeline.models.tokens import answer_ids
 from pipeline.records import Preference, PromptInfo, RaterKind
 from pipeline.tracking import Tracker
 
@@ -151,7 +152,7 @@ def assess(recipe: Recipe, path: Path, pairs: Sequence[ScoredPair], score: dict[
         )
         print(f"warning: {warning}", flush=True)
     content = {"raters": PreferenceTable(path).raters(), "warning": warning, "score": score, **found}
-    (recipe.run.directory / "reward_model.json").write_text(json.dumps(content, indent=2) + "\n")
+    (recipe.run.directory / "reward_model.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     overall = found["overall"]
     low, high = overall["accuracy_interval"] or (None, None)
     metrics = {
@@ -169,8 +170,7 @@ def given_preferences(recipe: Recipe, source: Path) -> Iterator[Preference]:
     load = cache(partial(load_processor, source, trust_remote_code=recipe.model.trust_remote_code))
 
     def tokens(text: str) -> tuple[int, ...]:
-        tokenizer = load().tokenizer
-        return (*tokenizer.encode(text), tokenizer.eos_token_id)
+        return tuple(answer_ids(load().tokenizer, text))
 
     for each in Datasets(recipe.datasets, recipe.preferences.split).sources:
         for pair in read_pairs(each.dataset.path, recipe.preferences.split):
@@ -207,7 +207,7 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
     )
     rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
     judged = [
-        rater.compare(rollout, given(prompt.info.answer)) for prompt, rollout in zip(prompts, rollouts, strict=True)
+        rater.compare(rollout, *given(prompt.info.answers)) for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
     num_silent = sum(not pairs for pairs in judged)
     print(f"{num_silent} of {len(judged)} groups have nothing to compare: no preference", flush=True)

@@ -86,7 +86,8 @@ class Message:
 class Prompt:
     """A row of the prompt table: messages, media in the order of their tags, and the reference answer.
 
-    `answer` is None where nobody knows one. `demonstration` is what a demonstrator answered, for SFT; None where that
+    `answer` is None where nobody knows one; `accepted` are others that are as right.
+    `demonstration` is what a demonstrator answered, for SFT; None where that
     is the reference answer, or where there is neither.
     """
 
@@ -96,6 +97,7 @@ class Prompt:
     media: tuple[Medium, ...]
     answer: str | None
     demonstration: str | None = None
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,13 @@ class PromptInfo:
     """The kinds present in the prompt, each once, in the order of `MediaKind`."""
     is_demonstrated: bool = False
     """Whether `demonstration` is the row's own, and not its answer for want of one."""
+    accepted: tuple[str, ...] = ()
+    """Other answers that are as right as `answer`: the best comparison counts."""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All that a completion may be compared with; empty where nobody knows an answer."""
+        return () if self.answer is None else (self.answer, *self.accepted)
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ class WandbSink:
             resume="allow" if run_id else None,
             dir=str(memo.parent),
         )
-        memo.write_text(str(self._run.id))
+        memo.write_text(str(self._run.id), encoding="utf-8")
         # W&B's own step only rises; with a metric as the axis, steps that are logged again after a resume are kept.
         self._run.define_metric("*", step_metric="step")
 
@@ -222,7 +222,7 @@ class MlflowSink:
             experiment = self._client.get_experiment_by_name(run.name)
             experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(run.name)
             run_id = str(self._client.create_run(experiment_id, run_name=stage).info.run_id)
-        memo.write_text(run_id)
+        memo.write_text(run_id, encoding="utf-8")
         self._run_id = run_id
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -247,7 +247,7 @@ def _optional(sink: Sink, module: str) -> Any:
 def _remembered(memo: Path, resume_from_step: int) -> str | None:
     """The tracker's id of this stage from an earlier process, or None where the stage starts anew."""
     memo.parent.mkdir(parents=True, exist_ok=True)
-    return memo.read_text().strip() if resume_from_step > 0 and memo.is_file() else None
+    return memo.read_text(encoding="utf-8").strip() if resume_from_step > 0 and memo.is_file() else None
 
 
 def read_metrics(directory: Path) -> dict[str, list[dict[str, Any]]]:

@@ -91,7 +91,8 @@ def test_two_recipes_may_stand_on_one(tmp_path: Path) -> None:
         ({"own": "base: two.yaml\n", "two": "- a\n"}, "base: two.yaml: a recipe is a mapping of sections, not list"),
         ({"own": "base: two.yaml\n", "two": "a: [\n"}, "base: two.yaml: not YAML"),
         ({"own": "base: 3\n"}, "base is the path of a recipe, relative to this one, not 3"),
-        ({"own": "base:\n"}, "base is the path of a recipe, relative to this one, not None"),
+        ({"own": "base: null\n"}, "base is the path of a recipe, relative to this one, not None"),
+        ({"own": "base: two.yaml\n", "two": "run: {seed: 1, seed: 2}\n"}, "base: two.yaml: run.seed: stands twice"),
     ],
 )
 def test_a_base_that_cannot_be_used_is_named_with_the_way_to_it(

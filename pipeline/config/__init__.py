@@ -20,8 +20,9 @@ from pipeline.config.algorithm import (
 )
 from pipeline.config.checkpoints import BestMode, Checkpoints, Exported
 from pipeline.config.data import Access, Data, Dataset, MediaLimits, RowOrder
-from pipeline.config.loading import describe, load_recipe
+from pipeline.config.loading import absolute, check_once, describe, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
+from pipeline.config.paths import Base
 from pipeline.config.prepare import Answers, Form, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
 from pipeline.config.recipe import (
     Cluster,
@@ -50,6 +51,7 @@ __all__ = [
     "Aggregation",
     "Algorithm",
     "Answers",
+    "Base",
     "BestMode",
     "Checkpoints",
     "Cluster",
@@ -106,6 +108,8 @@ __all__ = [
     "Trained",
     "Validation",
     "Workers",
+    "absolute",
+    "check_once",
     "describe",
     "load_recipe",
     "section_of",

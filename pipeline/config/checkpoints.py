@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, model_validator
 
+from pipeline.config.paths import Location
 from pipeline.config.section import Section
 
 
@@ -24,7 +25,7 @@ class Checkpoints(Section):
     """Steps between checkpoints; the last step always saves one."""
     keep_last: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
-    path: str | None = None
+    path: Location | None = None
     """Where they go: a directory that all nodes share, or a URL that fsspec knows (s3://bucket/run; its package must be
     installed on every node). null means `<run>/checkpoints/rlhf_steps`."""
     best_metric: str | None = None

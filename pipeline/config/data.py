@@ -5,37 +5,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.paths import Location
 from pipeline.config.section import Section
 
 _HOST = re.compile(r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
-
-_STORE = re.compile(r"(?P<scheme>s3|gs|gcs)://([^/@:]*(?P<password>:[^/@]*)?@)?")
-
-
-def _text(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _plain(path: str) -> str:
-    address = _STORE.match(path)
-    if address and ("?" in path or address["password"]):
-        variables = "AWS_REGION, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
-        if address["scheme"] != "s3":
-            variables = "GOOGLE_APPLICATION_CREDENTIALS, CLOUD_STORAGE_EMULATOR_ENDPOINT"
-        raise ValueError(
-            f"an address takes neither options (?...) nor a password: write {address['scheme']}://bucket/path, and set "
-            f"{variables} in the environment that Ray is started in"
-        )
-    return path
-
-
-Location = Annotated[str, BeforeValidator(_text), AfterValidator(_plain)]
-"""A file or a directory: a path on disk, or an address such as `s3://bucket/data`."""
 
 
 class MediaLimits(Section):
@@ -66,7 +42,7 @@ class MediaLimits(Section):
 class Access(Section):
     """Where media that a row names by path or address may come from. What is not allowed here is refused."""
 
-    roots: tuple[str, ...] = ()
+    roots: tuple[Location, ...] = ()
     """Directories (local, or `s3://bucket/prefix`, `gs://bucket/prefix`) below which paths may lie, beside the
     directory of the source that names them. Links that lead out of them are refused."""
     hosts: tuple[str, ...] = ()

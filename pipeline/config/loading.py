@@ -14,9 +14,11 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
+from pipeline.config.paths import Base
 from pipeline.config.recipe import Recipe
 from pipeline.config.section import ConfigError, Section, section_of
 from pipeline.config.steps import STEPS
+from pipeline.config.strict_yaml import read_value, read_yaml
 
 BASE = "base"
 """What a recipe calls the recipe whose values it overrides: `base: tiny_cpu.yaml`, relative to its own directory."""
@@ -38,8 +40,21 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(
             f"override {BASE}={tree[BASE]}: a recipe's file names its base; use --config with such a file"
         )
+    return _validated(tree)
+
+
+def absolute(recipe: Recipe, base: Base) -> Recipe:
+    """The recipe with all its paths absolute, defaults too: it means the same to every process on every node.
+
+    Raises:
+        ConfigError: a path is relative, and nobody knows to what.
+    """
+    return _validated(recipe.model_dump(), base)
+
+
+def _validated(tree: Mapping[str, Any], base: Base | None = None) -> Recipe:
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(tree, context=base)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
 
@@ -48,7 +63,7 @@ def _read(path: Path, origin: str, above: Sequence[Path]) -> dict[str, Any]:
     """The tree of a recipe laid over its base's; `above` are the recipes that stand on this one."""
     if not path.is_file():
         raise ConfigError(f"{origin}: no such file; recipes lie in jobs/recipes/")
-    loaded = _yaml(path.read_text(), origin)
+    loaded = read_yaml(_text(path, origin), origin)
     if not isinstance(loaded, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping of sections, not {type(loaded).__name__}")
     tree = cast(dict[str, Any], loaded)
@@ -78,6 +93,22 @@ def _over(base: Mapping[str, Any], own: Mapping[str, Any], section: type[Section
     return merged
 
 
+def check_once(overrides: Sequence[str]) -> None:
+    """Makes sure that no override loses an earlier one, of its field or of one inside it. Programs layer overrides, and
+    the last one wins; a person who gives two has forgotten one.
+
+    Raises:
+        ConfigError: one does.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        field = override.partition("=")[0]
+        for earlier, text in given.items():
+            if text != override and f"{earlier}.".startswith(f"{field}."):
+                raise ConfigError(f"override {override!r}: {text!r} would be lost; give one of them")
+        given[field] = override
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     if not separator or not dotted:
@@ -89,14 +120,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
         node = cast(dict[str, Any], child)
-    node[leaf] = _yaml(text, f"override {override!r}")
+    node[leaf] = read_value(text, dotted, f"override {override!r}")
 
 
-def _yaml(text: str, origin: str) -> object:
+def _text(path: Path, origin: str) -> str:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: not YAML: {error}") from None
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{origin}: byte {error.start} is not UTF-8; save the recipe as UTF-8") from None
 
 
 def _explain(item: Mapping[str, Any]) -> str:
@@ -107,11 +138,10 @@ def _explain(item: Mapping[str, Any]) -> str:
         close = difflib.get_close_matches(location[-1], known, n=1)
         cure = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         return f"{field}: unknown key; {cure}"
-    return (
-        f"{field}: {item['msg']} (got {item['input']!r})"
-        if not isinstance(item["input"], dict)
-        else f"{field}: {item['msg']}"
-    )
+    if isinstance(item["input"], dict):
+        return f"{field}: {item['msg']}"
+    cure = "; in quotes it is a text" if item["type"] == "string_type" and item["input"] is not None else ""
+    return f"{field}: {item['msg']} (got {item['input']!r}){cure}"
 
 
 def _section_at(location: Sequence[str]) -> type[Section]:
@@ -144,8 +174,9 @@ def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]
 def _type_name(annotation: object) -> str:
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return " | ".join(annotation)
-    if typing.get_origin(annotation) is typing.Annotated:  # A choice of sections.
-        return "step"
+    if typing.get_origin(annotation) is typing.Annotated:  # A path, or a choice of sections.
+        inner = typing.get_args(annotation)[0]
+        return inner.__name__ if inner in (str, Path) else "step"
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return " | ".join(_type_name(part) for part in typing.get_args(annotation))
     if annotation is types.NoneType:

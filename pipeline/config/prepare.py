@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, model_validator
 
-from pipeline.config.data import Location
+from pipeline.config.paths import Location
 from pipeline.config.section import Section
 from pipeline.config.steps import Steps
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from pipeline.config.data import Data, Dataset
+from pipeline.config.paths import DiskPath
 from pipeline.config.prepare import Prepare
 from pipeline.config.rlhf import Rlhf
 from pipeline.config.section import Section
@@ -42,7 +43,7 @@ class Sink(StrEnum):
 class Run(Section):
     name: str = "demo"
     """Name of the run, shown in trackers and in the report."""
-    directory: Path = Path("runs/demo")
+    directory: DiskPath = Path("runs/demo")
     """Where data, checkpoints, metrics and the report go. On a cluster: a path that all nodes share."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random: data, initialisation, order, sampling."""
@@ -62,7 +63,7 @@ class Cluster(Section):
 
 
 class Model(Section):
-    path: Path | None = None
+    path: DiskPath | None = None
     """Hugging Face directory of the checkpoint to start from; null builds the tiny one in `<run>/checkpoints/base`."""
     tiny_architecture: str = "qwen2_5_omni_thinker"
     """Architecture of the tiny checkpoint that is built where `path` is null."""

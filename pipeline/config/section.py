@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import NoneType
 from typing import get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from pipeline.config.paths import NOTHING
 
 
 class ConfigError(ValueError):
@@ -22,6 +26,29 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_meaning(cls, values: object) -> object:
+        """Refuses what pydantic would take for something else: `true` for the number 1, "none" for a text."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(str(name))
+            types = set(_leaves(field.annotation)) if field else set[type]()
+            if types & {int, float} and bool not in types:
+                for each in value if isinstance(value, list | tuple) else (value,):
+                    if isinstance(each, bool):
+                        raise ValueError(f"{name}={str(each).lower()}: no number; write one, such as {int(each)}")
+            if {NoneType, str} <= types and isinstance(value, str) and value.casefold() in NOTHING:
+                raise ValueError(f"{name}={value!r}: this is a text; write null, without quotes, for none")
+        return values
+
+
+def _leaves(annotation: object) -> Iterator[type]:
+    """The types that an annotation is made of: `str` and `NoneType` of `tuple[str, ...] | None`."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _leaves(part)
 
 
 def section_of(annotation: object) -> type[Section] | None:

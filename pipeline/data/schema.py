@@ -105,6 +105,7 @@ PROMPT_FEATURES: dict[str, Any] = {
     "audios": {"feature": {"_type": "Audio"}, "_type": "List"},
     "videos": {"feature": {"_type": "Video"}, "_type": "List"},
     "answer": _STRING,
+    "accepted": {"feature": _STRING, "_type": "List"},
     "demonstration": _STRING,
     "sources": {"feature": _STRING, "_type": "List"},
     "dataset": _STRING,
@@ -135,6 +136,8 @@ PROMPT_SCHEMA = pa.schema(
         ("audios", pa.list_(_FILE)),
         ("videos", pa.list_(_FILE)),
         ("answer", pa.string()),
+        # Other answers that are as right.
+        ("accepted", pa.list_(pa.string())),
         ("demonstration", pa.string()),
         # Identity of each source (scanned digit, voice setting, content of a file): splits must share none.
         ("sources", pa.list_(pa.string())),
@@ -222,6 +225,7 @@ def from_row(row: Mapping[str, Any]) -> Prompt:
         media=_interleave(row, media_places(messages)),
         answer=answer,
         demonstration=cast("str | None", row.get("demonstration")) or None,
+        accepted=tuple(row.get("accepted") or ()),
     )
 
 
@@ -260,6 +264,7 @@ def to_row(prompt: Prompt, sources: Sequence[str]) -> dict[str, Any]:
         "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],
         **files,
         "answer": prompt.answer,
+        "accepted": list(prompt.accepted),
         "demonstration": prompt.demonstration,
         "sources": list(sources),
     }

@@ -87,6 +87,7 @@ def info_of(prompt: Prompt) -> PromptInfo:
         demonstration=prompt.demonstration or prompt.answer,
         modalities=_each_once(medium.kind for medium in prompt.media),
         is_demonstrated=bool(prompt.demonstration),
+        accepted=prompt.accepted,
     )
 
 
@@ -126,7 +127,7 @@ class PromptTable:
         Raises:
             ValueError: two rows have the same id.
         """
-        columns = ("id", "task", "answer", "demonstration", "prompt")
+        columns = ("id", "task", "answer", "accepted", "demonstration", "prompt")
         groups = _RowReader(self.layout.head(num_rows)).groups(columns)
         infos = [_info(row) for group in groups for row in group.to_pylist()]
         for id, count in Counter(info.id for info in infos).most_common(1):
@@ -209,6 +210,7 @@ def _info(row: Mapping[str, Any]) -> PromptInfo:
         demonstration=row.get("demonstration") or answer,
         modalities=_each_once(media_places(messages_of(row))),
         is_demonstrated=bool(row.get("demonstration")),
+        accepted=tuple(row.get("accepted") or ()),
     )
 
 

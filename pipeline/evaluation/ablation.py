@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.records import MediaKind, PromptInfo
-from pipeline.rewards.exact_match import normalise
+from pipeline.rewards.normalise import normalise
 
 
 def blankings(infos: Sequence[PromptInfo]) -> list[frozenset[MediaKind]]:

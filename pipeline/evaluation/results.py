@@ -36,7 +36,7 @@ class SampleResult:
 
     modalities: kinds of media in the prompt, each once; empty for text alone.
     blanked: kinds whose media were blanked for this completion; empty where the prompt was shown whole.
-    answer: the reference answer; None where nobody knows one.
+    answer: the reference answer; None where nobody knows one. accepted: others that are as right.
     token_kl: policy minus reference logprob of each completion token, in nats; empty where it was not measured.
     rewards: by name: `exact_match` and `contains`, 0 or 1; `wer` (an error rate: lower is better); `bleu`, `rouge_l`
         and `distance` in [0, 1]. A name that does not apply, or whose scoring failed, is left out.
@@ -61,6 +61,7 @@ class SampleResult:
     learned_reward: float | None
     swapped: str | None = None
     demonstration: str | None = None
+    accepted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.token_kl and len(self.token_kl) != len(self.token_texts):
@@ -116,7 +117,7 @@ def _sample(row: Mapping[str, Any], path: Path) -> SampleResult:
         raise ValueError(f"{path}: not a sample, keys that differ: {sorted(set(row) ^ names)}: {json.dumps(row)[:200]}")
     typed: dict[str, Any] = {
         **row,
-        **{name: tuple(row[name]) for name in ("modalities", "blanked", "token_texts")},
+        **{name: tuple(row[name]) for name in ("modalities", "blanked", "token_texts", "accepted")},
         "model": ModelName(row["model"]),
         "mode": Mode(row["mode"]),
         "token_kl": tuple(math.nan if value is None else value for value in row["token_kl"]),

@@ -21,7 +21,7 @@ from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, is_integer
 from pipeline.rewards.exact_match import exact_match
 from pipeline.rewards.overlap import corpus_bleu
-from pipeline.rewards.wer import corpus_wer
+from pipeline.rewards.wer import corpus_wer, wer
 
 TEXT_ONLY = "text"
 CORPUS_METRICS = {"wer": corpus_wer, "bleu": corpus_bleu}
@@ -211,11 +211,16 @@ def _metrics(sampled: Sequence[SampleResult]) -> dict[str, float]:
     for name in dict.fromkeys(name for sample in sampled for name in sample.rewards if name not in beside):
         rows = [sample for sample in sampled if sample.reward(name) is not None]
         if name in CORPUS_METRICS:
-            pairs = [(row.text, row.answer) for row in rows if row.answer is not None]
+            pairs = [(row.text, _closest(row.text, row.answer, row.accepted)) for row in rows if row.answer is not None]
             found[name] = CORPUS_METRICS[name](*zip(*pairs, strict=True)) if pairs else None
         else:
             found[name] = _mean(row.reward(name) for row in rows)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _closest(text: str, answer: str, accepted: Sequence[str]) -> str:
+    """Of several right answers the one that a text comes nearest to."""
+    return min((answer, *accepted), key=lambda each: wer(text, each)) if accepted else answer
 
 
 def _blind_gaps(samples: Sequence[SampleResult], shown: Values) -> dict[str, Estimate]:
@@ -230,7 +235,7 @@ def _blind_gaps(samples: Sequence[SampleResult], shown: Values) -> dict[str, Est
 
 def _demonstrator(samples: Sequence[SampleResult]) -> Demonstrator | None:
     rows = {
-        sample.prompt_id: (sample.demonstration, sample.answer)
+        sample.prompt_id: (sample.demonstration, _closest(sample.demonstration, sample.answer, sample.accepted))
         for sample in samples
         if sample.demonstration is not None and sample.answer is not None
     }

@@ -7,14 +7,14 @@ units: samples are averaged within a prompt first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from itertools import chain, zip_longest
 from typing import Any
 
 from pipeline.config import TASK_MEASURES, Measure, Rlhf
-from pipeline.records import PromptInfo, Rollout
+from pipeline.records import Completion, PromptInfo, Rollout
 from pipeline.rewards.contains import contains
 from pipeline.rewards.exact_match import exact_match
 
@@ -57,16 +57,20 @@ def measured(infos: Sequence[PromptInfo], *, sampled: Sequence[Rollout], greedy:
 def _scores(info: PromptInfo, sampled: Rollout, greedy: Rollout) -> dict[Measure, float]:
     if info.answer is None:
         raise ValueError(f"{info.id}: no answer to compare with; prompts without one must not come here")
-    matches = [exact_match(completion.text, info.answer) for completion in sampled.completions]
-    contained = [contains(completion.text, info.answer) for completion in sampled.completions]
+    matches = [_best(exact_match, completion, info) for completion in sampled.completions]
+    contained = [_best(contains, completion, info) for completion in sampled.completions]
     (likeliest,) = greedy.completions
     return {
         Measure.EXACT_MATCH: sum(matches) / len(matches),
         Measure.CONTAINS: sum(contained) / len(contained),
         Measure.ANY_OF_K: max(matches),
-        Measure.GREEDY_EXACT_MATCH: exact_match(likeliest.text, info.answer),
-        Measure.GREEDY_CONTAINS: contains(likeliest.text, info.answer),
+        Measure.GREEDY_EXACT_MATCH: _best(exact_match, likeliest, info),
+        Measure.GREEDY_CONTAINS: _best(contains, likeliest, info),
     }
+
+
+def _best(rule: Callable[[str, str], float], completion: Completion, info: PromptInfo) -> float:
+    return max(rule(completion.text, answer) for answer in info.answers)
 
 
 def _mean(rows: Sequence[Mapping[Measure, float]], measure: Measure) -> float:

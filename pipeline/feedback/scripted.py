@@ -10,7 +10,8 @@ from typing import NamedTuple
 from pipeline.records import Completion, FinishReason, Preference, RaterKind, Rollout
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, is_integer
-from pipeline.rewards.exact_match import exact_match, normalise
+from pipeline.rewards.exact_match import exact_match
+from pipeline.rewards.normalise import normalise
 from pipeline.rewards.wer import wer, wer_reward
 
 Closeness = Callable[[str, str], float]
@@ -78,8 +79,12 @@ class ScriptedRater:
         """How tables and reports call this rater: what it ranks by, and how often it errs."""
         return f"scripted (right, then finished, then plain; error rate {self.error_rate:g})"
 
-    def quality(self, completion: Completion, answer: str) -> Quality:
-        """How good a completion is; equal means that the rater does not choose."""
+    def quality(self, completion: Completion, *answers: str) -> Quality:
+        """How good a completion is, by that of several right answers which suits it best; equal means that the rater
+        does not choose."""
+        return max(self._quality(completion, answer) for answer in answers)
+
+    def _quality(self, completion: Completion, answer: str) -> Quality:
         text = completion.text
         is_right = bool(contains(text, answer))
         return Quality(
@@ -91,7 +96,7 @@ class ScriptedRater:
             spareness=-wer(text, answer) if is_right else 0.0,
         )
 
-    def compare(self, rollout: Rollout, answer: str) -> list[Preference]:
+    def compare(self, rollout: Rollout, *answers: str) -> list[Preference]:
         """Comparisons in a group, `pairs_per_prompt` at most, those that tell most first.
 
         The best with the worst; then pairs drawn at random, in turn of those that differ in content and those that
@@ -100,7 +105,7 @@ class ScriptedRater:
         """
         alike: dict[Quality, list[Completion]] = {}
         for completion in rollout.completions:
-            alike.setdefault(self.quality(completion, answer), []).append(completion)
+            alike.setdefault(self.quality(completion, *answers), []).append(completion)
         # What it draws and where it errs on a prompt does not depend on which prompts came before.
         draw = random.Random(f"{self._seed}:{rollout.prompt_id}")
         found = [

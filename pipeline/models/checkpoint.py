@@ -113,7 +113,11 @@ def check_same_towers(paths: Mapping[str, Path]) -> None:
     Raises:
         ConfigError: they differ.
     """
-    found = {role: file.read_text() for role, path in paths.items() if (file := path / FINGERPRINT_FILE).is_file()}
+    found = {
+        role: file.read_text(encoding="utf-8")
+        for role, path in paths.items()
+        if (file := path / FINGERPRINT_FILE).is_file()
+    }
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{role} {paths[role]} ({fingerprint[:8]})" for role, fingerprint in found.items())
         raise ConfigError(
@@ -145,7 +149,7 @@ def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, N
     shutil.rmtree(with_temporary, ignore_errors=True)
     decoder.model.save_pretrained(with_temporary, state_dict=weights)
     AutoProcessor.from_pretrained(source).save_pretrained(with_temporary)
-    (with_temporary / FINGERPRINT_FILE).write_text(_fingerprint(weights, decoder.architecture))
+    (with_temporary / FINGERPRINT_FILE).write_text(_fingerprint(weights, decoder.architecture), encoding="utf-8")
     if head:
         save_file(head, with_temporary / HEAD_FILE)
     if learns_adapters_alone(module):

@@ -164,7 +164,7 @@ def save_adapter(directory: Path, *, module: nn.Module, state: Mapping[str, NDAr
     save_file(weights, directory / "adapter_model.safetensors")
     described = {**config.to_dict(), "base_model_name_or_path": str(source), "inference_mode": True}
     described["target_modules"] = sorted(config.target_modules)
-    (directory / "adapter_config.json").write_text(json.dumps(described, default=str, indent=2))
+    (directory / "adapter_config.json").write_text(json.dumps(described, default=str, indent=2), encoding="utf-8")
 
 
 def learns_adapters_alone(module: nn.Module) -> bool:

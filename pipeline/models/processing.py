@@ -16,6 +16,7 @@ from pipeline.data.isolated import Decoder
 from pipeline.data.media import blank, content_key, resample
 from pipeline.data.schema import Reason, RowError, split_content
 from pipeline.models.architectures import Architecture, architecture_of
+from pipeline.models.tokens import beginning
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, MediumTensors, ProcessedPrompt, Prompt, Video
 
 MEDIA_PROCESSORS = ("image_processor", "video_processor", "feature_extractor")
@@ -63,6 +64,7 @@ class PromptProcessor:
         # Placeholders have a check of their own, which counts them against the media.
         added = self.processor.tokenizer.added_tokens_decoder.values()
         self._special_tokens = [str(token) for token in added if token.special and str(token) not in placeholders]
+        self._beginning = beginning(self.processor.tokenizer)
         # Of the media processors alone: the tokenizer's text names its directory, and changes no tensor.
         parts = [getattr(self.processor, name, None) for name in MEDIA_PROCESSORS]
         self._settings = hashlib.sha256(str(parts).encode()).hexdigest()
@@ -144,7 +146,9 @@ class PromptProcessor:
         pictures = [item.pixels for item in media if isinstance(item, Image)]
         videos = [item for item in media if isinstance(item, Video)]
         sounds = [item for item in media if isinstance(item, Audio)]
-        arguments: dict[str, Any] = {"text": [text], "return_tensors": "np"}
+        # The chat template has put all special tokens, but for a BOS that some leave to the tokenizer.
+        text = text if text.startswith(self._beginning) else self._beginning + text
+        arguments: dict[str, Any] = {"text": [text], "return_tensors": "np", "add_special_tokens": False}
         if pictures:
             arguments["images"] = pictures
         if videos:

@@ -19,9 +19,10 @@ from pipeline.config import RewardName
 from pipeline.records import Completion
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, first_number
-from pipeline.rewards.exact_match import exact_match, normalise
+from pipeline.rewards.exact_match import exact_match
 from pipeline.rewards.length import length_reward
 from pipeline.rewards.noise import noise
+from pipeline.rewards.normalise import fold
 from pipeline.rewards.wer import wer_reward
 
 Rule = Callable[[Completion, str], float]
@@ -29,7 +30,7 @@ Rule = Callable[[Completion, str], float]
 
 
 def _length_rule(completion: Completion, answer: str) -> float:
-    return length_reward(length=len(normalise(completion.text)), target=len(normalise(answer)))
+    return length_reward(length=len(fold(completion.text)), target=len(fold(answer)))
 
 
 RULES: dict[RewardName, Rule] = {
@@ -93,7 +94,7 @@ def score_rules(
     *,
     names: Sequence[RewardName],
     completions: Sequence[Completion],
-    answers: Sequence[str | None],
+    answers: Sequence[str | Sequence[str] | None],
     applies: Mapping[RewardName, Sequence[bool]] | None = None,
     rules: Mapping[RewardName, Rule] = RULES,
 ) -> RuleScores:
@@ -106,7 +107,7 @@ def score_rules(
     Args:
         names: which rules; `learned` is not one.
         completions: B.
-        answers: B reference answers, one a completion; None where there is none.
+        answers: B reference answers, one a completion, or several of which the best counts; None where there is none.
         applies: for each rule B times whether it is asked; None asks all of all.
         rules: where the names are looked up.
 
@@ -126,9 +127,12 @@ def score_rules(
             if applies and not applies[name][row]:
                 continue
             try:
-                if answer is None:
+                answers_of_row = (answer,) if isinstance(answer, str) else answer or ()
+                if not answers_of_row:
                     raise ValueError("no answer to compare with")
-                value = rules[name](completion, answer)
+                # Of several, those that the rule can compare with; of one, its error says why it cannot.
+                able = [each for each in answers_of_row if can_compare(name, each)] or answers_of_row[:1]
+                value = max(rules[name](completion, each) for each in able)
                 if not math.isfinite(value):
                     raise ValueError(f"the rule gave {value}")
             except Exception as error:  # a rule is user code: whatever it raises is counted, never passed over

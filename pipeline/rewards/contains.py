@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.rewards.exact_match import normalise
+from pipeline.rewards.normalise import normalise
 
 
 def contains(completion: str, answer: str) -> float:
     """1.0 where the answer's words stand in the completion in one piece, after `normalise`, else 0.0.
 
-    Words are split at whitespace: `seventeen` does not contain `seven`. An empty answer is contained in anything.
+    Words count whole: `seventeen` does not contain `seven`, nor `-7` or `7.5` a `7`. In scripts without blanks between
+    words, characters do. An empty answer is contained in anything.
     """
-    return float(f" {normalise(answer)} " in f" {normalise(completion)} " or not normalise(answer))
+    wanted = normalise(answer)
+    return float(not wanted or f" {wanted} " in f" {normalise(completion)} ")

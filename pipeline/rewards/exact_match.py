@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-
-def normalise(text: str) -> str:
-    """Case folded, runs of whitespace as one space, none at the ends."""
-    return " ".join(text.casefold().split())
+from pipeline.rewards.normalise import normalise
 
 
 def exact_match(completion: str, answer: str) -> float:

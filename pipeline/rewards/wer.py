@@ -1,4 +1,4 @@
-"""Word error rate, for transcripts."""
+"""Word error rate, for transcripts; of characters where a script has no blanks between words."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from collections.abc import Sequence
 
 import jiwer
 
-from pipeline.rewards.exact_match import normalise
+from pipeline.rewards.normalise import units
 
 
 def wer(completion: str, answer: str) -> float:
     """Word error rate: (substitutions + deletions + insertions) / words of the answer, after `normalise`.
 
+    In Chinese, Japanese, Thai and other scripts without blanks each character is a word: this is then the character
+    error rate, and in mixed text the mixed one (words of the one script, characters of the other).
+
     0 is perfect, an empty completion has 1, and a long one more than 1. An empty answer counts as one word long, so
     each word beside it is one error.
     """
-    hypothesis, reference = normalise(completion), normalise(answer)
+    hypothesis, reference = units(completion), units(answer)
     if not reference:
-        return float(len(hypothesis.split()))
-    return float(jiwer.wer(reference, hypothesis))
+        return float(len(hypothesis))
+    return float(jiwer.wer(" ".join(reference), " ".join(hypothesis)))
 
 
 def corpus_wer(completions: Sequence[str], answers: Sequence[str]) -> float:
@@ -29,7 +32,8 @@ def corpus_wer(completions: Sequence[str], answers: Sequence[str]) -> float:
     Raises:
         ValueError: there is no pair, or the answers have no word.
     """
-    found = jiwer.process_words(list(map(normalise, answers)), list(map(normalise, completions)))
+    references, hypotheses = ([" ".join(units(text)) for text in texts] for texts in (answers, completions))
+    found = jiwer.process_words(references, hypotheses)
     num_words = found.hits + found.substitutions + found.deletions
     if not num_words:
         raise ValueError(f"{len(answers)} answers without a word: a word error rate divides by their words")

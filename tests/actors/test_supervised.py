@@ -123,7 +123,9 @@ def test_held_out_scores_standardise_the_reward_and_a_better_completion_has_a_hi
 
 def test_sft_learns_to_say_the_demonstrations_and_to_end_them() -> None:
     end = 9
-    tokenizer = SimpleNamespace(encode=lambda text: [int(digit) for digit in text], eos_token_id=end, pad_token_id=0)
+    tokenizer = SimpleNamespace(
+        encode=lambda text, **_: [int(digit) for digit in text], eos_token_id=end, pad_token_id=0
+    )
     engine = Engine({GOOD: -1.0, BAD: -2.0, end: -0.5}, by_token=True)
     batch = [Demonstration(prompt_ref(text), text) for text in ("73", "7", "")]
     found = demonstration_losses(cast(Any, engine), tokenizer, frozenset())(batch, 8.0)

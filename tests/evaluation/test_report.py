@@ -407,7 +407,7 @@ def dom(directory: Path, profile: Path, address: str = "") -> str:
     switches = [f"--{name}" for name in f"{names} disable-component-update virtual-time-budget=2000 dump-dom".split()]
     url = f"{(directory / 'report.html').as_uri()}{address}"
     command = [CHROMIUM, *switches, f"--user-data-dir={profile}", url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium to open the report")

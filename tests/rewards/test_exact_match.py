@@ -12,11 +12,14 @@ from pipeline.rewards.exact_match import exact_match
         ("  Seven\n", "seven", 1.0),
         ("two \t words", "Two words", 1.0),
         ("STRASSE", "straße", 1.0),
-        ("seven.", "seven", 0.0),
+        ("seven.", "seven", 1.0),
+        ("-7", "7", 0.0),
+        ("7.5", "75", 0.0),
+        ("?", "", 0.0),
         ("twowords", "two words", 0.0),
         ("", "seven", 0.0),
         (" ", "", 1.0),
     ],
 )
-def test_case_and_whitespace_do_not_count(completion: str, answer: str, expected: float) -> None:
+def test_case_punctuation_and_whitespace_do_not_count(completion: str, answer: str, expected: float) -> None:
     assert exact_match(completion, answer) == expected

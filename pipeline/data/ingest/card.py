@@ -69,9 +69,9 @@ def quantiles(histogram: Mapping[str, Mapping[float, int]]) -> dict[str, float] 
 
 def write(directory: Path, summary: Mapping[str, Any], index: Index) -> None:
     """Writes `README.md`, `distributions.png` and `prepare.json`."""
-    (directory / FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False))
+    (directory / FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
     draw(directory / "distributions.png", summary, index)
-    (directory / "README.md").write_text(card(summary))
+    (directory / "README.md").write_text(card(summary), encoding="utf-8")
 
 
 def read(directory: str) -> dict[str, Any] | None:

@@ -20,7 +20,8 @@ class MediumSource:
 class Draft:
     """A row of any source in our terms; a tag in the messages for each medium, in their order.
 
-    `answer` is None where the source has none. `rejected` makes it a comparison in which `answer` was preferred, by
+    `answer` is None where the source has none; `accepted` are others that are as right.
+    `rejected` makes it a comparison in which `answer` was preferred, by
     `margin` where that is known. `label` makes it a judgement of `answer` alone. Both have an answer. `split` and
     `group` are what the source says, `sort_value` what it is sorted by.
     """
@@ -38,3 +39,4 @@ class Draft:
     split: str | None = None
     group: str | None = None
     sort_value: float | None = None
+    accepted: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "input": ("input",),
     "system": ("system",),
     "history": ("history",),
-    "answer": ("answer", "completion", "response", "output", "solution", "ground_truth", "caption", "text"),
+    "answer": ("answer", "completion", "response", "output", "solution", "ground_truth", "caption", "text", "answers"),
     "demonstration": ("demonstration",),
     "chosen": ("chosen",),
     "rejected": ("rejected", "rejected_response", "rejected_messages"),
@@ -124,7 +125,8 @@ def draft_of(
         turns, chosen, rejected = _without_common(turns, chosen, rejected)
     last = turns.pop()[0].content if turns and turns[-1][0].role == "assistant" else None
     label = columns.get("label")
-    answer = _answer(chosen, "chosen") if chosen else _spoken(columns, "answer")
+    answers = _several(columns.get("answer"))
+    answer = _answer(chosen, "chosen") if chosen else answers[0] if answers else _spoken(columns, "answer")
     is_judgement = _is_flag(label, is_mapped="label" in names) and (answer or last) is not None
     if answer is None and last is not None:
         answer, last = last, None
@@ -148,6 +150,7 @@ def draft_of(
         split=_value(raw, split_column) or columns.text("split") or split,
         group=_value(raw, group_column) or columns.text("group"),
         sort_value=_number(raw.get(sort_column), sort_column) if sort_column in raw else None,
+        accepted=tuple(_without_tags(each, "the answer") for each in answers[1:]),
     )
 
 
@@ -207,6 +210,18 @@ def _without_common(
     if not common or ours == [message for message, _ in common[: len(ours)]] or chosen is prompt:
         return common or prompt, chosen[shared:], rejected[shared:]
     return [*prompt, *common], chosen[shared:], rejected[shared:]
+
+
+def _several(value: object) -> list[str]:
+    """The answers of a row that has a list of them, as texts or as VQA writes them (`{answer: yes, ...}`), the one that
+    most people gave first; empty where the value is no such list."""
+    given = [each["answer"] if isinstance(each, dict) and "answer" in each else each for each in _items(value)]
+    texts = [each for each in given if isinstance(each, str) and each.strip()]
+    return [text for text, _ in Counter(texts).most_common()] if len(texts) == len(given) else []
+
+
+def _items(value: object) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def _spoken(columns: Columns, name: str) -> str | None:

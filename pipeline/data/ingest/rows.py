@@ -174,13 +174,14 @@ class RowPreparer:
                 Message(turn.role, stepped(turn.content, TextPart.MESSAGE) or "") for turn in draft.messages
             ),
             answer=answer,
+            accepted=tuple(stepped(each, TextPart.ANSWER) or "" for each in draft.accepted),
             demonstration=stepped(draft.demonstration, TextPart.ANSWER),
             rejected=rejected,
         )
 
     def _checked(self, draft: Draft, path: str, source: int) -> Prompt:
         """The draft as a prompt, its media fetched last: what is wrong with its text costs no fetch."""
-        bare = Prompt(draft.id, draft.task, draft.messages, (), draft.answer, draft.demonstration)
+        bare = Prompt(draft.id, draft.task, draft.messages, (), draft.answer, draft.demonstration, draft.accepted)
         without_tags = tuple(Message(turn.role, _without_tags(turn.content)) for turn in draft.messages)
         from_row(to_row(replace(bare, messages=without_tags), ()))
         if draft.answer is None and self._settings.answers is Answers.REQUIRED:
