@@ -194,17 +194,12 @@ class RowPreparer:
             return Medium(medium.kind, medium.data, medium.path)
         address, base = medium.path or "", posixpath.dirname(path)
         name = None if address.startswith("data:") else address
-        try:
-            return Medium(medium.kind, self._reader(base, root).read(address), name)
-        except RowError as error:
-            if error.reason is not Reason.NOT_FOUND or base == root:
-                raise
-            return Medium(medium.kind, self._reader(root, root).read(address), name)
+        return Medium(medium.kind, self._reader(base, root).read(address), name)
 
     def _reader(self, base: str, root: str) -> Reader:
         if (base, root) not in self._readers:
             access = self._recipe.data.access
-            access = access.model_copy(update={"roots": (*access.roots, root)})
+            access = access.model_copy(update={"roots": (root, *access.roots)})
             self._readers[base, root] = Reader(access, self._recipe.data.limits, base=base)
         return self._readers[base, root]
 
