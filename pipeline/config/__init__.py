@@ -22,7 +22,7 @@ from pipeline.config.checkpoints import BestMode, Checkpoints, Exported
 from pipeline.config.data import Access, Data, Dataset, MediaLimits, RowOrder
 from pipeline.config.loading import describe, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
-from pipeline.config.prepare import Answers, Form, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
+from pipeline.config.prepare import Answers, Form, Ids, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
 from pipeline.config.recipe import (
     Cluster,
     Device,
@@ -64,6 +64,7 @@ __all__ = [
     "Exported",
     "Form",
     "FrozenPart",
+    "Ids",
     "ImportanceCorrection",
     "Kl",
     "KlControl",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import Answers, MediaAs, Recipe, SplitBy
+from pipeline.config import Answers, Ids, MediaAs, Recipe, SplitBy
 from pipeline.config.steps import Step, TextPart, VideoKeepSound
 from pipeline.data.access import Reader
 from pipeline.data.duplicates import conversation_text, fingerprint, text_key
@@ -91,7 +91,7 @@ class RowPreparer:
     def _draft(self, values: Mapping[str, Any], path: str, place: str, source: int) -> Draft:
         settings, splitting = self._settings.sources[source], self._settings.split
         dataset = self._datasets[source]
-        return draft_of(
+        draft = draft_of(
             values,
             names={**self._settings.map, **settings.map},
             id=place,
@@ -103,6 +103,7 @@ class RowPreparer:
             split_column=splitting.column if splitting.by is SplitBy.COLUMN else None,
             sort_column=self._settings.sort_by,
         )
+        return replace(draft, id=place) if (settings.ids or self._settings.ids) is Ids.PLACE else draft
 
     def _prepared(self, draft: Draft, prompt: Prompt, place: str) -> Prepared:
         steps = self._settings.steps
