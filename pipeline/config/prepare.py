@@ -99,6 +99,9 @@ class Prepare(Section):
     """What the table is made of. Empty: the built-in data."""
     map: dict[str, str] = Field(default_factory=dict[str, str])
     """Where columns have other names than usual: our name to theirs, for all sources. `--map answer=label` adds one."""
+    ignore: tuple[str, ...] = ()
+    """Columns of the sources, and keys inside their turns (`messages.reasoning`), that are left out on purpose: they
+    are not named as unread, and refuse no row."""
     ids: Ids = Ids.COLUMN
     """`column`: the rows' own ids, as far as they have some, and a number behind those that repeat (`7`, `7-2`, `7-3`);
     `place`: where a row lies in its source, whatever its columns say."""

@@ -78,6 +78,7 @@ class Decisions:
                 f"numbered: {self._num_repeats} rows have the id of an earlier one, and a number behind it now; "
                 "prepare.ids=place makes ids of the rows' places instead, the step dedup.exact leaves out equal rows"
             )
+        lines += [f"not read: {path} in {count} rows of {dataset}" for dataset, path, count in self._index.unread()]
         return "\n".join(lines)
 
 

@@ -103,6 +103,17 @@ def test_several_conversations_about_one_picture_may_have_its_id_and_the_report_
     assert "prepare.ids=place" in decisions.report()
 
 
+def test_the_report_names_what_nobody_reads_with_the_rows_that_have_it() -> None:
+    index = Index(":memory:")
+    decisions = Decisions(Prepare(), index)
+    for number, unread in enumerate((["picture"], ["picture", "messages.name"], [])):
+        decisions.add(row(str(number), unread=unread))
+    decisions.add(row("other", dataset="more", unread=["picture"]))
+    *_, first, second, third = decisions.report().split("\n")
+    assert first == "not read: picture in 2 rows of set"
+    assert (second, third) == ("not read: picture in 1 rows of more", "not read: messages.name in 1 rows of set")
+
+
 def test_too_many_bad_rows_stop_the_job_and_what_is_left_out_makes_none_bad() -> None:
     index = decided(row("a", text="x"), row("b", text="x"), row("c"), refused("d"), exact=True)
     index.check(4, 0.25)

@@ -103,6 +103,17 @@ def test_ids_are_made_of_the_rows_places_where_the_recipe_or_the_source_says_so(
     assert prepared(recipe, values).row["id"] == "033471"
 
 
+def test_columns_that_nobody_reads_come_with_the_row_and_with_the_refusal_of_one_without_an_answer(
+    tmp_path: Path,
+) -> None:
+    values = {"question": "?", "gold": "x", "split": "test"}
+    assert prepared(recipe_of(tmp_path), {**values, "answer": "y"}).index["unread"] == ("gold", "split")
+    ignoring = recipe_of(tmp_path, "prepare.ignore=[gold]", "prepare.split.by=column")
+    assert prepared(ignoring, {**values, "answer": "y"}).index["unread"] == ()
+    without = asked(recipe_of(tmp_path), values, "rows.jsonl")
+    assert isinstance(without, Quarantined) and "not read: gold, split (prepare.map" in without.detail
+
+
 NO_ANSWER: dict[str, Any] = {"question": "What is it?", "answer": None}
 OPTIONAL = "prepare.answers=optional"
 
