@@ -98,7 +98,7 @@ def answer_of(value: Any, choices: Mapping[str, str]) -> str:
         fault = "may be two of the choices" if places else "is no letter, number (from 0) or text of the choices"
         raise RowError(
             Reason.WRONG_TYPE,
-            f"answer {answer!r} {fault} {texts}; write a letter (A is the first), or leave the choices out on purpose "
-            "(prepare.ignore=[choices])",
+            f"answer {answer!r} {fault} {texts}; write a letter (A is the first), or leave their column out on "
+            "purpose (prepare.ignore)",
         )
     return answer if readings == (None, None, by_text) else list(choices)[places.pop()]

@@ -171,7 +171,7 @@ def _choices(columns: Columns) -> dict[str, str]:
     given = columns.get("choices")
     if given is None and (given := columns.lettered()) == {}:
         return {}
-    return choices_of(given, "choices")
+    return choices_of(given, columns.column("choices") or "choices")
 
 
 def _prompt(columns: Columns, question: str | None, choices: Mapping[str, str]) -> list[Turn]:
