@@ -79,7 +79,7 @@ def answer_of(value: Any, choices: Mapping[str, str]) -> str:
         RowError: it is none of the choices, or it may be two of them.
     """
     texts, answer = list(choices.values()), text_of(value, "answer").strip()
-    by_number = int(answer) if answer.isdecimal() and int(answer) < len(texts) else None
+    by_number = int(answer) if answer.isdecimal() and len(answer) < 4 and int(answer) < len(texts) else None
     by_text = texts.index(answer) if answer in texts else None
     by_letter = next(
         (

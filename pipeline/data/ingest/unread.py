@@ -35,7 +35,7 @@ def is_nothing(value: object) -> bool:
     if isinstance(value, str | bytes):
         return value.strip() in ("", b"", "[]", "{}", "null")
     if isinstance(value, Mapping):
-        return all(map(is_nothing, cast(Mapping[str, object], value).values()))
+        return all(each in (None, "", b"", [], {}) for each in cast(Mapping[str, object], value).values())
     return value is None or (isinstance(value, Sequence) and not value) or (isinstance(value, float) and value != value)
 
 
@@ -54,7 +54,7 @@ def keys_left(column: str, value: Any, *, are_media: bool) -> Iterator[Key]:
             continue
         keys = cast(dict[str, Any], item)
         if are_media or keys.get("type") in _PARTS:
-            yield from _in_part(keys, column)
+            yield from _in_part(keys, column, is_medium=are_media)
         elif {"role", "content"} <= keys.keys() or {"from", "value"} <= keys.keys():
             yield from _in_turn(keys, column, is_last=place == len(items) - 1)
 
@@ -73,19 +73,19 @@ def _in_turn(turn: Mapping[str, Any], path: str, *, is_last: bool) -> Iterator[K
             yield from _in_part(cast(dict[str, Any], part), f"{path}.{content}")
 
 
-def _in_part(part: Mapping[str, Any], path: str) -> Iterator[Key]:
-    """Keys of a part of a turn's content, or of a medium, which has no type."""
+def _in_part(part: Mapping[str, Any], path: str, *, is_medium: bool = False) -> Iterator[Key]:
+    """Keys of a part of a turn's content, or of a medium."""
     used: tuple[str, ...] = _MEDIUM
-    kind = part.get("type")
+    kind = None if is_medium else part.get("type")
     if isinstance(kind, str):
         names = ("text",) if kind in _TEXTS else (kind, kind.removeprefix("input_").removesuffix("_url"), "url", "path")
         taken = next((name for name in names if part.get(name)), "type")
         used = ("type", taken)
         if isinstance(part[taken], dict):
-            yield from _in_part(part[taken], f"{path}.{taken}")
+            yield from _in_part(part[taken], f"{path}.{taken}", is_medium=True)
     for name, value in _filled(part, used):
-        is_medium = kind in _TEXTS and media_kind_of(name) is not None
-        yield Key(f"{path}.{name}", is_medium or (name in _CUTS and bool(value)))
+        is_lost = (kind in _TEXTS and media_kind_of(name) is not None) or (name in _CUTS and bool(value))
+        yield Key(f"{path}.{name}", is_lost)
 
 
 def _filled(keys: Mapping[str, Any], used: Sequence[str]) -> list[tuple[str, Any]]:

@@ -57,6 +57,7 @@ def test_choices_that_are_numbers_may_not_be_confused_with_numbers_of_choices() 
     [
         {"choices": PETS, "answer": 3},
         {"choices": PETS, "answer": "a fish"},
+        {"choices": PETS, "answer": "1" * 5000},
         {"choices": "a cat or a dog", "answer": "a cat"},
         {"choices": ["a cat"], "answer": 0},
     ],

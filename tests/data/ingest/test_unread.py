@@ -114,6 +114,15 @@ def test_what_a_row_means_something_else_without_refuses_it_unless_it_is_left_ou
     assert path not in draft(raw, ignored=(path,)).unread
 
 
+def test_what_is_nested_without_an_end_is_named_and_stops_nobody() -> None:
+    deep: dict[str, Any] = {"type": "image"}
+    for _ in range(2000):
+        deep = {"type": "image", "image": deep, "extra": deep}
+    content = [{"type": "text", "text": "Q", "extra": deep}]
+    found = draft({"messages": [{"role": "user", "content": content}, SAID], "extra": deep})
+    assert found.unread == ("extra", "messages.content.extra")
+
+
 def test_a_turn_by_a_tool_is_refused() -> None:
     assert refused({"messages": [ASKED, {"role": "tool", "content": "4"}]}).reason is Reason.BAD_ROLE
 
