@@ -59,6 +59,7 @@ ROLES = {"encoder": "sft", "rollout": "sft", "reference": "sft", "reward": "rewa
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Writes `evaluation/samples.jsonl`, `summary.json` and `report.html`; returns the report's path."""
     started = time.monotonic()
+    Datasets(recipe.datasets, recipe.evaluate.split).check("evaluate.split")
     paths = {role: recipe.checkpoint(stage) for role, stage in ROLES.items()}
     samples: list[SampleResult] = []
     with crew_of(recipe, crew) as workers:

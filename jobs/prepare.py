@@ -28,7 +28,7 @@ from pipeline.data.ingest.media_store import MediaStore
 from pipeline.data.ingest.parts import write_tables
 from pipeline.data.ingest.run import check_columns, rows_of, workers_of
 from pipeline.data.ingest.shards import Shard, shards_of
-from pipeline.data.ingest.splits import NAMES
+from pipeline.data.ingest.splits import NAMES, empty_splits
 from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
 from pipeline.models import tiny
 from pipeline.models.processing import processor_alone
@@ -60,6 +60,10 @@ def run(recipe: Recipe) -> dict[str, int]:
     for split in NAMES:
         tasks = (f"{key.split('/', 1)[1]} {n}" for key, n in counts.items() if key.startswith(f"{split}/"))
         print(f"{split}: " + ", ".join(tasks))
+    if recipe.prepare.sources:
+        num_rows = {split: sum(n for key, n in counts.items() if key.startswith(f"{split}/")) for split in NAMES}
+        for line in empty_splits(recipe, num_rows):
+            print(f"warning: {line}", flush=True)
     return counts
 
 

@@ -55,6 +55,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
     source, target = recipe.checkpoint("sft"), recipe.checkpoint("reward_model")
     table = recipe.run.directory / "preferences.parquet"
+    Datasets(recipe.datasets, recipe.preferences.split).check("preferences.split")
     if not table.is_file() and (first := next(preferences := given_preferences(recipe, source), None)):
         write_preferences(table, chain([first], preferences))
     roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}

@@ -53,7 +53,9 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
     target = recipe.checkpoint("rlhf")
     if validation.is_done(recipe, resume=resume):
         return target
-    check_tasks(recipe, Datasets(recipe.datasets, settings.split))
+    check_tasks(recipe, Datasets(recipe.datasets, settings.split).check("rlhf.split"))
+    if settings.evaluate_every:
+        Datasets(recipe.datasets, settings.validation.split).check("rlhf.validation.split")
     with crew_of(recipe, crew) as workers:
         roles = workers.roles(loop_paths(recipe))
         for learner in filter(None, (roles.policy, roles.critic)):

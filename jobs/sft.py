@@ -21,6 +21,7 @@ from actors.metrics import ray_sinks
 from actors.roles import Crew, crew_of
 from jobs.command import main
 from pipeline.config import Recipe
+from pipeline.data.datasets import Datasets
 from pipeline.records import PromptInfo
 from pipeline.tracking import Tracker
 
@@ -32,6 +33,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
     source, target = recipe.checkpoint("base"), recipe.checkpoint("sft")
     settings = recipe.sft
+    Datasets(recipe.datasets, "train").check("the demonstrations' split")
     with crew_of(recipe, crew) as workers:
         roles = workers.roles({"encoder": source})
         needs = needs_of(recipe, source, settings.parts)

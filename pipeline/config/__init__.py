@@ -23,7 +23,7 @@ from pipeline.config.data import Access, Data, Dataset, MediaLimits, RowOrder
 from pipeline.config.loading import absolute, check_once, describe, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
 from pipeline.config.paths import Base
-from pipeline.config.prepare import Answers, Form, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
+from pipeline.config.prepare import Answers, Form, Ids, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
 from pipeline.config.recipe import (
     Cluster,
     Device,
@@ -66,6 +66,7 @@ __all__ = [
     "Exported",
     "Form",
     "FrozenPart",
+    "Ids",
     "ImportanceCorrection",
     "Kl",
     "KlControl",

@@ -43,8 +43,8 @@ class Access(Section):
     """Where media that a row names by path or address may come from. What is not allowed here is refused."""
 
     roots: tuple[Location, ...] = ()
-    """Directories (local, or `s3://bucket/prefix`, `gs://bucket/prefix`) below which paths may lie, beside the
-    directory of the source that names them. Links that lead out of them are refused."""
+    """Directories (local, or `s3://bucket/prefix`, `gs://bucket/prefix`) below which paths may lie, and relative ones
+    are looked for, after the directory of the source that names them. Links that lead out of them are refused."""
     hosts: tuple[str, ...] = ()
     """Hosts from which `http` and `https` addresses are fetched, at the usual port or at the one named (`host:8080`);
     `*.example.org` allows all below it. Empty: none."""

@@ -21,6 +21,11 @@ class Form(StrEnum):
     FOLDER = "folder"
 
 
+class Ids(StrEnum):
+    COLUMN = "column"
+    PLACE = "place"
+
+
 class SplitBy(StrEnum):
     FRACTION = "fraction"
     HASH = "hash"
@@ -56,6 +61,8 @@ class Source(Section):
     """Task of rows that name none; null takes the source's name."""
     question: str | None = None
     """What is asked of rows that hold media and a label but no question, such as `<image>What is this?`."""
+    ids: Ids | None = None
+    """What makes the ids of this source's rows; null takes `prepare.ids`."""
     map: dict[str, str] = Field(default_factory=dict[str, str])
     """Where columns of this source have other names than usual: our name to theirs, beside `prepare.map`."""
 
@@ -92,6 +99,12 @@ class Prepare(Section):
     """What the table is made of. Empty: the built-in data."""
     map: dict[str, str] = Field(default_factory=dict[str, str])
     """Where columns have other names than usual: our name to theirs, for all sources. `--map answer=label` adds one."""
+    ignore: tuple[str, ...] = ()
+    """Columns of the sources, and keys inside their turns (`messages.reasoning`), that are left out on purpose: they
+    are not named as unread, and refuse no row."""
+    ids: Ids = Ids.COLUMN
+    """`column`: the rows' own ids, as far as they have some, and a number behind those that repeat (`7`, `7-2`, `7-3`);
+    `place`: where a row lies in its source, whatever its columns say."""
     answers: Answers = Answers.REQUIRED
     """`required`: a row without an answer is refused; `optional`: it is kept, with a null in its place. Rewards that
     compare with an answer refuse such rows in training. A blank answer is refused either way."""

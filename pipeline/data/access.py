@@ -4,6 +4,8 @@ What is allowed: files below the directory of the source and below `data.access.
 objects below the roots that are addresses (`s3://`, `gs://`, whatever fsspec knows); `http` and `https` from
 `data.access.hosts`; `data:` addresses. A row's own words never choose a file system, its options or its credentials:
 the root does.
+
+A relative path is looked for below the directory of the source first, then below each root in its order.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ MAX_ADDRESS = 4_096
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(file|data):", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_WINDOWS = re.compile(r"\\|^[A-Za-z]:[\\/]")
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\")
+"""A drive, a share, or the top of a drive."""
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 _Store = tuple[Any, str, bool]
 """A file system, the root's path in it, and whether it is PyArrow's (else fsspec's)."""
 
@@ -41,15 +45,16 @@ class Reader:
     """Reads media for one source.
 
     Args:
-        base: the directory of the source, local or an address: what relative paths are relative to, and a root itself.
+        base: the directory of the source, local or an address: where relative paths are looked for first, and a root
+            itself.
     """
 
     def __init__(self, access: Access, limits: MediaLimits, base: str) -> None:
         self._access, self._limits = access, limits
-        self._base = base.rstrip("/") if _scheme(base) not in ("", "file") else os.path.realpath(_local(base))
-        roots = [self._base, *access.roots]
-        self._local_roots = [os.path.realpath(_local(root)) for root in roots if _scheme(root) in ("", "file")]
-        self._remote_roots = [root.rstrip("/") for root in roots if _scheme(root) not in ("", "file")]
+        self._base = base.rstrip("/") if _is_remote(base) else _real(base)
+        roots = (self._base, *access.roots)
+        self._roots = list(dict.fromkeys(root.rstrip("/") if _is_remote(root) else _real(root) for root in roots))
+        self._local_roots = [root for root in self._roots if not _is_remote(root)]
         self._stores: dict[str, _Store] = {}
 
     def __reduce__(self) -> tuple[type[Reader], tuple[Access, MediaLimits, str]]:
@@ -65,15 +70,37 @@ class Reader:
         scheme = _scheme(address)
         if scheme == "data":
             return _inline(address, self._limits)
+        if scheme == "" and not _WINDOWS.match(address):
+            address = address.replace("\\", "/")  # a table that was made on Windows
         _check_words(address)
         if scheme in ("http", "https"):
             return fetch(address, access=self._access, limits=self._limits, tls=self._tls)
-        if scheme == "" and _scheme(self._base) not in ("", "file") and not address.startswith("/"):
-            _check_parts(address)
-            return self._from_store(self._base, address, f"{_without_secrets(self._base)}/{address}")
         if scheme in ("", "file"):
-            return self._file(_local(address))
+            path = _local(address)
+            return self._file(path) if path.startswith("/") else self._relative(path)
         return self._object(address)
+
+    def _relative(self, path: str) -> bytes:
+        _check_parts(path)
+        for root in self._roots:
+            try:
+                if _is_remote(root):
+                    return self._from_store(root, path, f"{_without_secrets(root)}/{path}")
+                return self._file(os.path.join(root, path))
+            except RowError as error:
+                if error.reason is not Reason.NOT_FOUND:
+                    raise
+        places = ", ".join(map(_without_secrets, self._roots))
+        cure = self._packed or "data.access.roots names more places to look in"
+        raise RowError(Reason.NOT_FOUND, f"{short(path)} lies below none of {places}; {cure}")
+
+    @cached_property
+    def _packed(self) -> str | None:
+        """What to say where the files that are missed may lie in an archive."""
+        for root in filter(os.path.isdir, self._local_roots):
+            if found := sorted(name for name in os.listdir(root) if name.lower().endswith(_ARCHIVES)):
+                return f"unpack {root}/{found[0]}: media inside archives are not found by their paths"
+        return None
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
@@ -83,7 +110,7 @@ class Reader:
         _check_parts(path)
         try:
             # Without reading rights first: that opens no device and wakes no pipe.
-            found = os.open(os.path.join(self._base, path), getattr(os, "O_PATH", os.O_NONBLOCK) | os.O_CLOEXEC)
+            found = os.open(path, getattr(os, "O_PATH", os.O_NONBLOCK) | os.O_CLOEXEC)
         except OSError as error:
             raise _os_refusal(path, error) from None
         try:
@@ -117,7 +144,7 @@ class Reader:
         if "?" in address or "#" in address or "@" in address.split("/")[2]:
             raise RowError(Reason.BAD_ADDRESS, f"{short(address)} has options or a user")
         _check_parts(address)
-        for root in self._remote_roots:
+        for root in filter(_is_remote, self._roots):
             prefix = _without_secrets(root) + "/"
             if address.startswith(prefix):
                 return self._from_store(root, address.removeprefix(prefix), address)
@@ -151,6 +178,14 @@ def _scheme(address: str) -> str:
     return (found[1] or found[2]).lower() if found else ""
 
 
+def _is_remote(root: str) -> bool:
+    return _scheme(root) not in ("", "file")
+
+
+def _real(root: str) -> str:
+    return os.path.realpath(_local(root))
+
+
 def _without_secrets(root: str) -> str:
     """A root as rows write it: without options and without a user."""
     return re.sub(r"^([A-Za-z0-9+.-]+://)[^/@]*@", r"\1", root.partition("?")[0].rstrip("/"))
@@ -180,13 +215,16 @@ def _check_words(address: str) -> None:
         )
     if _CONTROL.search(address):
         raise RowError(Reason.BAD_ADDRESS, f"{short(address)} holds control characters")
-    if _WINDOWS.search(address):
-        raise RowError(Reason.BAD_ADDRESS, f"{short(address)} is a path of Windows; write it with /")
+    if _WINDOWS.match(address) or "\\" in address:
+        cure = "write it relative to the table or to one of data.access.roots, such as images/1.png"
+        raise RowError(Reason.BAD_ADDRESS, f"{short(address)} is a path of Windows; {cure}")
 
 
 def _check_parts(path: str) -> None:
     if ".." in PurePosixPath(path).parts:
-        raise RowError(Reason.OUTSIDE_ROOTS, f"{short(path)} climbs with '..'")
+        raise RowError(
+            Reason.OUTSIDE_ROOTS, f"{short(path)} climbs with '..'; write it relative to one of data.access.roots"
+        )
 
 
 def _os_refusal(path: str, error: OSError) -> RowError:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import ray
 
-from pipeline.config import Dataset
+from pipeline.config import ConfigError, Dataset
 from pipeline.data.layout import MediaStore
 from pipeline.data.table import PromptTable, prompt_of
 from pipeline.records import Prompt, PromptInfo, Quarantined
@@ -43,13 +43,13 @@ class Source:
         self.dataset = dataset
         self.prefix = prefix
         """What its ids begin with."""
-        self._split = split
+        self.split = split
         self._store = MediaStore(dataset.path)
 
     @cached_property
     def table(self) -> PromptTable:
         """Its table, opened when it is first asked for."""
-        return PromptTable(f"{self.dataset.path}/{self._split}.parquet")
+        return PromptTable(f"{self.dataset.path}/{self.split}.parquet")
 
     def prompt(self, cells: Mapping[str, Any], row: int) -> Prompt | Quarantined:
         """The prompt of a row that was read elsewhere."""
@@ -62,6 +62,23 @@ class Datasets:
     def __init__(self, datasets: Sequence[Dataset], split: str):
         prefixes = [f"{each.label}/" for each in datasets] if len(datasets) > 1 else [""]
         self.sources = [Source(each, split, prefix) for each, prefix in zip(datasets, prefixes, strict=True)]
+
+    def check(self, field: str) -> Datasets:
+        """Makes sure that each table has rows of the split: before models are loaded, which takes long.
+
+        field: of the recipe, which names the split; the message says it.
+
+        Raises:
+            ConfigError: a table has no such split, or no row in it.
+        """
+        for source in self.sources:
+            try:
+                found = len(source.table)
+            except FileNotFoundError as error:
+                raise ConfigError(f"{field}={source.split}: {error}") from None
+            if not found:
+                raise ConfigError(f"{field}={source.split}: {source.table.path} has no row; name a split that has some")
+        return self
 
     @property
     def num_rows(self) -> int:

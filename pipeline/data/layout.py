@@ -64,6 +64,14 @@ def parts_of(directory: str, split: str) -> tuple[str, ...]:
     if whole in names:
         return (whole,)
     if not parts:
+        tables = {_PART.sub("", name).removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        if others := sorted(tables - {"quarantine"}):
+            raise FileNotFoundError(
+                f"{directory}/{whole}: no row of the prompt table here is in the split {split}, but in "
+                f"{', '.join(others)}; name one of these (evaluate.split, rlhf.split, preferences.split), or make the "
+                f"table again with `python -m jobs.prepare` and a larger share of {split} (prepare.split.{split}; of "
+                f"the built-in data prepare.{split}_rows)"
+            )
         raise FileNotFoundError(
             f"{directory}/{whole}: no prompt table here, nor parts of one; make one with `python -m jobs.prepare`, or "
             "point data.path at a directory with train.parquet, validation.parquet and test.parquet"

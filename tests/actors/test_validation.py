@@ -223,7 +223,9 @@ def test_rows_without_an_answer_are_left_out_and_counted(
     write(num_answered=0)
     with pytest.raises(ConfigError, match=r"rlhf\.evaluate_every=9: no good row of the split validation has an answer"):
         Bench(make, *overrides, says=right_from(0))
-    with pytest.raises(FileNotFoundError, match=r"held_back\.parquet: no prompt table here"):
+    with pytest.raises(
+        FileNotFoundError, match=r"held_back\.parquet: no row of the prompt table here is in the split held_back"
+    ):
         Bench(make, *overrides, "rlhf.validation.split=held_back", says=right_from(0))
 
 

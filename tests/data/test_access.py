@@ -76,6 +76,30 @@ def test_paths_are_read_below_the_source_and_below_the_roots(base: Path) -> None
     assert pickle.loads(pickle.dumps(reader)).read("a b.png") == b"picture"
 
 
+def test_a_relative_path_is_looked_for_beside_the_table_and_then_below_each_root_in_order(base: Path) -> None:
+    pictures = base.parent / "pictures"
+    for place, content in (("one/coco/1.jpg", b"first"), ("two/coco/1.jpg", b"second"), ("two/coco/2.jpg", b"only")):
+        (pictures / place).parent.mkdir(parents=True, exist_ok=True)
+        (pictures / place).write_bytes(content)
+    fsspec.filesystem("memory").pipe_file("/gallery/coco/3.jpg", b"far")
+    reader = local(base, roots=(f"{pictures}/one", f"file://{pictures}/two", "memory://gallery"))
+    assert [reader.read(f"coco/{name}.jpg") for name in (1, 2, 3)] == [b"first", b"only", b"far"]
+    assert reader.read("coco\\2.jpg") == reader.read("file:coco/2.jpg") == b"only", "as Windows writes it"
+    assert reader.read("a b.png") == b"picture"
+    assert Reader(Access(roots=(str(pictures / "two"),)), LIMITS, "memory://gallery").read("coco/2.jpg") == b"only"
+    (pictures / "one" / "coco" / "2.jpg").symlink_to(base.parent / "source-2" / "secret")
+    assert refused(reader, "coco/2.jpg").reason is Reason.OUTSIDE_ROOTS, "a refusal is none to be mended elsewhere"
+
+
+def test_a_file_that_is_nowhere_is_refused_with_the_places_that_were_searched_and_an_archive_there(base: Path) -> None:
+    roots = (f"{base.parent}/source-2", "memory://gallery?key=secret")
+    error = refused(local(base, roots=roots), "coco/1.jpg")
+    assert error.reason is Reason.NOT_FOUND
+    assert f"below none of {base}, {base.parent}/source-2, memory://gallery; data.access.roots" in error.detail
+    (base.parent / "source-2" / "Images.ZIP").write_bytes(b"")
+    assert f"unpack {base.parent}/source-2/Images.ZIP" in refused(local(base, roots=roots), "coco/1.jpg").detail
+
+
 def test_links_are_followed_inside_the_root_and_refused_out_of_it(base: Path) -> None:
     (base / "inside").symlink_to("deep/c.png")
     (base / "out").symlink_to("../source-2/secret")
@@ -138,7 +162,10 @@ def test_a_link_that_changes_while_it_is_read_never_leads_out(base: Path) -> Non
         ("x/" * 3_000, Reason.BAD_ADDRESS),
         ("C:\\images\\1.png", Reason.BAD_ADDRESS),
         ("C:/images/1.png", Reason.BAD_ADDRESS),
-        ("images\\1.png", Reason.BAD_ADDRESS),
+        ("images\\1.png", Reason.NOT_FOUND),
+        ("..\\source-2\\secret", Reason.OUTSIDE_ROOTS),
+        ("\\images\\1.png", Reason.BAD_ADDRESS),
+        ("file:images\\1.png", Reason.BAD_ADDRESS),
         ("\\\\server\\share\\1.png", Reason.BAD_ADDRESS),
         ("file://otherhost/etc/passwd", Reason.BAD_ADDRESS),
         ("file://[/a", Reason.BAD_ADDRESS),

@@ -78,6 +78,13 @@ def test_a_split_that_is_nowhere_is_an_error_that_says_what_to_do(tmp_path: Path
             Layout.read(str(place), "train")
 
 
+def test_a_split_without_rows_is_an_error_that_names_those_with_rows(directory: Path) -> None:
+    (directory / "quarantine.parquet").touch()
+    (directory / "validation.parquet").touch()
+    with pytest.raises(FileNotFoundError, match=r"is in the split test, but in train, validation; .*prepare\.split"):
+        Layout.read(str(directory), "test")
+
+
 def _stored(directory: Path, data: bytes, *, name: str | None = None) -> str:
     digest = hashlib.sha256(name.encode() if name else data).hexdigest()
     file = directory / "media" / digest[:2] / f"{digest}.png"

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from actors.encoder import PromptRef, Showing
+from jobs import evaluate, reward_model, rlhf, sft
 from jobs.evaluate import alterations, result, true_rewards
+from pipeline.config import ConfigError, load_recipe
 from pipeline.data.datasets import RowKey
+from pipeline.data.schema import to_row
+from pipeline.data.table import write_prompts
 from pipeline.evaluation.results import Mode, ModelName
-from pipeline.records import Completion, FinishReason, MediaKind, PromptInfo
+from pipeline.records import Completion, FinishReason, MediaKind, Message, Prompt, PromptInfo
 
 IMAGE, AUDIO = MediaKind.IMAGE, MediaKind.AUDIO
+
+
+@pytest.mark.parametrize(
+    ("stage", "override"),
+    [
+        (evaluate, "evaluate.split=rl"),
+        (reward_model, "preferences.split=rl"),
+        (rlhf, "rlhf.split=rl"),
+        (rlhf, "rlhf={evaluate_every: 1, validation: {split: rl}}"),
+        (sft, "data.mixture=[{path: DATA}, {path: EMPTY}]"),
+    ],
+    ids=["evaluate", "reward_model", "rlhf", "rlhf's validation", "sft"],
+)
+def test_a_stage_looks_for_its_split_before_it_loads_a_model(
+    stage: Any, override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = to_row(Prompt("a", "sums", (Message("user", "2+2?"),), (), "4"), [])
+    write_prompts(tmp_path / "train.parquet", [row])
+    write_prompts(tmp_path / "empty" / "train.parquet", [])
+    monkeypatch.setattr(stage, "crew_of", lambda *_: pytest.fail("models are loaded"))
+    override = override.replace("DATA", str(tmp_path)).replace("EMPTY", str(tmp_path / "empty"))
+    recipe = load_recipe(None, [f"run.directory={tmp_path}/run", f"data.path={tmp_path}", override])
+    field = "the demonstrations' split=train: .*empty/train.parquet has no row"
+    if stage is not sft:
+        name = "rlhf.validation.split" if "validation" in override else override.split("=")[0]
+        field = rf"{name}=rl: .* in the split rl, but in train; .*prepare\.split\.rl"
+    with pytest.raises(ConfigError, match=field):
+        stage.run(recipe)
 
 
 def info(id: str, answer: str | None, *kinds: MediaKind, **more: Any) -> PromptInfo:

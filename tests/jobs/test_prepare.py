@@ -170,12 +170,12 @@ def test_trainers_of_trl_take_the_comparisons_and_the_judgements(prepared: Recip
 
 
 def repeated_pictures(directory: Path) -> Any:
-    """Ten rows about three pictures, two bad rows among them."""
+    """Ten rows about three pictures, and among them a bad row and another with an id of theirs."""
     source = samples.llava(directory, 0)
     rows = json.loads((directory / "chat.json").read_text())
     chosen = [{**rows[index % 3], "id": f"row-{index}", "hard": (7 * index) % 10} for index in range(10)]
-    bad = [{**rows[0], "id": "bad-1", "image": "missing.png"}, {**rows[1], "id": "row-3"}]
-    (directory / "chat.json").write_text(json.dumps([*chosen[:5], *bad, *chosen[5:]]))
+    more = [{**rows[0], "id": "bad-1", "image": "missing.png"}, {**rows[1], "id": "row-3"}]
+    (directory / "chat.json").write_text(json.dumps([*chosen[:5], *more, *chosen[5:]]))
     return source
 
 
@@ -194,20 +194,20 @@ def test_a_medium_of_many_rows_is_stored_once_and_found_wherever_the_table_goes(
         "data.max_bad_fraction=0.2",
     )
     counts = prepare.run(recipe)
-    assert counts == {"train/llava": 10}
+    assert counts == {"train/llava": 11}
     assert len(list((recipe.data_path / "media").glob("*/*.png"))) == 3
     assert [file.name for file in sorted(recipe.data_path.glob("train*"))] == [
         f"train-0000{part}-of-00003.parquet" for part in range(3)
     ]
     refused = {row.row_id: row.reason for row in Quarantine.read(recipe.data_path / "quarantine.parquet")}
-    assert refused == {"bad-1": "not_found", "row-3 (row 7)": "duplicate_id"}
+    assert refused == {"bad-1": "not_found"}
     opened: Any = datasets.load_dataset(str(recipe.data_path), cache_dir=str(tmp_path / "cache"))
     assert np.asarray(opened["train"][0]["images"][0]).shape == (16, 16, 3)
     moved = tmp_path / "moved"
     recipe.data_path.rename(moved)
-    prompts = PromptTable(moved / "train.parquet").read([f"row-{index}" for index in range(10)])
+    prompts = PromptTable(moved / "train.parquet").read([*(f"row-{index}" for index in range(10)), "row-3-2"])
     pictures = [prompt.media[0].data for prompt in prompts if isinstance(prompt, Prompt)]
-    assert len(pictures) == 10 and len(set(pictures)) == 3
+    assert len(pictures) == 11 and pictures[10] == pictures[1] != pictures[3] and len(set(pictures)) == 3
     assert pictures[0] == (tmp_path / "0.png").read_bytes()
 
 
@@ -235,9 +235,9 @@ def at(row: dict[str, Any]) -> int:
 
 def test_too_many_bad_rows_stop_the_job_and_are_named(tmp_path: Path, tiny_checkpoint: Path) -> None:
     recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [repeated_pictures(tmp_path)], "prepare.count_tokens=false")
-    with pytest.raises(TooManyBadRows, match=r"2 of 12 rows were refused \(1 not_found, 1 duplicate_id\)"):
+    with pytest.raises(TooManyBadRows, match=r"1 of 12 rows were refused \(1 not_found\)"):
         prepare.run(recipe)
-    assert len(Quarantine.read(recipe.data_path / "quarantine.parquet")) == 2
+    assert len(Quarantine.read(recipe.data_path / "quarantine.parquet")) == 1
     assert not list(recipe.data_path.glob("train*"))
     assert not (recipe.data_path / ".staging").exists()
 
@@ -258,8 +258,8 @@ def test_a_curriculum_goes_from_easy_to_hard_and_duplicates_are_left_out_but_cou
     prepare.run(recipe)
     assert [row["id"] for row in rows_of(recipe.data_path)] == ["row-0", "row-2", "row-1"]  # hard: 0, 4, 7
     summary = json.loads((recipe.data_path / "prepare.json").read_text())
-    assert summary["left_out"] == {"duplicate": 7}
-    assert summary["refused"] == {"not_found": 1, "duplicate_id": 1}
+    assert summary["left_out"] == {"duplicate": 8}
+    assert summary["refused"] == {"not_found": 1}
 
 
 def test_a_wrong_map_stops_before_anything_is_read(tmp_path: Path, tiny_checkpoint: Path) -> None:

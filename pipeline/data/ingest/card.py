@@ -30,6 +30,7 @@ def summarise(
         "rows": {split: sum(counts.get(split, 0) for counts in datasets.values()) for split in NAMES},
         "refused": index.reasons(is_bad=True),
         "left_out": index.reasons(is_bad=False),
+        "unread": [dict(zip(("dataset", "path", "rows"), each, strict=True)) for each in index.unread()],
         "tables": {name: dict(counts) for name, counts in tables.items()},
         "without_answer": index.counts("has_answer").get(False, {}),
         "datasets": datasets,
@@ -112,6 +113,7 @@ def card(summary: Mapping[str, Any]) -> str:
         _section("Rows without an answer", list(NAMES), _without_answer(summary)),
         _section("Tokens", ["", "mean", "min", "p50", "p95", "max"], tokens),
         _section("Rows that are not here (`quarantine.parquet`)", ["reason", "rows"], [list(row) for row in refused]),
+        _section("Not read", ["dataset", "column or key", "rows"], [list(each.values()) for each in summary["unread"]]),
         _section("Preprocessing, in this order", ["step", "parameters"], steps),
         "## Settings\n\n```yaml\n"
         + yaml.safe_dump(

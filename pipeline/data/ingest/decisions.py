@@ -29,21 +29,21 @@ class Decisions:
         self._index = index
         self._duplicates = Duplicates(settings.steps, index.database)
         self.num_rows = 0
+        self._num_repeats = 0
 
     def add(self, row: Row) -> None:
         """Takes the next row."""
         self.num_rows += 1
-        number, id = self.num_rows, row["id"]
+        number = self.num_rows
         if row["reason"] is not None:
-            self._index.refuse(number, Quarantined(id, row["reason"], row["detail"]), is_bad=True)
-        elif not self._index.add(number, row, contents=() if self._leaks is Leaks.ALLOW else contents(row)):
-            refused = Quarantined(f"{id} (row {number})", Reason.DUPLICATE_ID.value, "ids are unique")
-            self._index.refuse(number, refused, is_bad=True)
-        else:
-            try:
-                self._duplicates.admit(id, _fingerprint(row))
-            except RowError as error:
-                self._leave_out(number, error.quarantined(id))
+            self._index.refuse(number, Quarantined(row["id"], row["reason"], row["detail"]), is_bad=True)
+            return
+        id = self._index.add(number, row, contents=() if self._leaks is Leaks.ALLOW else contents(row))
+        self._num_repeats += id != row["id"]
+        try:
+            self._duplicates.admit(id, _fingerprint(row))
+        except RowError as error:
+            self._leave_out(number, error.quarantined(id))
 
     def resolve_leaks(self) -> None:
         """Leaves out what shares a content with a row of a later split, where the recipe says so.
@@ -73,6 +73,12 @@ class Decisions:
         lines = [f"{self.num_rows} rows read"]
         for title, is_bad in (("refused", True), ("left out", False)):
             lines += [f"{title}: {count} {reason}" for reason, count in self._index.reasons(is_bad=is_bad).items()]
+        if self._num_repeats:
+            lines.append(
+                f"numbered: {self._num_repeats} rows have the id of an earlier one, and a number behind it now; "
+                "prepare.ids=place makes ids of the rows' places instead, the step dedup.exact leaves out equal rows"
+            )
+        lines += [f"not read: {path} in {count} rows of {dataset}" for dataset, path, count in self._index.unread()]
         return "\n".join(lines)
 
 

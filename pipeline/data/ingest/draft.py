@@ -23,7 +23,8 @@ class Draft:
     `answer` is None where the source has none; `accepted` are others that are as right.
     `rejected` makes it a comparison in which `answer` was preferred, by
     `margin` where that is known. `label` makes it a judgement of `answer` alone. Both have an answer. `split` and
-    `group` are what the source says, `sort_value` what it is sorted by.
+    `group` are what the source says, `sort_value` what it is sorted by, `unread` names the columns and the keys inside
+    columns of which nothing is here.
     """
 
     id: str
@@ -40,3 +41,4 @@ class Draft:
     group: str | None = None
     sort_value: float | None = None
     accepted: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()

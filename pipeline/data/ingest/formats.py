@@ -7,41 +7,24 @@ from __future__ import annotations
 
 import json
 import math
-import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, SplitBy
+from pipeline.data.ingest.choices import answer_of, below, choices_of
+from pipeline.data.ingest.columns import Columns, suffix_of
 from pipeline.data.ingest.draft import Draft, MediumSource
+from pipeline.data.ingest.numbered import Media, placed
 from pipeline.data.ingest.readers import COLUMN_OF_SUFFIX
+from pipeline.data.ingest.spellings import NAMES, media_kind_of
 from pipeline.data.ingest.turns import Slot, content_of, fill, medium_of, text_of, turns_of, wrong_type
+from pipeline.data.ingest.unread import note
 from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
 from pipeline.records import MediaKind, Message
 
 Turn = tuple[Message, list[Slot]]
-
-NAMES: Mapping[str, tuple[str, ...]] = {
-    "id": ("id", "uid", "__key__"),
-    "task": ("task",),
-    "messages": ("messages", "conversations", "conversation"),
-    "prompt": ("prompt", "question", "query", "instruction", "problem"),
-    "input": ("input",),
-    "system": ("system",),
-    "history": ("history",),
-    "answer": ("answer", "completion", "response", "output", "solution", "ground_truth", "caption", "text", "answers"),
-    "demonstration": ("demonstration",),
-    "chosen": ("chosen",),
-    "rejected": ("rejected", "rejected_response", "rejected_messages"),
-    "label": ("label",),
-    "margin": ("margin",),
-    "images": ("images", "image"),
-    "audios": ("audios", "audio"),
-    "videos": ("videos", "video"),
-    "split": ("split",),
-    "group": ("group",),
-}
-"""Our names of columns, and under which names each is looked for."""
 
 _KIND_OF_COLUMN = {column: kind for kind, column in MEDIA_COLUMNS.items()}
 
@@ -62,34 +45,6 @@ def check_map(names: Mapping[str, str], columns: Iterable[str], origin: str) -> 
             )
 
 
-class Columns:
-    """A raw row, read by our names."""
-
-    def __init__(self, raw: Mapping[str, Any], names: Mapping[str, str]) -> None:
-        self._raw = raw
-        self._names = names
-
-    def get(self, name: str) -> Any:
-        """The value of a column, None where it is absent or empty."""
-        return next((value for value in self._given(name) if not _is_empty(value)), None)
-
-    def has_empty_text(self, name: str) -> bool:
-        """Whether a text of no length stands there, which is not the same as none."""
-        return any(isinstance(value, str | bytes) and not value for value in self._given(name))
-
-    def text(self, name: str) -> str | None:
-        value = self.get(name)
-        return None if value is None else text_of(value, name)
-
-    def _given(self, name: str) -> list[Any]:
-        known = (self._names[name],) if name in self._names else NAMES[name]
-        return [self._raw[column] for column in known if self._raw.get(column) is not None]
-
-
-def _is_empty(value: object) -> bool:
-    return isinstance(value, str | bytes | list | dict) and not value
-
-
 def draft_of(
     raw: Mapping[str, Any],
     *,
@@ -102,41 +57,55 @@ def draft_of(
     group_column: str | None = None,
     split_column: str | None = None,
     sort_column: str | None = None,
+    split_by: SplitBy | None = None,
+    ignored: Collection[str] = (),
 ) -> Draft:
     """A row of a source in our terms. `id`, `task` and `split` hold where the row itself names none.
 
+    split_by: what of `split` and `group` is asked for; None is both. ignored: columns and keys that are left out.
+
     Raises:
-        RowError: a value is of a type that is not understood, turns are out of order, tags and media differ in number.
+        RowError: a value is of a type that is not understood, turns are out of order, tags and media differ in number;
+            or something is not read without which the row means something else.
     """
     if not isinstance(raw, dict):
         raise wrong_type("the row", raw, "a mapping of columns")
-    columns = Columns(raw, names)
-    media = {kind: _media(columns.get(column), kind, column) for kind, column in MEDIA_COLUMNS.items()}
-    if isinstance(name := raw.get("file_name"), str) and not any(media.values()):  # as `datasets` names them in folders
-        kind = _KIND_OF_COLUMN.get(COLUMN_OF_SUFFIX.get(posixpath.splitext(name)[1][1:].lower(), ""))
-        if kind is None:
-            raise RowError(Reason.WRONG_TYPE, f"file_name {name!r} is no picture, sound or video that is known")
-        media[kind] = [MediumSource(kind, path=name)]
-    turns = _prompt(columns, question)
+    columns = Columns(raw, names, ignored)
+    media = _all_media(columns)
+    _check_sides(columns, media)
+    choices = _choices(columns)
+    turns = _prompt(columns, question, choices)
     chosen, rejected = _turns(columns, "chosen"), _turns(columns, "rejected")
     if len(rejected) > 1 and not chosen and turns and turns[-1][0].role == "assistant":
         chosen = turns  # ms-swift: two conversations that differ in the last answer
     if chosen or rejected:
         turns, chosen, rejected = _without_common(turns, chosen, rejected)
     last = turns.pop()[0].content if turns and turns[-1][0].role == "assistant" else None
-    label = columns.get("label")
+    label = columns.peek("label")
     answers = _several(columns.get("answer"))
     answer = _answer(chosen, "chosen") if chosen else answers[0] if answers else _spoken(columns, "answer")
     is_judgement = _is_flag(label, is_mapped="label" in names) and (answer or last) is not None
     if answer is None and last is not None:
         answer, last = last, None
+    if is_judgement or (answer is None and label is not None):
+        columns.get("label")  # now it is read
     if answer is None and label is not None:
         answer = text_of(label, "label")
+    if choices and answer is not None and not chosen:
+        said = label if columns.peek("answer") is None else columns.peek("answer")
+        answer = answer_of(said if isinstance(said, int | float) else answer, choices)
     if answer is None and columns.has_empty_text("answer"):
         answer = ""
     _check_turns([message for message, _ in turns])
-    messages, filled = fill(turns, media)
-    return Draft(
+    if not turns:
+        cure = "prepare.map.prompt says which column it is, a source's `question` what is asked of all its rows"
+        raise RowError(Reason.NO_MESSAGES, f"no prompt; {cure}{note(columns.left())}")
+    try:
+        turns, media = placed(turns, media)
+        messages, filled = fill(turns, {kind: list(each.values()) for kind, each in media.items()})
+    except RowError as error:
+        raise RowError(error.reason, f"{error.detail}{note(columns.left())}") from None
+    draft = Draft(
         id=columns.text("id") or id,
         task=columns.text("task") or task,
         dataset=dataset,
@@ -147,14 +116,68 @@ def draft_of(
         rejected=_without_tags(_answer(rejected, "rejected"), "rejected") if rejected else None,
         margin=_number(columns.get("margin"), "margin"),
         label=_flag(label) if is_judgement else None,
-        split=_value(raw, split_column) or columns.text("split") or split,
-        group=_value(raw, group_column) or columns.text("group"),
-        sort_value=_number(raw.get(sort_column), sort_column) if sort_column in raw else None,
+        split=_value(columns, split_column)
+        or (None if split_by not in (None, SplitBy.COLUMN) else columns.text("split"))
+        or split,
+        group=_value(columns, group_column) or columns.text("group"),
+        sort_value=_number(columns.take(sort_column), sort_column) if sort_column in raw else None,
         accepted=tuple(_without_tags(each, "the answer") for each in answers[1:]),
     )
+    columns.check_left()
+    return replace(draft, unread=columns.left())
 
 
-def _prompt(columns: Columns, question: str | None) -> list[Turn]:
+def _all_media(columns: Columns) -> dict[MediaKind, Mapping[int, MediumSource]]:
+    """The media of a row by kind and number, from columns of lists, of single media, or of a medium each."""
+    media: dict[MediaKind, Mapping[int, MediumSource]] = {}
+    for kind, name in MEDIA_COLUMNS.items():
+        column, numbered = columns.column(name), columns.numbered(kind)
+        if column and numbered:
+            raise RowError(
+                Reason.PLACEHOLDER_MISMATCH,
+                f"{column} and {', '.join(numbered.values())} hold media; prepare.map.{name}={column} takes that alone",
+            )
+        every = [(number, columns.take(each, has_media=True)) for number, each in numbered.items()]
+        media[kind] = {number: medium_of(value, kind, numbered[number]) for number, value in sorted(every)} or dict(
+            enumerate(_media(columns.get(name), kind, name), 1)
+        )
+    file = columns.peek("file")
+    if isinstance(file, str) and not any(media.values()):
+        kind = _KIND_OF_COLUMN.get(COLUMN_OF_SUFFIX.get(suffix_of(file), ""))
+        if kind is not None:
+            media[kind] = {1: MediumSource(kind, path=columns.get("file"))}
+        elif columns.column("file") == "file_name":  # as `datasets` names media in folders
+            raise RowError(Reason.WRONG_TYPE, f"file_name {file!r} is no picture, sound or video that is known")
+    return media
+
+
+def _check_sides(columns: Columns, media: Media) -> None:
+    """Makes sure that both answers of a comparison are about the same media: ms-swift has `rejected_images`."""
+    for column in list(columns):
+        side, _, name = str(column).partition("_")
+        kind = media_kind_of(name) if side in ("chosen", "rejected") else None
+        if kind is None:
+            continue
+        given = _media(columns.take(column), kind, column)
+        if given and given != list(media[kind].values()):
+            raise RowError(
+                Reason.BAD_PREFERENCE,
+                f"{column} holds other media than {MEDIA_COLUMNS[kind]}; both answers of a comparison are about "
+                f"the same ones (prepare.ignore=[{column}] leaves it out on purpose)",
+            )
+
+
+def _choices(columns: Columns) -> dict[str, str]:
+    """What there is to choose from, where a question stands by itself."""
+    if columns.column("messages") or not columns.column("prompt"):
+        return {}
+    given = columns.get("choices")
+    if given is None and (given := columns.lettered()) == {}:
+        return {}
+    return choices_of(given, columns.column("choices") or "choices")
+
+
+def _prompt(columns: Columns, question: str | None, choices: Mapping[str, str]) -> list[Turn]:
     """The conversation, with whatever answer it ends in."""
     turns = _turns(columns, "messages")
     if not turns:
@@ -167,8 +190,11 @@ def _prompt(columns: Columns, question: str | None) -> list[Turn]:
             message, slots = turns[-1]
             text, more = content_of(extra, "input")
             turns[-1] = (Message(message.role, f"{message.content}\n{text}"), [*slots, *more])
-    system = columns.text("system")
-    if system and turns and turns[0][0].role != "system":
+        if choices and turns:
+            message, slots = turns[-1]
+            text, more = content_of(below(message.content, choices), "choices")
+            turns[-1] = (Message(message.role, message.content + text), [*slots, *more])
+    if turns and turns[0][0].role != "system" and (system := columns.text("system")):
         turns.insert(0, (Message("system", system), []))
     return turns
 
@@ -273,8 +299,9 @@ def _flag(value: object) -> bool:
     return value is True or value == 1 or str(value).lower() == "true"
 
 
-def _value(raw: Mapping[str, Any], column: str | None) -> str | None:
-    return None if column is None or raw.get(column) is None else text_of(raw[column], column)
+def _value(columns: Columns, column: str | None) -> str | None:
+    value = None if column is None else columns.take(column)
+    return None if value is None else text_of(value, str(column))
 
 
 def _number(value: object, field: str | None) -> float | None:

@@ -21,6 +21,7 @@ from pipeline.data.table import QUARANTINE_SCHEMA, check_bad_rows
 from pipeline.records import MediaKind, Quarantined
 
 CACHE_MIB = 16
+MOST_UNREAD = 200
 _FETCHED_ROWS = 4096
 
 PROMPTS = "prompts"
@@ -34,6 +35,8 @@ _COLUMNS = (
 _SCHEMA = f"""
     CREATE TABLE rows (number INTEGER PRIMARY KEY, {", ".join(_COLUMNS[1:])}, stays INTEGER DEFAULT 1);
     CREATE UNIQUE INDEX ids ON rows (id);
+    CREATE TABLE unread (dataset, path, num_rows INTEGER, PRIMARY KEY (dataset, path)) WITHOUT ROWID;
+    CREATE TABLE repeats (id PRIMARY KEY, times INTEGER) WITHOUT ROWID;
     CREATE TABLE contents (key, number INTEGER, PRIMARY KEY (key, number)) WITHOUT ROWID;
     CREATE TABLE owners (key PRIMARY KEY, split) WITHOUT ROWID;
     CREATE TABLE leaks (number, id, owner);
@@ -57,19 +60,29 @@ class Index:
     def close(self) -> None:
         self.database.close()
 
-    def add(self, number: int, row: Mapping[str, Any], *, contents: Iterable[bytes]) -> bool:
-        """Takes a row in, with what no two splits may share; False, and nothing, where there is one with its id."""
+    def add(self, number: int, row: Mapping[str, Any], *, contents: Iterable[bytes]) -> str:
+        """Takes a row in, with what no two splits may share.
+
+        Returns: the id that it has here: its own, or where that is taken its own, a dash and the next number from 2.
+        """
         values = {**row, "number": number, "modalities": "+".join(row["modalities"])}
         marks = ", ".join("?" * len(_COLUMNS))
-        done = self.database.execute(
-            f"INSERT OR IGNORE INTO rows ({', '.join(_COLUMNS)}) VALUES ({marks})",
-            [values[column] for column in _COLUMNS],
-        )
-        if not done.rowcount:
-            return False
+        statement = f"INSERT OR IGNORE INTO rows ({', '.join(_COLUMNS)}) VALUES ({marks})"
+        id: str = row["id"]
+        while not self.database.execute(statement, [values[column] for column in _COLUMNS]).rowcount:
+            id = values["id"] = f"{row['id']}-{self._times(row['id'])}"
         self._add_many("contents", number, contents)
         self._add_many("files", number, row["files"] or ())
-        return True
+        self.database.executemany(
+            "INSERT INTO unread VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET num_rows = num_rows + 1",
+            [(row["dataset"], path) for path in row.get("unread") or ()],
+        )
+        return id
+
+    def _times(self, id: str) -> int:
+        """How often an id was met so far, with this time."""
+        statement = "INSERT INTO repeats VALUES (?, 2) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
+        return self.database.execute(statement, (id,)).fetchone()[0]
 
     def _add_many(self, table: str, number: int, values: Iterable[bytes | str]) -> None:
         self.database.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", [(value, number) for value in values])
@@ -112,6 +125,13 @@ class Index:
                 is_bad,
             )
         )
+
+    def unread(self) -> list[tuple[str, str, int]]:
+        """What nobody reads, the most frequent first: the dataset, the column or key, and in how many good rows it is.
+
+        Of very many, as of keys that are data, the first.
+        """
+        return list(self._each(f"SELECT * FROM unread ORDER BY num_rows DESC, dataset, path LIMIT {MOST_UNREAD}"))
 
     def check(self, num_rows: int, max_bad_fraction: float) -> None:
         """Stops a job whose data are bad.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import Answers, MediaAs, Recipe, SplitBy
+from pipeline.config import Answers, Ids, MediaAs, Recipe, SplitBy
 from pipeline.config.steps import Step, TextPart, VideoKeepSound
 from pipeline.data.access import Reader
 from pipeline.data.duplicates import conversation_text, fingerprint, text_key
@@ -24,6 +24,7 @@ from pipeline.data.ingest.media_store import MediaStore
 from pipeline.data.ingest.readers import Raw, Unreadable
 from pipeline.data.ingest.shards import split_in
 from pipeline.data.ingest.splits import split_of
+from pipeline.data.ingest.unread import note
 from pipeline.data.isolated import Decoder
 from pipeline.data.media import content_key, encode_png, encode_video, encode_wav
 from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError, from_row, split_content, to_row
@@ -91,7 +92,7 @@ class RowPreparer:
     def _draft(self, values: Mapping[str, Any], path: str, place: str, source: int) -> Draft:
         settings, splitting = self._settings.sources[source], self._settings.split
         dataset = self._datasets[source]
-        return draft_of(
+        draft = draft_of(
             values,
             names={**self._settings.map, **settings.map},
             id=place,
@@ -102,7 +103,10 @@ class RowPreparer:
             group_column=splitting.column if splitting.by is SplitBy.GROUP else None,
             split_column=splitting.column if splitting.by is SplitBy.COLUMN else None,
             sort_column=self._settings.sort_by,
+            split_by=splitting.by,
+            ignored=self._settings.ignore,
         )
+        return replace(draft, id=place) if (settings.ids or self._settings.ids) is Ids.PLACE else draft
 
     def _prepared(self, draft: Draft, prompt: Prompt, place: str) -> Prepared:
         steps = self._settings.steps
@@ -154,6 +158,7 @@ class RowPreparer:
             "label": draft.label,
             "sort_value": num_tokens if self._settings.sort_by == NUM_TOKENS else draft.sort_value,
             "media_keys": [each.key for each in media],
+            "unread": draft.unread,
             "files": self._store and [posixpath.basename(each["path"]) for each in _files(row)],
             **_fingerprint(self._settings.steps, prompt, media),
         }
@@ -185,7 +190,8 @@ class RowPreparer:
         without_tags = tuple(Message(turn.role, _without_tags(turn.content)) for turn in draft.messages)
         from_row(to_row(replace(bare, messages=without_tags), ()))
         if draft.answer is None and self._settings.answers is Answers.REQUIRED:
-            raise RowError(Reason.EMPTY_ANSWER, "no answer; prepare.answers=optional keeps prompts without one")
+            cure = "prepare.answers=optional keeps prompts without one"
+            raise RowError(Reason.EMPTY_ANSWER, f"no answer; {cure}{note(draft.unread)}")
         root = directory_of(self._settings.sources[source].path, path)
         media = tuple(self._fetched(medium, path, root) for medium in draft.media)
         return from_row(to_row(replace(bare, media=media), ()))
@@ -195,17 +201,12 @@ class RowPreparer:
             return Medium(medium.kind, medium.data, medium.path)
         address, base = medium.path or "", posixpath.dirname(path)
         name = None if address.startswith("data:") else address
-        try:
-            return Medium(medium.kind, self._reader(base, root).read(address), name)
-        except RowError as error:
-            if error.reason is not Reason.NOT_FOUND or base == root:
-                raise
-            return Medium(medium.kind, self._reader(root, root).read(address), name)
+        return Medium(medium.kind, self._reader(base, root).read(address), name)
 
     def _reader(self, base: str, root: str) -> Reader:
         if (base, root) not in self._readers:
             access = self._recipe.data.access
-            access = access.model_copy(update={"roots": (*access.roots, root)})
+            access = access.model_copy(update={"roots": (root, *access.roots)})
             self._readers[base, root] = Reader(access, self._recipe.data.limits, base=base)
         return self._readers[base, root]
 

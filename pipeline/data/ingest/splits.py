@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
-from pipeline.config import SplitBy, Splitting
+from pipeline.config import Recipe, SplitBy, Splitting
 from pipeline.data.ingest.shards import SPLITS
 from pipeline.data.schema import Reason, RowError
 
 NAMES = ("train", "rl", "validation", "test")
+
+_FEW_ROWS = 3
+"""Rows that a share should give on average, where chance is not to leave it without any."""
 
 
 def split_of(
@@ -53,3 +57,34 @@ def _drawn(key: str, splitting: Splitting) -> str:
     if place < splitting.test + splitting.validation:
         return "validation"
     return "rl" if place < splitting.test + splitting.validation + splitting.rl else "train"
+
+
+def empty_splits(recipe: Recipe, num_rows: Mapping[str, int]) -> list[str]:
+    """What to say of splits without a row, where the recipe asks for some or a stage of it reads them; with the cure.
+
+    num_rows: by split.
+    """
+    readers = {
+        "evaluate.split": recipe.evaluate.split,
+        "rlhf.split": recipe.rlhf.split,
+        "preferences.split": recipe.preferences.split,
+        **({"rlhf.validation.split": recipe.rlhf.validation.split} if recipe.rlhf.evaluate_every else {}),
+    }
+    splitting, total = recipe.prepare.split, sum(num_rows.values())
+    filled = ", ".join(f"{split} has {num_rows[split]}" for split in NAMES if num_rows.get(split)) or "no split has any"
+    lines: list[str] = []
+    for split in (split for split in NAMES if not num_rows.get(split)):
+        fields = [field for field, read in readers.items() if read == split]
+        share = None if split == "train" or splitting.by is SplitBy.COLUMN else getattr(splitting, split)
+        if split != "train" and not fields and not share:
+            continue
+        if splitting.by is SplitBy.COLUMN:
+            cures = [f"have rows that say {split} (prepare.split.by=column)"]
+        elif share is None:
+            cures = ["make prepare.split.rl, validation and test smaller"]
+        else:
+            enough = min(0.5, max(2 * share, round(_FEW_ROWS / max(total, 1), 2)))
+            cures = [f"set prepare.split.{split}={enough:g} instead of {share:g}"]
+        cures += [f"set {field} to another split" for field in fields]
+        lines.append(f"none of {total} rows is in the split {split} ({filled}): {', or '.join(cures)}")
+    return lines

@@ -46,6 +46,7 @@ INDEX_SCHEMA = pa.schema(
         ("picture_group", pa.string()),
         ("picture_hashes", pa.list_(pa.uint64())),
         ("files", pa.list_(pa.string())),
+        ("unread", pa.list_(pa.string())),
     ]
 )
 """What the driver learns of a row. Refused rows have a reason; the others lie at their place of their shard's file."""

@@ -21,7 +21,7 @@ def written(directory: Path) -> tuple[Recipe, dict[str, Any]]:
     index = Index(":memory:")
     known: dict[str, Any] = {"seconds": 0.5, "num_answer_tokens": 2}
     rows = (
-        described("a", modalities=["image"], num_tokens=10, **known),
+        described("a", modalities=["image"], num_tokens=10, unread=["img_size", "messages.name"], **known),
         described("b", modalities=["image", "audio"], num_tokens=30, **known),
         described("c", split="test", task="b|c", has_answer=False, **known),
         described("d", modalities=["video"], num_tokens=1000, **known),
@@ -47,6 +47,7 @@ def test_counts_by_task_modality_and_split_and_quantiles_of_tokens(tmp_path: Pat
     assert summary["seconds"] == 1.5
     assert summary["without_answer"] == {"test": 1}
     assert summary["refused"] == {"not_found": 2} and summary["left_out"] == {"leak": 3}
+    assert summary["unread"][0] == {"dataset": "set", "path": "img_size", "rows": 1}
     assert card.read(str(tmp_path / "data")) == summary
     assert card.read(str(tmp_path / "elsewhere")) is None
 
@@ -69,6 +70,7 @@ def test_the_card_has_a_head_that_says_which_files_are_which_split(tmp_path: Pat
         "| b\\|c | 0 | 0 | 0 | 1 |",
         "| not_found | 2 |",
         "| leak (left out) | 3 |",
+        "| set | messages.name | 1 |",
         "8 rows read, 3 kept",
         "| 0 | 0 | 0 | 1 |",
     ):

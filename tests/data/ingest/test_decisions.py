@@ -84,13 +84,34 @@ def test_every_row_that_was_read_stays_or_is_counted_whatever_its_id(tmp_path: P
         row("a", text="z"),
     )
     index = decided(*rows, exact=True)
-    assert places(index) == [2]
-    assert index.reasons(is_bad=True) == {"not_found": 3, "duplicate_id": 2}
+    assert places(index) == [2, 5, 6]
+    assert index.reasons(is_bad=True) == {"not_found": 3}
     assert index.reasons(is_bad=False) == {"duplicate": 1}
     index.write_quarantine(tmp_path / "quarantine.parquet")
     assert [each.row_id for each in Quarantine.read(tmp_path / "quarantine.parquet")] == [
-        *("a", "a (row 2)", "b", "b (row 5)", "b (row 6)", "a (row 7)")
+        *("a", "a (row 2)", "b", "b (row 5)")
     ]
+
+
+def test_several_conversations_about_one_picture_may_have_its_id_and_the_report_names_the_cure() -> None:
+    index = Index(":memory:")
+    decisions = Decisions(Prepare(), index)
+    for text in ("What colour?", "How many?", "Where?"):
+        decisions.add(row("033471", text=text, media=("bus",)))
+    assert [id for _, _, id in index.places(PROMPTS, "train", is_sorted=False)] == ["033471", "033471-2", "033471-3"]
+    assert "numbered: 2 rows have the id of an earlier one" in decisions.report()
+    assert "prepare.ids=place" in decisions.report()
+
+
+def test_the_report_names_what_nobody_reads_with_the_rows_that_have_it() -> None:
+    index = Index(":memory:")
+    decisions = Decisions(Prepare(), index)
+    for number, unread in enumerate((["picture"], ["picture", "messages.name"], [])):
+        decisions.add(row(str(number), unread=unread))
+    decisions.add(row("other", dataset="more", unread=["picture"]))
+    *_, first, second, third = decisions.report().split("\n")
+    assert first == "not read: picture in 2 rows of set"
+    assert (second, third) == ("not read: picture in 1 rows of more", "not read: messages.name in 1 rows of set")
 
 
 def test_too_many_bad_rows_stop_the_job_and_what_is_left_out_makes_none_bad() -> None:

@@ -46,13 +46,20 @@ def test_a_sorted_split_ends_with_what_nobody_knows_the_value_of_and_equals_keep
     assert [place for _, place, _ in index.places(PROMPTS, "train", is_sorted=True)] == [5, 2, 0, 3, 1, 4]
 
 
-def test_an_id_is_taken_once_and_files_are_in_use_as_long_as_a_row_stays() -> None:
+def test_ids_that_repeat_get_a_number_that_no_other_id_has() -> None:
+    index = Index(":memory:")
+    ids = ("x", "x", "x-2", "x", "y", "x-2")
+    found = [index.add(number, described(id), contents=()) for number, id in enumerate(ids)]
+    assert found == ["x", "x-2", "x-2-2", "x-3", "y", "x-2-3"]
+    assert [id for _, _, id in index.places(PROMPTS, "train", is_sorted=False)] == found
+
+
+def test_files_are_in_use_as_long_as_a_row_stays() -> None:
     index = Index(":memory:")
     assert index.add(1, described("a", files=["x.png", "y.png"]), contents=())
-    assert not index.add(2, described("a", files=["z.png"]), contents=())
     assert index.add(3, described("b", files=["x.png", "x.png"]), contents=())
     index.leave_out(1)
-    assert [index.uses(name) for name in ("x.png", "y.png", "z.png")] == [True, False, False]
+    assert [index.uses(name) for name in ("x.png", "y.png")] == [True, False]
 
 
 def test_any_directory_may_hold_it(tmp_path: Path) -> None:

@@ -92,6 +92,28 @@ def test_tokens_are_those_of_the_model_and_too_many_are_refused_now(tmp_path: Pa
     assert isinstance(forged, Quarantined) and forged.reason == Reason.SPECIAL_TOKEN
 
 
+def test_ids_are_made_of_the_rows_places_where_the_recipe_or_the_source_says_so(tmp_path: Path) -> None:
+    values = {"id": "033471", "question": "?", "answer": "x"}
+    assert prepared(recipe_of(tmp_path), values).index["id"] == "033471"
+    assert prepared(recipe_of(tmp_path, "prepare.ids=place"), values).index["id"] == "set/rows.jsonl-0"
+    source = {"path": str(tmp_path), "name": "set", "ids": "place"}
+    assert prepared(recipe_of(tmp_path, f"prepare.sources={json.dumps([source])}"), values).row["id"] != "033471"
+    source["ids"] = "column"
+    recipe = recipe_of(tmp_path, "prepare.ids=place", f"prepare.sources={json.dumps([source])}")
+    assert prepared(recipe, values).row["id"] == "033471"
+
+
+def test_columns_that_nobody_reads_come_with_the_row_and_with_the_refusal_of_one_without_an_answer(
+    tmp_path: Path,
+) -> None:
+    values = {"question": "?", "gold": "x", "split": "test"}
+    assert prepared(recipe_of(tmp_path), {**values, "answer": "y"}).index["unread"] == ("gold", "split")
+    ignoring = recipe_of(tmp_path, "prepare.ignore=[gold]", "prepare.split.by=column")
+    assert prepared(ignoring, {**values, "answer": "y"}).index["unread"] == ()
+    without = asked(recipe_of(tmp_path), values, "rows.jsonl")
+    assert isinstance(without, Quarantined) and "not read: gold, split (prepare.map" in without.detail
+
+
 NO_ANSWER: dict[str, Any] = {"question": "What is it?", "answer": None}
 OPTIONAL = "prepare.answers=optional"
 

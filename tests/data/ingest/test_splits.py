@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import SplitBy, Splitting
-from pipeline.data.ingest.splits import split_of
+from pipeline.config import SplitBy, Splitting, load_recipe
+from pipeline.data.ingest.splits import empty_splits, split_of
 from pipeline.data.schema import Reason, RowError
 
 
@@ -50,3 +50,30 @@ def test_by_column_a_source_may_use_the_usual_names_and_no_others() -> None:
         with pytest.raises(RowError) as caught:
             split(SplitBy.COLUMN, stated=stated)
         assert caught.value.reason is Reason.WRONG_TYPE
+
+
+def said(num_rows: dict[str, int], *overrides: str) -> list[str]:
+    return empty_splits(load_recipe(None, list(overrides)), num_rows)
+
+
+def test_a_split_that_stays_empty_is_named_with_the_share_that_would_fill_it() -> None:
+    validation, test = said({"train": 60})
+    assert validation == (
+        "none of 60 rows is in the split validation (train has 60): set prepare.split.validation=0.1 instead of 0.05"
+    )
+    assert "the split test" in test and test.endswith("or set evaluate.split to another split")
+    assert "prepare.split.test=0.5 instead" in said({"train": 5, "validation": 1})[0]
+    (train,) = said({"validation": 1, "test": 1})
+    assert "make prepare.split.rl, validation and test smaller, or set rlhf.split" in train
+
+
+def test_a_split_that_nobody_asked_for_may_be_empty_unless_a_stage_reads_it() -> None:
+    full = {"train": 5, "validation": 1, "test": 1}
+    assert said(full) == []
+    assert said({"train": 5}, "prepare.split={validation: 0, test: 0}", "evaluate.split=train") == []
+    (rl,) = said(full, "rlhf.split=rl")
+    assert "prepare.split.rl=0.43 instead of 0, or set rlhf.split" in rl
+    (held_out,) = said({"train": 5, "test": 1}, "prepare.split.validation=0", "rlhf.evaluate_every=5")
+    assert "set rlhf.validation.split" in held_out
+    (by_column,) = said({"train": 5, "validation": 1}, "prepare.split.by=column")
+    assert "have rows that say test (prepare.split.by=column), or set evaluate.split" in by_column

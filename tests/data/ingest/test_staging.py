@@ -38,6 +38,9 @@ def test_a_place_with_another_row_than_was_decided_about_stops_the_writing(tmp_p
     parts.write_plan(tmp_path / "right.parquet", places)
     (table,) = parts.planned(tmp_path / "right.parquet", Staged(tmp_path))
     assert table["id"].to_pylist() == ["0", "1", "2"]
+    parts.write_plan(tmp_path / "numbered.parquet", [(0, 1, "1-2")])
+    (table,) = parts.planned(tmp_path / "numbered.parquet", Staged(tmp_path))
+    assert table["id"].to_pylist() == ["1-2"], "the id that was decided on"
     parts.write_plan(tmp_path / "wrong.parquet", [(0, 0, "1")])
     with pytest.raises(RuntimeError, match=r"wrong\.parquet: a shard that was prepared twice gave other rows"):
         list(parts.planned(tmp_path / "wrong.parquet", Staged(tmp_path)))

@@ -1,0 +1,116 @@
+"""What a row holds and nobody reads: named and counted, or refused where the row means something else without it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from pipeline.data.ingest.spellings import media_kind_of
+from pipeline.data.schema import Reason, RowError
+from pipeline.records import MediaKind
+
+_TOOLS = ("tools", "functions", "tool_calls", "function_call")
+_SAID = ("reasoning_content", "reasoning", "thinking", "thought", "refusal")
+"""What an assistant says beside the content of a turn."""
+_WEIGHTS = ("weight", "loss", "loss_scale", "train", "trainable")
+"""Whether, or how much, a turn is learned."""
+_CUTS = ("video_start", "video_end", "start", "end", "start_time", "end_time", "offset", "crop", "bbox")
+"""Which piece of a medium is meant."""
+
+_TEXTS = ("text", "input_text", "output_text")
+_PARTS = (*_TEXTS, *(name for kind in MediaKind for name in (kind.value, f"{kind.value}_url", f"input_{kind.value}")))
+_MEDIUM = ("bytes", "path", "url", "data")
+
+
+class Key(NamedTuple):
+    """A key that is not read, such as `messages.name`, and whether the row means something else without it."""
+
+    path: str
+    changes_meaning: bool
+
+
+def is_nothing(value: object) -> bool:
+    """Whether nobody misses it: null, NaN, and what is empty, in JSON too."""
+    if isinstance(value, str | bytes):
+        return value.strip() in ("", b"", "[]", "{}", "null")
+    if isinstance(value, Mapping):
+        return all(each in (None, "", b"", [], {}) for each in cast(Mapping[str, object], value).values())
+    return value is None or (isinstance(value, Sequence) and not value) or (isinstance(value, float) and value != value)
+
+
+def column_left(column: str, row: Mapping[str, Any]) -> Key:
+    """A column of a row that is not read. NeMo's `offset` is where in the sound the text begins."""
+    is_piece = column == "offset" and bool(row[column]) and "audio_filepath" in row
+    return Key(column, column in _TOOLS or is_piece)
+
+
+def keys_left(column: str, value: Any, *, are_media: bool) -> Iterator[Key]:
+    """The keys inside a column of turns, or of media, that are not read and hold something."""
+    value = _structure(value)
+    items = cast(list[Any], value) if isinstance(value, list) else [value]
+    for place, item in enumerate(items):
+        if not isinstance(item, dict):
+            continue
+        keys = cast(dict[str, Any], item)
+        if are_media or keys.get("type") in _PARTS:
+            yield from _in_part(keys, column, is_medium=are_media)
+        elif {"role", "content"} <= keys.keys() or {"from", "value"} <= keys.keys():
+            yield from _in_turn(keys, column, is_last=place == len(items) - 1)
+
+
+def _in_turn(turn: Mapping[str, Any], path: str, *, is_last: bool) -> Iterator[Key]:
+    speaker, content = ("from", "value") if "value" in turn else ("role", "content")
+    is_learned = is_last and turn[speaker] not in ("user", "human", "system")
+    for name, value in _filled(turn, (speaker, content)):
+        is_lost = name in _TOOLS or media_kind_of(name) is not None
+        if is_learned:
+            is_lost |= name in _SAID or (name in _WEIGHTS and value not in (1, "1", "true", "True"))
+        yield Key(f"{path}.{name}", is_lost)
+    parts = turn[content]
+    for part in cast(list[Any], parts) if isinstance(parts, list) else []:
+        if isinstance(part, dict):
+            yield from _in_part(cast(dict[str, Any], part), f"{path}.{content}")
+
+
+def _in_part(part: Mapping[str, Any], path: str, *, is_medium: bool = False) -> Iterator[Key]:
+    """Keys of a part of a turn's content, or of a medium."""
+    used: tuple[str, ...] = _MEDIUM
+    kind = None if is_medium else part.get("type")
+    if isinstance(kind, str):
+        names = ("text",) if kind in _TEXTS else (kind, kind.removeprefix("input_").removesuffix("_url"), "url", "path")
+        taken = next((name for name in names if part.get(name)), "type")
+        used = ("type", taken)
+        if isinstance(part[taken], dict):
+            yield from _in_part(part[taken], f"{path}.{taken}", is_medium=True)
+    for name, value in _filled(part, used):
+        is_lost = (kind in _TEXTS and media_kind_of(name) is not None) or (name in _CUTS and bool(value))
+        yield Key(f"{path}.{name}", is_lost)
+
+
+def _filled(keys: Mapping[str, Any], used: Sequence[str]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in keys.items() if name not in used and not is_nothing(value)]
+
+
+def _structure(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            pass
+    return value
+
+
+def loss(path: str) -> RowError:
+    """The refusal of a row that means something else without what is not read."""
+    return RowError(
+        Reason.WRONG_TYPE,
+        f"{path} is not read, and without it the row means something else: write it into the texts, or leave it out on "
+        f"purpose (prepare.ignore=[{path}])",
+    )
+
+
+def note(paths: Sequence[str]) -> str:
+    """What the refusal of a row in which something was not found says of what is not read."""
+    shown = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
+    return f"; not read: {shown} (prepare.map says what a column is)" if paths else ""
