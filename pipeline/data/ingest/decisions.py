@@ -15,6 +15,7 @@ from pipeline.data.duplicates import Duplicates, Fingerprint
 from pipeline.data.ingest.index import Index
 from pipeline.data.ingest.splits import NAMES
 from pipeline.data.schema import Reason, RowError
+from pipeline.data.table import TooManyBadRows
 from pipeline.records import Quarantined
 
 Row = Mapping[str, Any]
@@ -31,11 +32,20 @@ class Decisions:
         self.num_rows = 0
 
     def add(self, row: Row) -> None:
-        """Takes the next row."""
+        """Takes the next row.
+
+        Raises:
+            TooManyBadRows: it is the rest of a file, which holds nobody knows how many.
+        """
         self.num_rows += 1
         number, id = self.num_rows, row["id"]
         if row["reason"] is not None:
             self._index.refuse(number, Quarantined(id, row["reason"], row["detail"]), is_bad=True)
+            if row["reason"] == Reason.LOST_ROWS:
+                raise TooManyBadRows(
+                    f"{id}: the rest of this file cannot be read, and nobody knows how many rows that is: "
+                    f"{row['detail']}. Repair it or fetch it anew; or name the other files as prepare.sources"
+                )
         elif not self._index.add(number, row, contents=() if self._leaks is Leaks.ALLOW else contents(row)):
             refused = Quarantined(f"{id} (row {number})", Reason.DUPLICATE_ID.value, "ids are unique")
             self._index.refuse(number, refused, is_bad=True)

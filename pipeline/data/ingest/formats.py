@@ -5,7 +5,6 @@ A column is known by its usual names, or by the name that `prepare.map` gives it
 
 from __future__ import annotations
 
-import json
 import math
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,17 @@ from typing import Any, cast
 from pipeline.config import ConfigError
 from pipeline.data.ingest.draft import Draft, MediumSource
 from pipeline.data.ingest.readers import COLUMN_OF_SUFFIX
-from pipeline.data.ingest.turns import Slot, content_of, fill, medium_of, text_of, turns_of, wrong_type
+from pipeline.data.ingest.turns import (
+    Slot,
+    content_of,
+    fill,
+    is_missing,
+    medium_of,
+    spelled,
+    text_of,
+    turns_of,
+    wrong_type,
+)
 from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
 from pipeline.records import MediaKind, Message
 
@@ -82,11 +91,11 @@ class Columns:
 
     def _given(self, name: str) -> list[Any]:
         known = (self._names[name],) if name in self._names else NAMES[name]
-        return [self._raw[column] for column in known if self._raw.get(column) is not None]
+        return [self._raw[column] for column in known if column in self._raw]
 
 
 def _is_empty(value: object) -> bool:
-    return isinstance(value, str | bytes | list | dict) and not value
+    return is_missing(value) or (isinstance(value, str | bytes | list | dict) and not value)
 
 
 def draft_of(
@@ -117,7 +126,7 @@ def draft_of(
             raise RowError(Reason.WRONG_TYPE, f"file_name {name!r} is no picture, sound or video that is known")
         media[kind] = [MediumSource(kind, path=name)]
     turns = _prompt(columns, question)
-    chosen, rejected = _turns(columns, "chosen"), _turns(columns, "rejected")
+    chosen, rejected = (_turns(columns, name, of=_answers) for name in ("chosen", "rejected"))
     if len(rejected) > 1 and not chosen and turns and turns[-1][0].role == "assistant":
         chosen = turns  # ms-swift: two conversations that differ in the last answer
     if chosen or rejected:
@@ -177,6 +186,7 @@ def _turns(columns: Columns, name: str, of: Any = turns_of) -> list[Turn]:
 
 def _history(value: object, field: str) -> list[Turn]:
     """Pairs of question and answer, as Alpaca and ms-swift write earlier turns."""
+    value = spelled(value) if isinstance(value, str) else value
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise wrong_type(field, value, "a list of [question, answer]")
     turns: list[Turn] = []
@@ -209,16 +219,22 @@ def _without_common(
     return [*prompt, *common], chosen[shared:], rejected[shared:]
 
 
+def _answers(value: object, field: str) -> list[Turn]:
+    return turns_of(value, field, "assistant")
+
+
 def _spoken(columns: Columns, name: str) -> str | None:
     """An answer given as text, or as an assistant's turn."""
-    value = columns.get(name)
-    return _answer(turns_of(value, name), name) if isinstance(value, list | dict) else columns.text(name)
+    turns = _turns(columns, name, of=_answers)
+    return _answer(turns, name) if turns else None
 
 
 def _answer(turns: Sequence[Turn], field: str) -> str:
     if len(turns) != 1:
         roles = [message.role for message, _ in turns]
         raise RowError(Reason.BAD_PREFERENCE, f"{field} ends in turns by {roles}; wanted one answer")
+    if turns[0][0].role != "assistant":
+        raise RowError(Reason.BAD_ROLE, f"{field} is a turn by {turns[0][0].role!r}; answers are the assistant's")
     return turns[0][0].content
 
 
@@ -241,13 +257,11 @@ def _without_tags(text: str, field: str) -> str:
 def _media(value: Any, kind: MediaKind, column: str) -> list[MediumSource]:
     if value is None:
         return []
-    if isinstance(value, str) and value[:1] == "[":  # a list in a CSV
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise RowError(Reason.UNREADABLE, f"{column}: {error}") from None
+    value = spelled(value) if isinstance(value, str) else value  # a list in a CSV
+    if isinstance(value, str) and value[:1] == "[":
+        raise RowError(Reason.UNREADABLE, f"{column}: neither JSON's list nor Python's; write it with json.dumps")
     items = cast(list[Any], value) if isinstance(value, list) else [value]
-    return [medium_of(item, kind, f"{column}[{index}]") for index, item in enumerate(items)]
+    return [medium_of(item, kind, f"{column}[{index}]") for index, item in enumerate(items) if not is_missing(item)]
 
 
 def _is_flag(value: object, *, is_mapped: bool) -> bool:
@@ -259,11 +273,11 @@ def _flag(value: object) -> bool:
 
 
 def _value(raw: Mapping[str, Any], column: str | None) -> str | None:
-    return None if column is None or raw.get(column) is None else text_of(raw[column], column)
+    return None if column is None or is_missing(raw.get(column)) else text_of(raw[column], column)
 
 
 def _number(value: object, field: str | None) -> float | None:
-    if value is None:
+    if is_missing(value):
         return None
     try:
         number = float(cast(Any, value))

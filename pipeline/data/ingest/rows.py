@@ -79,13 +79,17 @@ class RowPreparer:
         # Names of files need not be text.
         place = f"{self._datasets[source]}/{raw.place}".encode("utf-8", "replace").decode()
         if isinstance(raw, Unreadable):
-            return Quarantined(place, Reason.UNREADABLE.value, raw.detail)
+            reason = Reason.LOST_ROWS if raw.is_rest else Reason.UNREADABLE
+            return Quarantined(place, reason.value, raw.detail)
         name = place
         try:
             draft = self._with_text_steps(self._draft(raw.values, raw.path, place, source))
             name = draft.id
             return self._prepared(draft, self._checked(draft, raw.path, source), place)
         except RowError as error:
+            if raw.may_be_many and error.reason in (Reason.NO_MESSAGES, Reason.WRONG_TYPE):
+                detail = f'no row, and it may hold many ({error.detail}); write an array of rows, or {{"data": [rows]}}'
+                return Quarantined(name, Reason.LOST_ROWS.value, detail)
             return error.quarantined(name)
 
     def _draft(self, values: Mapping[str, Any], path: str, place: str, source: int) -> Draft:
