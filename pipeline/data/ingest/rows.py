@@ -128,7 +128,7 @@ class RowPreparer:
         if self._keeps_sound:
             prompt, media = self._with_sound_tracks(prompt, media, split)
         prompt = replace(prompt, media=tuple(each.file for each in media))
-        num_tokens, num_answer_tokens = self._count(prompt, media)
+        num_tokens, num_answer_tokens = self._count(prompt, media, draft.rejected)
         features = [
             {"name": name, "medium": index, "values": values.tolist()}
             for index, each in enumerate(media)
@@ -242,10 +242,11 @@ class RowPreparer:
             messages.append(replace(message, content="".join(content)))
         return replace(prompt, messages=tuple(messages)), every
 
-    def _count(self, prompt: Prompt, media: Sequence[_Medium]) -> tuple[int | None, int | None]:
-        """Tokens of the prompt, placeholders included, and of its answer if it has one."""
+    def _count(self, prompt: Prompt, media: Sequence[_Medium], rejected: str | None) -> tuple[int | None, int | None]:
+        """Tokens of the prompt, placeholders included, and of its answer if it has one; all its texts are checked."""
         if self._processor is None:
             return None, None
+        self._processor.check_learned(rejected, "rejected")
         kinds, decoded = [each.file.kind for each in media], [each.decoded for each in media]
         processed = self._processor.process(prompt.id, self._processor.template(prompt), kinds, decoded)
         if prompt.answer is None:

@@ -32,6 +32,7 @@ _LIKE_TURNS = re.compile(
 )
 """The beginning of turns in whatever spelling, such as numpy's, which has no commas."""
 
+_TEXT_PARTS = ("text", "input_text", "output_text")
 _PART_KINDS = {
     **{name: MediaKind.IMAGE for name in ("image", "image_url", "input_image")},
     **{name: MediaKind.AUDIO for name in ("audio", "audio_url", "input_audio")},
@@ -45,7 +46,7 @@ def wrong_type(field: str, value: object, wanted: str) -> RowError:
 
 
 def is_missing(value: object) -> bool:
-    """Whether it is what a tool writes for no value: None, NaN, NaT, pandas' NA, which alone equal not even themselves."""
+    """Whether it is what a tool writes for no value: None, NaN, NaT, pandas' NA. Nothing else differs from itself."""
     if value is None or isinstance(value, str | bytes | list | dict):
         return value is None
     try:
@@ -72,7 +73,7 @@ def text_of(value: object, field: str) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float | Decimal) and math.isfinite(value):
-        digits = np.format_float_positional(value, trim="-") if isinstance(value, float) else f"{value:f}"
+        digits = np.format_float_positional(value, trim="-") if isinstance(value, float) else f"{value.normalize():f}"
         return digits if digits != "-0" else "0"
     raise wrong_type(field, value, "text")
 
@@ -149,18 +150,18 @@ def turns_of(value: object, field: str, role: str = "user") -> list[tuple[Messag
     if isinstance(value, str | bytes):
         text = text_of(value, field)
         value = spelled(text)
-        if not _are_turns(value):
+        if not (_are_turns(value) or _are_parts(value)):
             if _LIKE_TURNS.match(text.lstrip()) and not isinstance(value, dict):
                 raise _ambiguous(text, field)
             return [_turn(role, text, field)]
     match value:
         case {"from": str() as speaker, "value": content} | {"role": speaker, "content": content}:
             return [_turn(speaker, content, field)]
-        case [{"type": str()}, *_]:
-            return [_turn(role, value, field)]
-        case [*items] if role == "user" or any(map(_has_role, items)):
+        case [*parts] if _are_parts(parts):
+            return [_turn(role, parts, field)]
+        case [*items] if role == "user" or any(_is_turn(item) or _has_speaker(item) for item in items):
             return [turn for index, item in enumerate(items) for turn in _one_turn(item, f"{field}[{index}]")]
-        case list() | dict() if role == "assistant" and not _has_role(value):
+        case list() | dict() if role == "assistant" and not _has_speaker(value):
             return [_turn(role, json_of(value, field), field)]
         case list() | dict():
             raise wrong_type(field, value, "messages")
@@ -172,7 +173,13 @@ def _are_turns(value: object) -> bool:
     """Whether what a text spells is a conversation beyond doubt."""
     if isinstance(value, list):
         return any(_is_turn(each) for each in cast(list[object], value))
-    return _is_turn(value) and _has_role(value)
+    return _is_turn(value) and _has_speaker(value)
+
+
+def _are_parts(value: object) -> bool:
+    """Whether it is the content of a turn: texts and media."""
+    types = [each.get("type") if isinstance(each, dict) else None for each in value] if isinstance(value, list) else []
+    return bool(types) and all(isinstance(each, str) and each in (*_TEXT_PARTS, *_PART_KINDS) for each in types)
 
 
 def _is_turn(value: object) -> bool:
@@ -183,8 +190,8 @@ def _is_turn(value: object) -> bool:
             return False
 
 
-def _has_role(value: object) -> bool:
-    """Whether it is meant to be a turn: somebody who is known says it, or it has all that a turn has."""
+def _has_speaker(value: object) -> bool:
+    """Whether somebody says it who is known to say turns."""
     if not isinstance(value, dict):
         return False
     speaker = cast(dict[str, object], value).get("role") or cast(dict[str, object], value).get("from")
@@ -235,12 +242,13 @@ def _part(part: object, field: str) -> tuple[str, list[Slot]]:
         raise wrong_type(field, part, "text or {type, ...}")
     known = cast(dict[str, Any], part)
     kind = known.get("type")
-    if kind in ("text", "input_text", "output_text"):
+    if kind in _TEXT_PARTS:
         return content_of(known.get("text"), field)
     if not isinstance(kind, str) or kind not in _PART_KINDS:
         raise RowError(Reason.WRONG_TYPE, f"{field}: type {kind!r} is none of text, {', '.join(_PART_KINDS)}")
     medium = _PART_KINDS[kind]
     given = next((known[name] for name in (kind, medium.value, "url", "path") if known.get(name)), None)
+    given = None if is_missing(given) else given
     return medium.tag, [None if given is None else medium_of(given, medium, field)]
 
 
