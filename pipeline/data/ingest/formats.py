@@ -143,6 +143,8 @@ def draft_of(
         answer = ""
     _check_turns([message for message, _ in turns])
     messages, filled = fill(turns, media)
+    if messages and not messages[-1].content.strip():
+        raise RowError(Reason.NO_MESSAGES, "the last turn says nothing and shows nothing")
     return Draft(
         id=columns.text("id") or id,
         task=columns.text("task") or task,
@@ -173,6 +175,7 @@ def _prompt(columns: Columns, question: str | None) -> list[Turn]:
             message, slots = turns[-1]
             text, more = content_of(extra, "input")
             turns[-1] = (Message(message.role, f"{message.content}\n{text}"), [*slots, *more])
+    turns = [turn for turn in turns if turn[0].content or turn[0].role != "system"]
     system = columns.text("system")
     if system and turns and turns[0][0].role != "system":
         turns.insert(0, (Message("system", system), []))

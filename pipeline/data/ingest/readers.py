@@ -31,6 +31,7 @@ _BUFFER_BYTES = 2**20
 """A store answers every read with a request: few large ones, then."""
 
 _ARROW_ERRORS = (OSError, ValueError, KeyError, OverflowError, pa.ArrowException)
+_ARROW_END = b"\xff" * 4 + bytes(4)
 _HOLE = b"\0" * 512
 """What a disk gives back for a sector that was never written: any number of lines may have stood there."""
 _NO_VALUE = ("", "nan", "NaN", "-nan", "-NaN", "<NA>", "NaT", "None", "null", "NULL", "NA", "N/A", "n/a", "#NA", "#N/A")
@@ -121,8 +122,8 @@ def _arrow(shard: Shard, root: str) -> Iterator[Raw]:
         yield from _rows(batches, reader.schema, shard.path, root)
     system, inner = filesystem(shard.path)
     with system.open_input_file(inner) as file:
-        file.seek(max(0, file.size() - 4))
-        if file.read() != bytes(4):  # Arrow itself takes the end of the file for the end of the stream.
+        file.seek(file.size() - len(_ARROW_END))
+        if file.read() != _ARROW_END:  # Arrow itself takes the end of the file for the end of the stream.
             raise EOFError("the stream has no end mark: it was cut off, or its writer died")
 
 
