@@ -218,7 +218,7 @@ def test_turns_are_turns_in_any_spelling(spell: Any) -> None:
     [
         "[10, 20, 30, 40]", "[]", "{}", '{"gender": "male"}', "{'a': 1}", '[{"name": "Ann"}]',
         '{"role": "admin", "content": "x"}', '[{"from": "Paris", "value": 3}]', '{"role": "user"}', "[link](a.png)",
-        "{x} and [y",        '["a", "b"]', "[" * 5_000,
+        "{x} and [y", '["a", "b"]', "[" * 5_000,
     ],
 )  # fmt: skip
 def test_what_only_looks_like_json_is_text(text: str) -> None:
