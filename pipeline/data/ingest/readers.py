@@ -252,8 +252,9 @@ def _json(shard: Shard, root: str) -> Iterator[Raw]:
 def _holds_rows(values: Mapping[str, Any]) -> bool:
     """Whether an object may be a table: a list of objects under some name, or columns of one length."""
     found = [value for value in values.values() if isinstance(value, list | dict) and len(value) > 1]
-    lists = [value for value in found if isinstance(value, list) and all(isinstance(each, dict) for each in value)]
-    return bool(lists) or (len(found) == len(values) and len({len(value) for value in found}) == 1)
+    objects = [value for value in found if isinstance(value, list) and all(isinstance(each, dict) for each in value)]
+    tables = [value for value in objects if not {"role", "from", "type", "path"}.intersection(*value)]  # turns, media
+    return bool(tables) or (len(found) == len(values) and len({len(value) for value in found}) == 1)
 
 
 def _csv(shard: Shard, root: str) -> Iterator[Raw]:

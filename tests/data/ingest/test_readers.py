@@ -167,6 +167,7 @@ def test_an_array_in_a_line_is_as_many_rows_as_it_has(tmp_path: Path) -> None:
         ({"rows": [{"n": 1}, {"n": 2}]}, True),
         ({"n": {"0": 1, "1": 2}, "m": {"0": 3, "1": 4}}, True),
         ({"question": "Q", "answer": "A"}, False),
+        ({"messages": [{"role": "user", "content": "Q"}] * 2, "images": ["a.png"]}, False),
     ],
 )
 def test_an_object_that_may_be_a_table_is_told_from_a_row(
