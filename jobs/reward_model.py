@@ -35,10 +35,11 @@ from pipeline.config import ConfigError, Recipe
 from pipeline.data.datasets import Datasets
 from pipeline.data.held_out import HeldOut
 from pipeline.data.preferences import read_pairs
-from pipeline.data.table import PreferenceTable, write_preferences
+from pipeline.data.schema import RowError
+from pipeline.data.table import PreferenceTable, Quarantine, write_preferences
 from pipeline.evaluation.calibration import ScoredPair, calibration_json
 from pipeline.feedback.scripted import ScriptedRater
-from pipeline.models.processing import load_processor
+from pipeline.models.processing import processor_alone
 from pipeline.models.tokens import answer_ids
 from pipeline.records import Preference, PromptInfo, RaterKind
 from pipeline.tracking import Tracker
@@ -167,24 +168,41 @@ def assess(recipe: Recipe, path: Path, pairs: Sequence[ScoredPair], score: dict[
 
 
 def given_preferences(recipe: Recipe, source: Path) -> Iterator[Preference]:
-    """The comparisons that came with the data, in tokens of the model."""
-    load = cache(partial(load_processor, source, trust_remote_code=recipe.model.trust_remote_code))
+    """The comparisons that came with the data, in tokens of the model.
 
-    def tokens(text: str) -> tuple[int, ...]:
-        return tuple(answer_ids(load().tokenizer, text))
+    Raises:
+        TooManyBadRows: more than `data.max_bad_fraction` of them hold special tokens; they lie in the quarantine.
+    """
+    load = cache(partial(processor_alone, recipe, source))
+    split, quarantine = recipe.preferences.split, Quarantine()
 
-    for each in Datasets(recipe.datasets, recipe.preferences.split).sources:
-        for pair in read_pairs(each.dataset.path, recipe.preferences.split):
-            yield Preference(
-                prompt_id=each.prefix + pair.prompt_id,
-                chosen_ids=tokens(pair.chosen),
-                rejected_ids=tokens(pair.rejected),
-                chosen=pair.chosen,
-                rejected=pair.rejected,
-                rater=pair.dataset,
-                rater_kind=RaterKind.DATASET,
-                margin=pair.margin,
-            )
+    def tokens(text: str, field: str) -> tuple[int, ...]:
+        load().check_learned(text, field)
+        return tuple(answer_ids(load().processor.tokenizer, text))
+
+    datasets = Datasets(recipe.datasets, split).sources
+    pairs = ((each, pair) for each in datasets for pair in read_pairs(each.dataset.path, split))
+    num_pairs = 0
+    for num_pairs, (each, pair) in enumerate(pairs, start=1):
+        prompt_id = each.prefix + pair.prompt_id
+        try:
+            chosen_ids, rejected_ids = tokens(pair.chosen, "chosen"), tokens(pair.rejected, "rejected")
+        except RowError as error:
+            quarantine.add(error.quarantined(f"{prompt_id} (comparison {num_pairs})"))
+            continue
+        yield Preference(
+            prompt_id=prompt_id,
+            chosen_ids=chosen_ids,
+            rejected_ids=rejected_ids,
+            chosen=pair.chosen,
+            rejected=pair.rejected,
+            rater=pair.dataset,
+            rater_kind=RaterKind.DATASET,
+            margin=pair.margin,
+        )
+    if len(quarantine):
+        quarantine.write(recipe.run.directory / "quarantine" / f"preferences_{split}.parquet")
+        quarantine.check(num_pairs, recipe.data.max_bad_fraction)
 
 
 def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:

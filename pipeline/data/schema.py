@@ -25,6 +25,7 @@ class Reason(StrEnum):
 
     # The row itself.
     UNREADABLE = "unreadable"
+    LOST_ROWS = "lost_rows"
     WRONG_TYPE = "wrong_type"
     NO_ID = "no_id"
     DUPLICATE_ID = "duplicate_id"

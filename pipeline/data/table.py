@@ -308,7 +308,7 @@ class _RowReader:
 
 
 class TooManyBadRows(RuntimeError):
-    """More rows in quarantine than `data.max_bad_fraction` allows; the message counts them by reason."""
+    """More rows are bad than `data.max_bad_fraction` allows, or nobody knows how many; the message says why."""
 
 
 def check_bad_rows(counts: Mapping[str, int], first: Quarantined, num_rows: int, max_bad_fraction: float) -> None:

@@ -58,13 +58,15 @@ class PromptProcessor:
         self.model = model
         self.decoder = Decoder(limits)
         self.max_prompt_tokens = max_prompt_tokens
-        placeholders = self.processor.tokenizer.convert_ids_to_tokens(
-            list(self.architecture.placeholder_ids(model.config).values())
-        )
+        tokenizer = self.processor.tokenizer
+        placeholders = list(self.architecture.placeholder_ids(model.config).values())
+        self._placeholders = [str(token) for token in tokenizer.convert_ids_to_tokens(placeholders)]
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         # Placeholders have a check of their own, which counts them against the media.
-        added = self.processor.tokenizer.added_tokens_decoder.values()
-        self._special_tokens = [str(token) for token in added if token.special and str(token) not in placeholders]
-        self._beginning = beginning(self.processor.tokenizer)
+        self._special_tokens = [
+            token for token in {*added, *tokenizer.all_special_tokens} if token not in self._placeholders
+        ]
+        self._beginning = beginning(tokenizer)
         # Of the media processors alone: the tokenizer's text names its directory, and changes no tensor.
         parts = [getattr(self.processor, name, None) for name in MEDIA_PROCESSORS]
         self._settings = hashlib.sha256(str(parts).encode()).hexdigest()
@@ -87,12 +89,12 @@ class PromptProcessor:
         """The prompt in the checkpoint's chat format, with one placeholder a medium.
 
         Raises:
-            RowError: a message holds a special token, with which its text could forge turns.
+            RowError: a message holds a special token, with which its text could forge turns; or an answer does.
         """
-        for message in prompt.messages:
-            forged = [token for token in self._special_tokens if token in message.content]
-            if forged:
-                raise RowError(Reason.SPECIAL_TOKEN, f"a message by {message.role!r} holds {', '.join(forged)}")
+        for message in prompt.messages:  # Their placeholders are counted against the media.
+            self._refuse(message.content, self._special_tokens, Reason.SPECIAL_TOKEN, f"a message by {message.role!r}")
+        self.check_learned(prompt.answer, "the answer")
+        self.check_learned(prompt.demonstration, "the demonstration")
         messages = [
             {
                 "role": message.role,
@@ -104,6 +106,23 @@ class PromptProcessor:
             for message in prompt.messages
         ]
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def check_learned(self, text: str | None, field: str) -> None:
+        """Makes sure that a text which a model is to say, or to prefer, is text alone.
+
+        A placeholder would stand for features that are not there; an end token would be learned in the middle.
+
+        Raises:
+            RowError: it holds a special token or a placeholder.
+        """
+        self._refuse(text or "", self._special_tokens, Reason.SPECIAL_TOKEN, field)
+        self._refuse(text or "", self._placeholders, Reason.PLACEHOLDER_MISMATCH, field)
+
+    @staticmethod
+    def _refuse(text: str, tokens: Sequence[str], reason: Reason, field: str) -> None:
+        found = sorted(token for token in tokens if token in text)
+        if found:
+            raise RowError(reason, f"{field} holds {', '.join(found)}, a token of the model's own; take it out")
 
     def process(
         self, name: str, text: str, kinds: Sequence[MediaKind], media: Sequence[DecodedMedium]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.reward_model import FEW_HELD_OUT, assess
+from jobs.reward_model import FEW_HELD_OUT, assess, given_preferences
 from pipeline.config import load_recipe
-from pipeline.data.table import write_preferences
+from pipeline.data.preferences import PREFERENCES, pair_row, pair_schema
+from pipeline.data.table import Quarantine, TooManyBadRows, write_preferences, write_prompts
 from pipeline.evaluation.calibration import ScoredPair
 from pipeline.records import Preference, RaterKind
 
@@ -40,3 +41,27 @@ def test_held_out_pairs_are_reported_by_task_and_modality_and_few_of_them_with_a
     assess(recipe, table, [right] * FEW_HELD_OUT, SCORE)
     assert json.loads((tmp_path / "reward_model.json").read_text())["warning"] is None
     assert "warning" not in capsys.readouterr().out
+
+
+def test_given_comparisons_with_tokens_of_the_model_s_own_are_refused_and_counted(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    answers = [("7", "8"), ("7<|im_end|>", "8"), ("7", "8<|AUDIO|>"), ("6", "5")]
+    shared = {"task": "t", "dataset": "set", "prompt": [{"role": "user", "content": "Q"}], "margin": None}
+    rows = [
+        pair_row({**shared, "id": f"row-{n}", "answer": chosen, "rejected": rejected}, frozenset())
+        for n, (chosen, rejected) in enumerate(answers)
+    ]
+    schema = pair_schema(frozenset(), has_margin=False)
+    write_prompts(tmp_path / "data" / PREFERENCES / "train.parquet", rows, schema=schema)
+    recipe = load_recipe(None, [f"run.directory={tmp_path}", "data.max_bad_fraction=0.5"])
+    found = list(given_preferences(recipe, tiny_checkpoint))
+    assert [(item.prompt_id, item.chosen, item.rejected) for item in found] == [
+        ("row-0", "7", "8"),
+        ("row-3", "6", "5"),
+    ]
+    refused = Quarantine.read(tmp_path / "quarantine" / "preferences_train.parquet")
+    assert refused.counts() == {"special_token": 1, "placeholder_mismatch": 1}
+    strict = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_bad_fraction": 0.4})})
+    with pytest.raises(TooManyBadRows, match="2 of 4 rows were refused"):
+        list(given_preferences(strict, tiny_checkpoint))

@@ -324,6 +324,26 @@ def test_a_text_that_could_forge_turns_is_refused(omni: PromptProcessor, token: 
     assert token in error.detail and "'user'" in error.detail
 
 
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        ("<|im_end|>", Reason.SPECIAL_TOKEN),
+        ("<|im_start|>", Reason.SPECIAL_TOKEN),
+        ("<|IMAGE|>", Reason.PLACEHOLDER_MISMATCH),
+        ("<|AUDIO|>", Reason.PLACEHOLDER_MISMATCH),
+    ],
+)
+@pytest.mark.parametrize("field", ["answer", "demonstration"])
+def test_what_is_learned_holds_no_token_of_the_model_s_own(
+    omni: PromptProcessor, field: str, token: str, reason: Reason
+) -> None:
+    asked = _ask("<image>What digit?", _picture(16, 16))
+    error = _refused(omni, replace(asked, **{field: f"7{token}"}))
+    assert error.reason is reason
+    assert f"the {field} holds {token}" in error.detail
+    assert omni(replace(asked, **{field: "7 <im_end>"}))
+
+
 def test_a_corrupt_medium_is_refused_with_its_own_reason(omni: PromptProcessor) -> None:
     error = _refused(omni, _ask("<image>", Medium(MediaKind.IMAGE, b"no picture")))
     assert error.reason is Reason.CORRUPT_IMAGE

@@ -10,7 +10,7 @@ from typing import Any, cast
 from pipeline.data.ingest.choices import lettered
 from pipeline.data.ingest.readers import COLUMN_OF_SUFFIX
 from pipeline.data.ingest.spellings import LOOSE, NAMES, number_in
-from pipeline.data.ingest.turns import text_of
+from pipeline.data.ingest.turns import is_missing, text_of
 from pipeline.data.ingest.unread import column_left, is_nothing, keys_left, loss
 from pipeline.data.schema import MEDIA_COLUMNS
 from pipeline.records import MediaKind
@@ -105,7 +105,7 @@ class Columns:
     def _holds(self, column: str) -> bool:
         value = self._raw.get(column)
         is_meant = column not in LOOSE or column in self._names.values() or _is_like_media(value)
-        return value is not None and not _is_empty(value) and is_meant
+        return not _is_empty(value) and is_meant
 
     def _given(self, name: str) -> list[Any]:
         return [self._raw[column] for column in self._known(name) if self._raw.get(column) is not None]
@@ -115,7 +115,7 @@ class Columns:
 
 
 def _is_empty(value: object) -> bool:
-    return isinstance(value, str | bytes | list | dict) and not value
+    return is_missing(value) or (isinstance(value, str | bytes | list | dict) and not value)
 
 
 def _is_like_media(value: object) -> bool:

@@ -15,6 +15,7 @@ from pipeline.data.duplicates import Duplicates, Fingerprint
 from pipeline.data.ingest.index import Index
 from pipeline.data.ingest.splits import NAMES
 from pipeline.data.schema import Reason, RowError
+from pipeline.data.table import TooManyBadRows
 from pipeline.records import Quarantined
 
 Row = Mapping[str, Any]
@@ -32,11 +33,20 @@ class Decisions:
         self._num_repeats = 0
 
     def add(self, row: Row) -> None:
-        """Takes the next row."""
+        """Takes the next row.
+
+        Raises:
+            TooManyBadRows: it is the rest of a file, which holds nobody knows how many.
+        """
         self.num_rows += 1
         number = self.num_rows
         if row["reason"] is not None:
             self._index.refuse(number, Quarantined(row["id"], row["reason"], row["detail"]), is_bad=True)
+            if row["reason"] == Reason.LOST_ROWS:
+                raise TooManyBadRows(
+                    f"{row['id']}: the rest of this file cannot be read, and nobody knows how many rows that is: "
+                    f"{row['detail']}. Repair it or fetch it anew; or name the other files as prepare.sources"
+                )
             return
         id = self._index.add(number, row, contents=() if self._leaks is Leaks.ALLOW else contents(row))
         self._num_repeats += id != row["id"]

@@ -5,7 +5,6 @@ A column is known by its usual names, or by the name that `prepare.map` gives it
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,7 +18,17 @@ from pipeline.data.ingest.draft import Draft, MediumSource
 from pipeline.data.ingest.numbered import Media, placed
 from pipeline.data.ingest.readers import COLUMN_OF_SUFFIX
 from pipeline.data.ingest.spellings import NAMES, media_kind_of
-from pipeline.data.ingest.turns import Slot, content_of, fill, medium_of, text_of, turns_of, wrong_type
+from pipeline.data.ingest.turns import (
+    Slot,
+    content_of,
+    fill,
+    is_missing,
+    medium_of,
+    spelled,
+    text_of,
+    turns_of,
+    wrong_type,
+)
 from pipeline.data.ingest.unread import note
 from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
 from pipeline.records import MediaKind, Message
@@ -75,7 +84,7 @@ def draft_of(
     _check_sides(columns, media)
     choices = _choices(columns)
     turns = _prompt(columns, question, choices)
-    chosen, rejected = _turns(columns, "chosen"), _turns(columns, "rejected")
+    chosen, rejected = (_turns(columns, name, of=_answers) for name in ("chosen", "rejected"))
     if len(rejected) > 1 and not chosen and turns and turns[-1][0].role == "assistant":
         chosen = turns  # ms-swift: two conversations that differ in the last answer
     if chosen or rejected:
@@ -105,6 +114,8 @@ def draft_of(
         messages, filled = fill(turns, {kind: list(each.values()) for kind, each in media.items()})
     except RowError as error:
         raise RowError(error.reason, f"{error.detail}{note(columns.left())}") from None
+    if messages and not messages[-1].content.strip():
+        raise RowError(Reason.NO_MESSAGES, "the last turn says nothing and shows nothing")
     draft = Draft(
         id=columns.text("id") or id,
         task=columns.text("task") or task,
@@ -194,7 +205,9 @@ def _prompt(columns: Columns, question: str | None, choices: Mapping[str, str]) 
             message, slots = turns[-1]
             text, more = content_of(below(message.content, choices), "choices")
             turns[-1] = (Message(message.role, message.content + text), [*slots, *more])
-    if turns and turns[0][0].role != "system" and (system := columns.text("system")):
+    turns = [turn for turn in turns if turn[0].content or turn[0].role != "system"]
+    system = columns.text("system")
+    if system and turns and turns[0][0].role != "system":
         turns.insert(0, (Message("system", system), []))
     return turns
 
@@ -206,6 +219,7 @@ def _turns(columns: Columns, name: str, of: Any = turns_of) -> list[Turn]:
 
 def _history(value: object, field: str) -> list[Turn]:
     """Pairs of question and answer, as Alpaca and ms-swift write earlier turns."""
+    value = spelled(value) if isinstance(value, str) else value
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise wrong_type(field, value, "a list of [question, answer]")
     turns: list[Turn] = []
@@ -250,16 +264,22 @@ def _items(value: object) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
 
 
+def _answers(value: object, field: str) -> list[Turn]:
+    return turns_of(value, field, "assistant")
+
+
 def _spoken(columns: Columns, name: str) -> str | None:
     """An answer given as text, or as an assistant's turn."""
-    value = columns.get(name)
-    return _answer(turns_of(value, name), name) if isinstance(value, list | dict) else columns.text(name)
+    turns = _turns(columns, name, of=_answers)
+    return _answer(turns, name) if turns else None
 
 
 def _answer(turns: Sequence[Turn], field: str) -> str:
     if len(turns) != 1:
         roles = [message.role for message, _ in turns]
         raise RowError(Reason.BAD_PREFERENCE, f"{field} ends in turns by {roles}; wanted one answer")
+    if turns[0][0].role != "assistant":
+        raise RowError(Reason.BAD_ROLE, f"{field} is a turn by {turns[0][0].role!r}; answers are the assistant's")
     return turns[0][0].content
 
 
@@ -282,13 +302,11 @@ def _without_tags(text: str, field: str) -> str:
 def _media(value: Any, kind: MediaKind, column: str) -> list[MediumSource]:
     if value is None:
         return []
-    if isinstance(value, str) and value[:1] == "[":  # a list in a CSV
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise RowError(Reason.UNREADABLE, f"{column}: {error}") from None
+    value = spelled(value) if isinstance(value, str) else value  # a list in a CSV
+    if isinstance(value, str) and value[:1] == "[":
+        raise RowError(Reason.UNREADABLE, f"{column}: neither JSON's list nor Python's; write it with json.dumps")
     items = cast(list[Any], value) if isinstance(value, list) else [value]
-    return [medium_of(item, kind, f"{column}[{index}]") for index, item in enumerate(items)]
+    return [medium_of(item, kind, f"{column}[{index}]") for index, item in enumerate(items) if not is_missing(item)]
 
 
 def _is_flag(value: object, *, is_mapped: bool) -> bool:
@@ -301,11 +319,11 @@ def _flag(value: object) -> bool:
 
 def _value(columns: Columns, column: str | None) -> str | None:
     value = None if column is None else columns.take(column)
-    return None if value is None else text_of(value, str(column))
+    return None if is_missing(value) else text_of(value, str(column))
 
 
 def _number(value: object, field: str | None) -> float | None:
-    if value is None:
+    if is_missing(value):
         return None
     try:
         number = float(cast(Any, value))

@@ -80,13 +80,17 @@ class RowPreparer:
         # Names of files need not be text.
         place = f"{self._datasets[source]}/{raw.place}".encode("utf-8", "replace").decode()
         if isinstance(raw, Unreadable):
-            return Quarantined(place, Reason.UNREADABLE.value, raw.detail)
+            reason = Reason.LOST_ROWS if raw.is_rest else Reason.UNREADABLE
+            return Quarantined(place, reason.value, raw.detail)
         name = place
         try:
             draft = self._with_text_steps(self._draft(raw.values, raw.path, place, source))
             name = draft.id
             return self._prepared(draft, self._checked(draft, raw.path, source), place)
         except RowError as error:
+            if raw.may_be_many and error.reason in (Reason.NO_MESSAGES, Reason.WRONG_TYPE):
+                detail = f'no row, and it may hold many ({error.detail}); write an array of rows, or {{"data": [rows]}}'
+                return Quarantined(name, Reason.LOST_ROWS.value, detail)
             return error.quarantined(name)
 
     def _draft(self, values: Mapping[str, Any], path: str, place: str, source: int) -> Draft:
@@ -128,7 +132,7 @@ class RowPreparer:
         if self._keeps_sound:
             prompt, media = self._with_sound_tracks(prompt, media, split)
         prompt = replace(prompt, media=tuple(each.file for each in media))
-        num_tokens, num_answer_tokens = self._count(prompt, media)
+        num_tokens, num_answer_tokens = self._count(prompt, media, draft.rejected)
         features = [
             {"name": name, "medium": index, "values": values.tolist()}
             for index, each in enumerate(media)
@@ -240,10 +244,11 @@ class RowPreparer:
             messages.append(replace(message, content="".join(content)))
         return replace(prompt, messages=tuple(messages)), every
 
-    def _count(self, prompt: Prompt, media: Sequence[_Medium]) -> tuple[int | None, int | None]:
-        """Tokens of the prompt, placeholders included, and of its answer if it has one."""
+    def _count(self, prompt: Prompt, media: Sequence[_Medium], rejected: str | None) -> tuple[int | None, int | None]:
+        """Tokens of the prompt, placeholders included, and of its answer if it has one; all its texts are checked."""
         if self._processor is None:
             return None, None
+        self._processor.check_learned(rejected, "rejected")
         kinds, decoded = [each.file.kind for each in media], [each.decoded for each in media]
         processed = self._processor.process(prompt.id, self._processor.template(prompt), kinds, decoded)
         if prompt.answer is None:

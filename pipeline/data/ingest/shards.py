@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ SUFFIXES: dict[Form, tuple[str, ...]] = {
 }
 """What the files of each form are called; the first form that is found is the form of a directory."""
 
+_COMPRESSED = re.compile(r"(\.(?:jsonl|json|ndjson|csv|tsv))\.(?:gz|bz2|zst)$")
+
 SPLITS = {
     **{name: "train" for name in ("train", "training")},
     **{name: "rl" for name in ("rl", "rlhf")},
@@ -56,6 +59,11 @@ class Shard:
         return self.paths[0]
 
 
+def uncompressed(path: str) -> str:
+    """The name of a file in lower case, without the suffix of a compression that is undone while a table is read."""
+    return _COMPRESSED.sub(r"\1", path.lower())
+
+
 def split_in(path: str) -> str | None:
     """The split that a file's name, or a directory above it, says: `train-00000-of-00001.parquet`, `val/cat/1.png`."""
     *directories, name = path.split("/")
@@ -77,7 +85,7 @@ def form_of(source: Source, files: Sequence[str]) -> Form:
     if any(name in ("metadata.jsonl", "metadata.csv") for name in names):
         return Form.FOLDER
     for form, suffixes in SUFFIXES.items():
-        if any(name.lower().endswith(suffixes) for name in names):
+        if any(uncompressed(name).endswith(suffixes) for name in names):
             return form
     known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
     raise ConfigError(f"prepare.sources path={source.path}: no file of a known form here; known: {known}")
@@ -94,7 +102,7 @@ def shards_of(sources: Sequence[Source]) -> list[Shard]:
     for number, source in enumerate(sources):
         files = files_below(source.path)
         form = form_of(source, files)
-        wanted = [file for file in files if file.lower().endswith(SUFFIXES[form])]
+        wanted = [file for file in files if uncompressed(file).endswith(SUFFIXES[form])]
         if form is Form.FOLDER:
             tables = [file for file in files if posixpath.basename(file) in ("metadata.jsonl", "metadata.csv")]
             if tables:
@@ -123,7 +131,7 @@ def shards_of(sources: Sequence[Source]) -> list[Shard]:
 def _pieces(source: int, form: Form, path: str) -> Iterator[Shard]:
     if form is Form.PARQUET:
         yield from _row_groups(source, path)
-    elif form is Form.JSON and not path.lower().endswith(".json"):
+    elif form is Form.JSON and path.lower().endswith((".jsonl", ".ndjson")):
         system, inner = filesystem(path)
         size = system.get_file_info(inner).size or 0
         step = max(JSON_BYTES, min(size // _PIECES, _LARGE_JSON_BYTES), size // _MOST_PIECES)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, cast
+
+import numpy as np
 
 from pipeline.data.ingest.draft import MediumSource
 from pipeline.data.schema import Reason, RowError, media_places
@@ -21,6 +27,12 @@ _ROLES = {
     **{name: "system" for name in ("system", "developer")},
 }
 
+_LIKE_TURNS = re.compile(
+    rf"""(array\()?[\[(]?\s*\{{.*?['"](role|from)['"]\s*:\s*['"]({"|".join(_ROLES)})['"]""", re.DOTALL | re.IGNORECASE
+)
+"""The beginning of turns in whatever spelling, such as numpy's, which has no commas."""
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
 _PART_KINDS = {
     **{name: MediaKind.IMAGE for name in ("image", "image_url", "input_image")},
     **{name: MediaKind.AUDIO for name in ("audio", "audio_url", "input_audio")},
@@ -33,8 +45,18 @@ def wrong_type(field: str, value: object, wanted: str) -> RowError:
     return RowError(Reason.WRONG_TYPE, f"{field} is {type(value).__name__} ({str(value)[:80]!r}); wanted {wanted}")
 
 
+def is_missing(value: object) -> bool:
+    """Whether it is what a tool writes for no value: None, NaN, NaT, pandas' NA. Nothing else differs from itself."""
+    if value is None or isinstance(value, str | bytes | list | dict):
+        return value is None
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):  # NA says neither yes nor no
+        return type(value).__name__ == "NAType"
+
+
 def text_of(value: object, field: str) -> str:
-    """A value that is to be text; numbers become their digits."""
+    """A value that is to be text; numbers become their digits as people write them, 7.0 as 7."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -46,9 +68,49 @@ def text_of(value: object, field: str) -> str:
             return value.decode()
         except UnicodeDecodeError as error:
             raise RowError(Reason.UNREADABLE, f"{field}: not UTF-8: {error}") from None
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        raise wrong_type(field, value, "text: write the word that is meant, such as yes or True")
+    if isinstance(value, int):
         return str(value)
+    if isinstance(value, float | Decimal) and math.isfinite(value):
+        digits = np.format_float_positional(value, trim="-") if isinstance(value, float) else f"{value.normalize():f}"
+        return digits if digits != "-0" else "0"
     raise wrong_type(field, value, "text")
+
+
+def json_of(value: object, field: str) -> str:
+    """A list or an object that is to be text: JSON, its numbers as `text_of` writes them."""
+    try:
+        return text_of(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False), field)
+    except (TypeError, ValueError, RecursionError):
+        raise wrong_type(field, value, "text, numbers, or lists and objects of them") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if is_missing(value):
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def spelled(text: str) -> object:
+    """The list or object that a text spells, as JSON or as Python prints it (pandas does, in a CSV); or the text."""
+    stripped = text.strip()
+    if stripped[:1] not in ("[", "{"):
+        return text
+    try:
+        return json.loads(stripped)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        value = ast.literal_eval(stripped)
+        # What Python would not print so is something else: ['a' 'b'] are two texts of numpy, and one of Python.
+        return value if repr(value) == stripped else text
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
 
 
 def medium_of(value: object, kind: MediaKind, field: str) -> MediumSource:
@@ -78,38 +140,76 @@ def _base64(text: str, field: str) -> bytes:
         raise RowError(Reason.MISSING_BYTES, f"{field}: not base64: {error}") from None
 
 
-def turns_of(value: object, field: str) -> list[tuple[Message, list[Slot]]]:
+def turns_of(value: object, field: str, role: str = "user") -> list[tuple[Message, list[Slot]]]:
     """The turns of a conversation, each with what fills its tags.
 
-    Takes text (a user's turn), one turn, a list of turns, or either as JSON; a turn is `{role, content}` or
-    `{from, value}`, its content text or a list of parts.
+    Takes text (a turn by `role`), one turn, a list of turns, or either as JSON or as Python prints it; a turn is
+    `{role, content}` or `{from, value}`, its content text or a list of parts. A text that spells anything else is text.
+    What an assistant says may also be a list or an object that is no turn, and is JSON then.
     """
     if isinstance(value, str | bytes):
-        value = _json_or(text_of(value, field))
+        text = text_of(value, field)
+        value = spelled(text)
+        if not (_are_turns(value) or _are_parts(value)):
+            if _LIKE_TURNS.match(text.lstrip()) and not isinstance(value, dict):
+                raise _ambiguous(text, field)
+            return [_turn(role, text, field)]
     match value:
-        case str():
-            return [_turn("user", value, field)]
-        case {"role": role, "content": content} | {"from": role, "value": content}:
-            return [_turn(role, content, field)]
-        case [*turns]:
-            return [turn for index, item in enumerate(turns) for turn in _one_turn(item, f"{field}[{index}]")]
-        case _:
+        case {"from": str() as speaker, "value": content} | {"role": speaker, "content": content}:
+            return [_turn(speaker, content, field)]
+        case [*parts] if _are_parts(parts):
+            return [_turn(role, parts, field)]
+        case [*items] if role == "user" or any(_is_turn(item) or _has_speaker(item) for item in items):
+            return [turn for index, item in enumerate(items) for turn in _one_turn(item, f"{field}[{index}]")]
+        case list() | dict() if role == "assistant" and not _has_speaker(value):
+            return [_turn(role, json_of(value, field), field)]
+        case list() | dict():
             raise wrong_type(field, value, "messages")
+        case _:
+            return [_turn(role, text_of(value, field), field)]
+
+
+def _are_turns(value: object) -> bool:
+    """Whether what a text spells is a conversation beyond doubt."""
+    if isinstance(value, list):
+        return any(_is_turn(each) for each in cast(list[object], value))
+    return _is_turn(value) and _has_speaker(value)
+
+
+def _are_parts(value: object) -> bool:
+    """Whether it is the content of a turn: texts and media."""
+    types = [each.get("type") if isinstance(each, dict) else None for each in value] if isinstance(value, list) else []
+    return bool(types) and all(isinstance(each, str) and each in (*_TEXT_PARTS, *_PART_KINDS) for each in types)
+
+
+def _is_turn(value: object) -> bool:
+    match value:
+        case {"role": str(), "content": str() | list() | None} | {"from": str(), "value": str() | list() | None}:
+            return True
+        case _:
+            return False
+
+
+def _has_speaker(value: object) -> bool:
+    """Whether somebody says it who is known to say turns."""
+    if not isinstance(value, dict):
+        return False
+    speaker = cast(dict[str, object], value).get("role") or cast(dict[str, object], value).get("from")
+    return isinstance(speaker, str) and speaker.lower() in _ROLES
+
+
+def _ambiguous(text: str, field: str) -> RowError:
+    return RowError(
+        Reason.WRONG_TYPE,
+        f"{field} looks like turns, and is neither JSON nor Python's list of them ({text[:80]!r}); write turns with "
+        'json.dumps, and a text that only looks so as a turn: [{"role": ..., "content": ...}]',
+    )
 
 
 def _one_turn(item: object, field: str) -> list[tuple[Message, list[Slot]]]:
     if not isinstance(item, dict):
         raise wrong_type(field, item, "{role, content} or {from, value}")
     return turns_of(cast(dict[str, Any], item), field)
-
-
-def _json_or(text: str) -> object:
-    if text[:1] in ("[", "{"):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    return text
 
 
 def _turn(role: object, content: object, field: str) -> tuple[Message, list[Slot]]:
@@ -121,7 +221,7 @@ def _turn(role: object, content: object, field: str) -> tuple[Message, list[Slot
 
 def content_of(content: object, field: str) -> tuple[str, list[Slot]]:
     """Text with tags, and what fills them."""
-    if content is None:
+    if is_missing(content):
         return "", []
     if not isinstance(content, Sequence) or isinstance(content, str | bytes):
         text = text_of(content, field)
@@ -142,12 +242,13 @@ def _part(part: object, field: str) -> tuple[str, list[Slot]]:
         raise wrong_type(field, part, "text or {type, ...}")
     known = cast(dict[str, Any], part)
     kind = known.get("type")
-    if kind in ("text", "input_text", "output_text"):
+    if kind in _TEXT_PARTS:
         return content_of(known.get("text"), field)
     if not isinstance(kind, str) or kind not in _PART_KINDS:
         raise RowError(Reason.WRONG_TYPE, f"{field}: type {kind!r} is none of text, {', '.join(_PART_KINDS)}")
     medium = _PART_KINDS[kind]
     given = next((known[name] for name in (kind, medium.value, "url", "path") if known.get(name)), None)
+    given = None if is_missing(given) else given
     return medium.tag, [None if given is None else medium_of(given, medium, field)]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from pipeline.data.ingest.spellings import media_kind_of
+from pipeline.data.ingest.turns import spelled
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import MediaKind
 
@@ -47,7 +47,7 @@ def column_left(column: str, row: Mapping[str, Any]) -> Key:
 
 def keys_left(column: str, value: Any, *, are_media: bool) -> Iterator[Key]:
     """The keys inside a column of turns, or of media, that are not read and hold something."""
-    value = _structure(value)
+    value = spelled(value) if isinstance(value, str) else value
     items = cast(list[Any], value) if isinstance(value, list) else [value]
     for place, item in enumerate(items):
         if not isinstance(item, dict):
@@ -90,15 +90,6 @@ def _in_part(part: Mapping[str, Any], path: str, *, is_medium: bool = False) -> 
 
 def _filled(keys: Mapping[str, Any], used: Sequence[str]) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in keys.items() if name not in used and not is_nothing(value)]
-
-
-def _structure(value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            pass
-    return value
 
 
 def loss(path: str) -> RowError:

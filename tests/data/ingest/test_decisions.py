@@ -33,6 +33,16 @@ def places(index: Index, *splits: str) -> list[int]:
     return [place for split in splits or NAMES for _, place, _ in index.places(PROMPTS, split, is_sorted=False)]
 
 
+def test_the_rest_of_a_file_stops_the_job_at_once_and_is_in_the_quarantine() -> None:
+    index = Index(":memory:")
+    decisions = Decisions(Prepare(), index)
+    decisions.add({**row("a"), "place": 0})
+    rest = {**refused("set/t.csv", "lost_rows"), "detail": "the file ends within line 7"}
+    with pytest.raises(TooManyBadRows, match=r"set/t.csv: the rest of this file .* nobody knows how many .* line 7"):
+        decisions.add(rest)
+    assert index.reasons(is_bad=True) == {"lost_rows": 1}
+
+
 def test_a_row_that_shares_a_medium_with_a_later_split_is_left_out_whichever_comes_first() -> None:
     index = decided(
         row("a", media=("one",)),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.config import ConfigError
@@ -192,6 +196,100 @@ def test_what_a_row_says_of_itself_beats_what_holds_for_its_source() -> None:
 )  # fmt: skip
 def test_what_is_not_understood_is_refused_with_its_reason(raw: Any, reason: Reason) -> None:
     assert refused(raw).reason is reason
+
+
+ASKS_AND_SAYS = [{"role": "user", "content": 'Who\'s\n"there"?'}, {"role": "assistant", "content": "me"}]
+
+
+@pytest.mark.parametrize("spell", [json.dumps, str, lambda turns: f" {json.dumps(turns, indent=1)}\n"])
+def test_turns_are_turns_in_any_spelling(spell: Any) -> None:
+    expected = draft({"messages": ASKS_AND_SAYS})
+    assert expected.answer == "me"
+    asks, says = ASKS_AND_SAYS
+    assert draft({"messages": spell(ASKS_AND_SAYS)}) == expected
+    assert draft({"prompt": spell([asks]), "completion": spell([says])}) == expected
+    assert draft({"prompt": spell([asks]), "answer": spell({"from": "gpt", "value": "me"})}) == expected
+    pair = draft({"chosen": spell(ASKS_AND_SAYS), "rejected": spell([asks, {**says, "content": "you"}])})
+    assert (pair.messages, pair.answer, pair.rejected) == (expected.messages, "me", "you")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[10, 20, 30, 40]", "[]", "{}", '{"gender": "male"}', "{'a': 1}", '[{"name": "Ann"}]',
+        '{"role": "admin", "content": "x"}', '[{"from": "Paris", "value": 3}]', '{"role": "user"}', "[link](a.png)",
+        "{x} and [y", '["a", "b"]', "[" * 5_000,
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_json_is_text(text: str) -> None:
+    found = draft({"prompt": text, "chosen": text, "rejected": "no", "demonstration": text})
+    assert (found.messages, found.answer, found.demonstration) == ((Message("user", text),), text, text)
+    assert draft({"prompt": "Q", "chosen": "no", "rejected": text}).rejected == text
+    assert draft({"question": "Q", "solution": text}).answer == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        str(np.array(ASKS_AND_SAYS, dtype=object)),  # without commas
+        json.dumps(ASKS_AND_SAYS)[:-20],  # cut off
+        "array([{'content': 'x', 'role': 'user'}], dtype=object)",
+        '[{"role": "user"}]',
+    ],
+)
+@pytest.mark.parametrize("column", ["messages", "prompt", "chosen", "rejected", "answer", "demonstration"])
+def test_what_may_be_turns_or_text_is_refused_with_the_cure(text: str, column: str) -> None:
+    pair = {"chosen": "a", "rejected": "b"} if column in ("chosen", "rejected") else {}
+    error = refused({"prompt": "Q", **pair, column: text})
+    assert error.reason is Reason.WRONG_TYPE
+    assert f"{column} looks like turns" in error.detail and "json.dumps" in error.detail
+
+
+def test_an_answer_by_the_user_is_refused() -> None:
+    assert refused({"prompt": "Q", "answer": '{"role": "user", "content": "x"}'}).reason is Reason.BAD_ROLE
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7, "7"), (7.0, "7"), (-0.0, "0"), (0.1, "0.1"), (1e-7, "0.0000001"), (1e22, "1" + "0" * 22),
+        (2**70, "1180591620717411303424"),
+        (Decimal("7.00"), "7"), (Decimal("700"), "700"), (Decimal("0.50"), "0.5"),
+        ([74.0, 302.5], "[74, 302.5]"), ({"a": [1.0, None, float("nan"), True]}, '{"a": [1, null, null, true]}'),
+        ([{"type": "cat", "box": [1]}], '[{"type": "cat", "box": [1]}]'), ([{"type": "text", "text": "cat"}], "cat"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_people_write_them_and_lists_as_json(value: object, text: str) -> None:
+    found = draft({"prompt": "Q", "chosen": value, "rejected": "no", "demonstration": value})
+    assert (found.answer, found.demonstration) == (text, text)
+    assert draft({"prompt": "Q", "solution": value}).answer == text
+    if not isinstance(value, list | dict):
+        row = draft({"id": value, "prompt": value, "system": value, "label": value})
+        assert (row.id, row.messages, row.answer) == (text, (Message("system", text), Message("user", text)), text)
+
+
+@pytest.mark.parametrize("value", [True, float("inf"), 1j, [float("inf")], {"a": b"x"}])
+def test_a_value_that_people_write_in_several_ways_is_refused(value: object) -> None:
+    assert refused({"prompt": "Q", "answer": value}).reason is Reason.WRONG_TYPE
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), np.float32("nan"), Decimal("NaN"), pd.NA, pd.NaT])
+def test_what_tools_write_for_no_value_is_none_in_every_column(nothing: object) -> None:
+    every = ("id", "task", "system", "history", "input", "answer", "demonstration", "chosen", "rejected", "label")
+    row = {**dict.fromkeys((*every, "margin", "images", "audio", "group", "split", "fold"), nothing), "prompt": "Q"}
+    columns = {"group_column": "fold", "split_column": "fold", "sort_column": "fold"}
+    assert draft({**row, "videos": [nothing]}, **columns) == draft({"prompt": "Q"})
+    turns = [{"role": "system", "content": nothing}, {"role": "user", "content": "Q"}]
+    assert draft({"messages": turns, "text": "a"}).messages == (Message("user", "Q"),)
+    assert refused({"messages": [{"role": "user", "content": nothing}]}).reason is Reason.NO_MESSAGES
+    assert draft({"prompt": nothing}).messages == ()
+
+
+def test_lists_of_media_and_history_are_read_as_python_prints_them_and_not_as_numpy_does() -> None:
+    found = draft({"prompt": "Q", "images": "['a.png', 'b.png']", "audio": "{'bytes': None, 'path': 'c.wav'}"})
+    assert [medium.path for medium in found.media] == ["a.png", "b.png", "c.wav"]
+    assert draft({"prompt": "Q", "history": "[['1', '2']]"}) == draft({"prompt": "Q", "history": [["1", "2"]]})
+    assert "json.dumps" in refused({"prompt": "Q", "images": "['a.png' 'b.png']"}).detail
 
 
 def test_a_wrong_map_names_the_columns_that_are_there() -> None:

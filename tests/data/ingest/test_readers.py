@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +31,11 @@ def rows_of(path: Path, **options: str) -> list[Raw]:
 def good(rows: list[Raw]) -> list[dict[str, object]]:
     assert all(isinstance(row, RawRow) for row in rows), rows
     return [dict(row.values) for row in rows if isinstance(row, RawRow)]
+
+
+def lost(rows: list[Raw]) -> list[str]:
+    """What is said of rests of files that cannot be read."""
+    return [row.detail for row in rows if isinstance(row, Unreadable) and row.is_rest]
 
 
 def test_json_lines_in_shards_of_any_size_give_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,8 +66,8 @@ def test_a_json_array_its_data_field_and_lines_under_its_name_are_read(tmp_path:
         assert good(rows_of(path)) == expected
     cut = tmp_path / "cut.json"
     cut.write_text('[{"n": 1}, {"n": 2')
-    (row,) = rows_of(cut)
-    assert isinstance(row, Unreadable)
+    (detail,) = lost(rows_of(cut))
+    assert "none of 18 bytes could be read" in detail
 
 
 def test_csv_rows_with_quotes_and_line_ends_inside_and_one_that_is_short(tmp_path: Path) -> None:
@@ -69,6 +79,145 @@ def test_csv_rows_with_quotes_and_line_ends_inside_and_one_that_is_short(tmp_pat
     rows = rows_of(path)
     assert good([rows[0], rows[2]]) == [{"question": 'say "a,\nb"', "answer": "ü"}, {"question": "q", "answer": "a"}]
     assert [type(row) for row in rows] == [RawRow, Unreadable, RawRow, Unreadable]
+
+
+def test_a_cell_of_any_size_is_read_and_those_after_it(tmp_path: Path) -> None:
+    large = "x" * 200_000
+    (tmp_path / "t.csv").write_text(f"n,text\n1,{large}\n2,small\n")
+    assert good(rows_of(tmp_path / "t.csv")) == [{"n": "1", "text": large}, {"n": "2", "text": "small"}]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_quote_that_is_never_closed_costs_every_line_that_it_swallows(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "t.csv"
+    lines = ["n,text", "1,a", '2,"b', *(f"{n},c" for n in range(3, 8)), '8,"d"', "9,e"]
+    path.write_bytes("".join(line + end for line in lines).encode())
+    rows = rows_of(path)
+    assert [type(row) for row in rows] == [RawRow, *[Unreadable] * 7, RawRow]  # lines 3 to 9
+    assert [row.values for row in rows if isinstance(row, RawRow)] == [{"n": "1", "text": "a"}, {"n": "9", "text": "e"}]
+    assert len({row.place for row in rows}) == 9 and not lost(rows)
+    assert isinstance(rows[1], Unreadable) and "line 3" in rows[1].detail
+
+
+def test_a_csv_that_ends_within_a_row_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for end, num_lost in (('3,"not clo', 1), ("3", 1), ("3,c", 0), ("3,c,d", 0), ("3\n", 0)):
+        path.write_text(f"n,text\n1,a\n2,b\n{end}")
+        rows = rows_of(path)
+        assert len(rows) == 3 and len(lost(rows)) == num_lost, end
+    path.write_text('n,text\n1,a\n2,"b')
+    assert "after 1 rows" in lost(rows_of(path))[0]
+
+
+def test_cells_of_a_csv_that_say_nothing_hold_no_value(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,c,d\n,nan,None,0\nNaN,<NA>,nano,7.0\n")
+    assert good(rows_of(tmp_path / "t.csv")) == [
+        {"a": None, "b": None, "c": None, "d": "0"},
+        {"a": None, "b": None, "c": "nano", "d": "7.0"},
+    ]
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("zst", zstd)])
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.csv"])
+def test_compressed_tables_are_read_and_one_that_is_cut_off_is_lost(
+    tmp_path: Path, name: str, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 10**9, 50_000)
+    rows = [{"n": str(n)} for n in noise]
+    text = {
+        "t.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "t.json": json.dumps(rows),
+        "t.csv": "n\n" + "".join(f"{n}\n" for n in noise),
+    }[name]
+    path = tmp_path / f"{name}.{suffix}"
+    path.write_bytes(compress(text.encode()))
+    assert good(rows_of(path)) == rows
+    path.write_bytes(path.read_bytes()[:-100])
+    assert len(lost(rows_of(path))) == 1
+
+
+def test_json_lines_that_end_within_a_row_or_have_a_hole_are_lost_from_there(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": 2}\n{"n"')
+    assert [type(row) for row in rows_of(path)] == [RawRow, RawRow, Unreadable]
+    assert "the file ends within this row" in lost(rows_of(path))[0]
+    path.write_bytes(b'{"n": 1}\n{"n": ' + bytes(4096) + b'2}\n{"n": 3}\n')
+    assert [type(row) for row in rows_of(path)] == [RawRow, Unreadable, RawRow]
+    assert "hole" in lost(rows_of(path))[0]
+
+
+def test_an_array_in_a_line_is_as_many_rows_as_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"n": 1}\n[{"n": 2}, {"n": 3}, 4]\n')
+    rows = rows_of(path)
+    assert good(rows[:3]) == [{"n": 1}, {"n": 2}, {"n": 3}] and isinstance(rows[3], Unreadable)
+    assert len({row.place for row in rows}) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "may_be_many"),
+    [
+        ({"rows": [{"n": 1}, {"n": 2}]}, True),
+        ({"n": {"0": 1, "1": 2}, "m": {"0": 3, "1": 4}}, True),
+        ({"question": "Q", "answer": "A"}, False),
+        ({"messages": [{"role": "user", "content": "Q"}] * 2, "images": ["a.png"]}, False),
+    ],
+)
+def test_an_object_that_may_be_a_table_is_told_from_a_row(
+    tmp_path: Path, content: dict[str, Any], may_be_many: bool
+) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    (row,) = rows_of(tmp_path / "t.json")
+    assert isinstance(row, RawRow) and row.may_be_many is may_be_many
+
+
+def test_a_damaged_row_group_costs_each_of_its_rows_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": [f"{n:050d}" for n in range(90)]}), path, row_group_size=30, compression="gzip")
+    page = pq.read_metadata(path).row_group(1).column(0).dictionary_page_offset
+    data = bytearray(path.read_bytes())
+    data[page : page + 20] = bytes(20)
+    path.write_bytes(data)
+    rows = rows_of(path)
+    assert [type(row) for row in rows] == [*[RawRow] * 30, *[Unreadable] * 30, *[RawRow] * 30]
+    assert [row.place for row in rows] == [f"t.parquet-{n}" for n in range(90)] and not lost(rows)
+
+
+def test_a_value_of_a_column_that_python_cannot_hold_costs_its_row_alone(tmp_path: Path) -> None:
+    texts = pa.array([b"a", b"\xff", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    assert [type(row) for row in rows_of(tmp_path / "t.parquet")] == [RawRow, Unreadable, RawRow]
+
+
+def test_numbers_of_32_bits_are_those_that_were_written(tmp_path: Path) -> None:
+    columns = {"x": pa.array([0.1, None], pa.float32()), "box": pa.array([[0.7, 2.0], []], pa.list_(pa.float32()))}
+    pq.write_table(pa.table({**columns, "y": pa.array([0.1, 1 / 3])}), tmp_path / "t.parquet")
+    assert good(rows_of(tmp_path / "t.parquet")) == [
+        {"x": 0.1, "box": [0.7, 2.0], "y": 0.1},
+        {"x": None, "box": [], "y": 1 / 3},
+    ]
+
+
+def test_an_arrow_stream_that_was_cut_off_is_lost_from_there(tmp_path: Path) -> None:
+    path = tmp_path / "t.arrow"
+    table, ends = pa.table({"n": list(range(100))}), list[int]()
+    with path.open("wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+        for batch in table.to_batches(max_chunksize=50):
+            out.write_batch(batch)
+            ends.append(file.tell())
+    whole = path.read_bytes()
+    assert len(good(rows_of(path))) == 100
+    for end in (ends[0], ends[0] + 100):  # between two batches, and within one
+        path.write_bytes(whole[:end])
+        rows = rows_of(path)
+        assert len(good(rows[:-1])) == 50 and len(lost(rows)) == 1
 
 
 def test_parquet_by_row_groups_with_the_names_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +279,29 @@ def test_a_tar_file_that_is_cut_off_gives_what_it_holds_and_says_that_the_rest_i
     path.write_bytes(path.read_bytes()[:6000])
     rows = rows_of(path)
     assert [type(row) for row in rows] == [RawRow, RawRow, Unreadable]
+    assert len(lost(rows)) == 1
+
+
+def test_whatever_else_ends_a_tar_file_before_its_end_mark_loses_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "t.tar"
+    tar(path, {f"{n}.txt": b"a" for n in range(3)})  # a header and a block each
+    whole = path.read_bytes()
+    damaged = {
+        # A sample may go on behind the last file that is there.
+        "between two files": (whole[:2048], 1),
+        "within a header": (whole[: 2048 + 100], 1),
+        "a header that is none": (whole[:1024] + b"x" * 512 + whole[1536:], 0),
+        "an archive that was appended": (whole + whole, 3),
+    }
+    assert len(good(rows_of(path))) == 3
+    for name, (content, num_good) in damaged.items():
+        path.write_bytes(content)
+        rows = rows_of(path)
+        assert (len(good(rows[:-1])), len(lost(rows))) == (num_good, 1), name
+    packed = tmp_path / "t.tgz"
+    path.unlink()
+    packed.write_bytes(gzip.compress(whole)[:-30])
+    assert len(lost(rows_of(packed))) == 1
 
 
 def test_folders_name_the_labels_of_their_files(tmp_path: Path) -> None:
@@ -151,12 +323,13 @@ def test_a_folder_with_a_table_of_its_files_is_read_by_the_table(tmp_path: Path)
     assert good(rows_of(tmp_path)) == [{"file_name": "1.png", "text": "a cat"}]
 
 
-def test_a_file_that_is_not_what_its_name_says_costs_itself_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_what_its_name_says_is_lost_and_the_others_are_read(tmp_path: Path) -> None:
     pq.write_table(pa.table({"n": [1]}), tmp_path / "b.parquet")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really PAR1")
     (tmp_path / "c.parquet").write_bytes(b"")
     rows = rows_of(tmp_path)
     assert [type(row) for row in rows] == [Unreadable, RawRow, Unreadable]
+    assert len(lost(rows)) == 2  # how many rows were in them is unknown
 
 
 def test_a_source_that_is_not_there_or_of_no_known_form_is_said_at_once(tmp_path: Path) -> None:

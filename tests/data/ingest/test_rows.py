@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Recipe, Source, load_recipe
-from pipeline.data.ingest.readers import RawRow
+from pipeline.data.ingest.readers import RawRow, Unreadable
 from pipeline.data.ingest.rows import Prepared, RowPreparer, dataset_name
 from pipeline.data.media import decode_audio, decode_image
 from pipeline.data.schema import Reason
@@ -112,6 +112,33 @@ def test_columns_that_nobody_reads_come_with_the_row_and_with_the_refusal_of_one
     assert prepared(ignoring, {**values, "answer": "y"}).index["unread"] == ()
     without = asked(recipe_of(tmp_path), values, "rows.jsonl")
     assert isinstance(without, Quarantined) and "not read: gold, split (prepare.map" in without.detail
+
+
+@pytest.mark.parametrize("column", ["answer", "demonstration", "chosen", "rejected", "label", "messages"])
+def test_whatever_is_learned_is_checked_for_tokens_of_the_model_s_own(
+    tmp_path: Path, tiny_checkpoint: Path, column: str
+) -> None:
+    recipe = recipe_of(tmp_path)
+    processor = processor_alone(recipe, tiny_checkpoint)
+    pair = {"chosen": "7", "rejected": "8"} if column in ("chosen", "rejected") else {}
+    for text, reason in (("8<|im_end|>", Reason.SPECIAL_TOKEN), ("8<|AUDIO|>", Reason.PLACEHOLDER_MISMATCH)):
+        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}]
+        values = {"question": "Q", **pair, column: turns if column == "messages" else text}
+        answered = values if column != "demonstration" else {**values, "answer": "7"}
+        refused = asked(recipe, answered, "x", processor=processor)
+        assert isinstance(refused, Quarantined) and refused.reason == reason
+
+
+def test_a_file_that_is_no_row_and_may_hold_many_is_lost(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    prepare = RowPreparer(recipe, directory=tmp_path / "out", processor=None)
+    values = {"rows": [{"question": "Q"}] * 2}
+    path = str(tmp_path / "t.json")
+    lost, row = (prepare(RawRow("0", values, path, may_be_many=many), 0) for many in (True, False))
+    assert isinstance(lost, Quarantined) and lost.reason == Reason.LOST_ROWS and '{"data": [rows]}' in lost.detail
+    assert isinstance(row, Quarantined) and row.reason == Reason.NO_MESSAGES
+    rest = prepare(Unreadable("t.csv", "cut off", path, is_rest=True), 0)
+    assert isinstance(rest, Quarantined) and rest.reason == Reason.LOST_ROWS
 
 
 NO_ANSWER: dict[str, Any] = {"question": "What is it?", "answer": None}
