@@ -10,7 +10,7 @@ import pytest
 from jobs.evaluate import true_rewards
 from pipeline.config import RewardName
 from pipeline.data.ingest.formats import draft_of
-from pipeline.data.schema import RowError, from_row, to_row
+from pipeline.data.schema import from_row, to_row
 from pipeline.data.table import PromptTable, info_of, write_prompts
 from pipeline.evaluation.results import Mode, ModelName, SampleResult
 from pipeline.evaluation.summary import summarise
@@ -52,9 +52,9 @@ def test_a_list_of_answers_is_several_right_ones(given: dict[str, Any], answer: 
     assert (draft.answer, draft.accepted) == (answer, accepted)
 
 
-def test_a_list_that_holds_no_texts_alone_is_refused() -> None:
-    with pytest.raises(RowError):
-        draft_of({"question": "?", "answer": ["7", {"x": 1}]}, names={}, id="a", dataset="d", task="t")
+def test_a_list_that_holds_no_texts_alone_is_one_answer_as_json() -> None:
+    draft = draft_of({"question": "?", "answer": ["7", {"x": 1}]}, names={}, id="a", dataset="d", task="t")
+    assert (draft.answer, draft.accepted) == ('["7", {"x": 1}]', ())
 
 
 def test_rules_take_the_best_of_those_they_can_compare() -> None:

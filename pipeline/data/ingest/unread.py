@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from pipeline.data.ingest.spellings import media_kind_of
-from pipeline.data.ingest.turns import spelled
+from pipeline.data.ingest.turns import is_missing, spelled
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import MediaKind
 
@@ -36,7 +36,7 @@ def is_nothing(value: object) -> bool:
         return value.strip() in ("", b"", "[]", "{}", "null")
     if isinstance(value, Mapping):
         return all(each in (None, "", b"", [], {}) for each in cast(Mapping[str, object], value).values())
-    return value is None or (isinstance(value, Sequence) and not value) or (isinstance(value, float) and value != value)
+    return is_missing(value) or (isinstance(value, Sequence) and not value)
 
 
 def column_left(column: str, row: Mapping[str, Any]) -> Key:

@@ -282,7 +282,7 @@ def test_what_tools_write_for_no_value_is_none_in_every_column(nothing: object) 
     turns = [{"role": "system", "content": nothing}, {"role": "user", "content": "Q"}]
     assert draft({"messages": turns, "text": "a"}).messages == (Message("user", "Q"),)
     assert refused({"messages": [{"role": "user", "content": nothing}]}).reason is Reason.NO_MESSAGES
-    assert draft({"prompt": nothing}).messages == ()
+    assert refused({"prompt": nothing}).reason is Reason.NO_MESSAGES
 
 
 def test_lists_of_media_and_history_are_read_as_python_prints_them_and_not_as_numpy_does() -> None:
