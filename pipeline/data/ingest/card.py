@@ -113,7 +113,7 @@ def card(summary: Mapping[str, Any]) -> str:
         _section("Rows without an answer", list(NAMES), _without_answer(summary)),
         _section("Tokens", ["", "mean", "min", "p50", "p95", "max"], tokens),
         _section("Rows that are not here (`quarantine.parquet`)", ["reason", "rows"], [list(row) for row in refused]),
-        _section("Not read", ["dataset", "column or key", "rows"], [list(each.values()) for each in summary["unread"]]),
+        _section("Not read", ["dataset", "column or key", "rows"], [list(each.values()) for each in summary.get("unread", ())]),
         _section("Preprocessing, in this order", ["step", "parameters"], steps),
         "## Settings\n\n```yaml\n"
         + yaml.safe_dump(
