@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Form
 from pipeline.data.filesystems import filesystem
-from pipeline.data.ingest.shards import SUFFIXES, Shard
+from pipeline.data.ingest.shards import Shard
+from pipeline.data.inspection import SUFFIXES
+from pipeline.data.schema import MEDIA_COLUMNS
 
 MAX_LINE_BYTES = 2**28
 _BATCH_ROWS = 32
@@ -28,11 +30,7 @@ _BUFFER_BYTES = 2**20
 """A store answers every read with a request: few large ones, then."""
 
 _ARROW_ERRORS = (OSError, ValueError, KeyError, pa.ArrowException)
-COLUMN_OF_SUFFIX: Mapping[str, str] = {
-    **{suffix[1:]: "images" for suffix in SUFFIXES[Form.FOLDER][:8]},
-    **{suffix[1:]: "audios" for suffix in SUFFIXES[Form.FOLDER][8:14]},
-    **{suffix[1:]: "videos" for suffix in SUFFIXES[Form.FOLDER][14:]},
-}
+COLUMN_OF_SUFFIX = {suffix: MEDIA_COLUMNS[kind] for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 
 
 @dataclass(frozen=True)
