@@ -87,7 +87,7 @@ def film(
     sound: Sequence[int] = (),
     options: dict[str, str] | None = None,
 ) -> bytes:
-    """A video that says `rate` and shows frame n, of brightness 5 n, at `milliseconds[n]`.
+    """A video that says `rate` and shows frame n, of brightness 5 n (modulo 256), at `milliseconds[n]`.
 
     sound: when each 20 ms of its track (a tone; Opus or AAC) are heard, in milliseconds.
     """
@@ -99,7 +99,7 @@ def film(
         track = cast(Any, file.add_stream(name, rate=48_000, layout="mono")) if sound else None
         packets: list[Any] = []
         for number, milli in enumerate(milliseconds):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * number, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * number % 256, np.uint8), format="rgb24")
             frame.pts, frame.time_base = milli, Fraction(1, 1_000)
             packets += stream.encode(frame)
         packets += stream.encode()
