@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from pipeline.config import MediaLimits
-from pipeline.data.media import decode, sound_track
+from pipeline.data.film import sound_track
+from pipeline.data.media import decode
 from pipeline.data.schema import RowError
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Video
 

@@ -1,15 +1,9 @@
-"""What a file truly is, before any decoder sees it: of one format that we take, and of no other at the same time.
+"""What a file truly is, before any decoder sees it: by the mark at its beginning, whatever its name says.
 
-A picture that is also an archive, a page or a program is harmless here and dangerous where it is shown or stored next.
-So a file must begin with the mark of a format that we take, hold no mark of another kind of file where readers look for
-it, and end where its format ends. What real devices append is let through:
-
-- padding: zeros, 0xFF, white space (cards and servers round sizes up);
-- behind a JPEG: more JPEGs (gain maps, stereo and burst pictures), the MP4 of a motion photo whose metadata names it,
-  the trailers of Samsung and Canon;
-- behind sounds: ID3v1, APE and Lyrics3 tags; behind an MP4: the trailer of 360-degree cameras.
-
-Formats whose files do not know their length (FLAC, MP3, TIFF, MPEG streams) are searched for marks only.
+A file must be of a format that is taken for its kind; what is of another is named, with what to do. And it must be
+nothing else at the same time: a picture that is also an archive, a page or a program is harmless here and dangerous
+where it is unpacked or shown next. Only marks are looked for, where readers of those formats look. What lies behind the
+end of a file (padding, tags, the film of a motion photo) reaches no decoder, and is nobody's concern.
 """
 
 from __future__ import annotations
@@ -17,25 +11,8 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
-from pipeline.data.file_ends import (
-    MAX_PARTS,
-    TooManyParts,
-    au_end,
-    bmp_end,
-    boxes_end,
-    caf_end,
-    ebml_end,
-    gif_end,
-    jpeg_end,
-    ogg_end,
-    png_end,
-    rf64_end,
-    riff_end,
-)
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import MediaKind, Medium
 
@@ -49,53 +26,94 @@ CORRUPT = {
 EDGE_BYTES = 4_096
 """How far from either end markup is looked for: browsers and servers look less far."""
 
+_IMAGE, _AUDIO, _VIDEO = MediaKind.IMAGE, MediaKind.AUDIO, MediaKind.VIDEO
+_CURES = {
+    _IMAGE: "convert it to PNG or JPEG",
+    _AUDIO: "convert it to FLAC or WAV (ffmpeg -i FILE out.flac)",
+    _VIDEO: "convert it to MP4 (ffmpeg -i FILE out.mp4)",
+}
+
 
 @dataclass(frozen=True)
 class Format:
-    """A format by the mark at its beginning; `end` as in `pipeline.data.file_ends`."""
+    """A format by the mark at its beginning, the kinds of media that it is taken for, and usual ends of its names."""
 
     name: str
-    kind: MediaKind
     mark: re.Pattern[bytes]
-    end: Callable[[bytes], int | None] | None = None
-    is_coded: bool = False
-    """Whether nothing in the format could end in a line of text."""
+    kinds: tuple[MediaKind, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    cure: str = ""
+    """What to do with a file of a format that is taken for nothing, where converting is not it."""
 
 
-def _mark(pattern: bytes) -> re.Pattern[bytes]:
-    return re.compile(pattern, re.DOTALL)
+def _format(name: str, mark: bytes, kinds: tuple[MediaKind, ...] = (), suffixes: str = "", cure: str = "") -> Format:
+    return Format(name, re.compile(mark, re.DOTALL), kinds, tuple(suffixes.split()), cure)
 
 
 FORMATS = (
-    Format("PNG", MediaKind.IMAGE, _mark(rb"\x89PNG\r\n\x1a\n"), png_end),
-    Format("JPEG", MediaKind.IMAGE, _mark(rb"\xff\xd8\xff"), jpeg_end),
-    Format("GIF", MediaKind.IMAGE, _mark(rb"GIF8[79]a"), gif_end),
-    Format("WebP", MediaKind.IMAGE, _mark(rb"RIFF.{4}WEBP"), riff_end),
-    Format("BMP", MediaKind.IMAGE, _mark(rb"BM"), bmp_end),
-    Format("TIFF", MediaKind.IMAGE, _mark(rb"II[*+]\0|MM\0[*+]")),
-    Format("WAV", MediaKind.AUDIO, _mark(rb"RIFF.{4}WAVE"), riff_end),
-    Format("WAV (64 bits)", MediaKind.AUDIO, _mark(rb"RF64.{4}WAVE|riff\x2e\x91\xcf\x11"), rf64_end),
-    Format("WAV (big endian)", MediaKind.AUDIO, _mark(rb"RIFX.{4}WAVE"), riff_end),
-    Format("FLAC", MediaKind.AUDIO, _mark(rb"fLaC"), is_coded=True),
-    Format("Ogg", MediaKind.AUDIO, _mark(rb"OggS"), ogg_end),
-    Format("MP3", MediaKind.AUDIO, _mark(rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xfd]"), is_coded=True),
-    Format("AIFF", MediaKind.AUDIO, _mark(rb"FORM.{4}AIF[FC]"), riff_end),
-    Format("AU", MediaKind.AUDIO, _mark(rb"\.snd"), au_end),
-    Format("NIST Sphere", MediaKind.AUDIO, _mark(rb"NIST_1A\n")),
-    Format("CAF", MediaKind.AUDIO, _mark(rb"caff\0\x01"), caf_end),
-    Format("MP4", MediaKind.VIDEO, _mark(rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|styp|moof)"), boxes_end),
-    Format("Matroska", MediaKind.VIDEO, _mark(rb"\x1a\x45\xdf\xa3"), ebml_end),
-    Format("AVI", MediaKind.VIDEO, _mark(rb"RIFF.{4}AVI "), riff_end),
-    Format("FLV", MediaKind.VIDEO, _mark(rb"FLV\x01")),
-    Format("Ogg", MediaKind.VIDEO, _mark(rb"OggS"), ogg_end),
-    Format("MPEG stream", MediaKind.VIDEO, _mark(rb"\0\0\x01[\xb3\xba]|(.{4})?\x47.{187,191}\x47"), is_coded=True),
+    _format("PNG", rb"\x89PNG\r\n\x1a\n", (_IMAGE,), "png"),
+    _format("JPEG", rb"\xff\xd8\xff", (_IMAGE,), "jpg jpeg jfif"),
+    _format("WebP", rb"RIFF.{4}WEBP", (_IMAGE,), "webp"),
+    _format("GIF", rb"GIF8[79]a", (_IMAGE,), "gif"),
+    _format("BMP", rb"BM", (_IMAGE,), "bmp"),
+    _format("TIFF", rb"II[*+]\0|MM\0[*+]", (_IMAGE,), "tif tiff"),
+    _format("AVIF", rb".{4}ftyp(avi[fs]|m[is]f1.{4}(.{4}){0,12}?avi[fs])", (_IMAGE,), "avif"),
+    _format("WAV", rb"RIFF.{4}WAVE", (_AUDIO,), "wav"),
+    _format("FLAC", rb"fLaC", (_AUDIO,), "flac"),
+    _format("MP3", rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xfd]", (_AUDIO,), "mp3"),
+    _format("Ogg", rb"OggS", (_AUDIO, _VIDEO), "ogg oga opus"),
+    _format("M4A", rb".{4}ftyp(M4[AB] |F4A )", (_AUDIO,), "m4a m4b"),
+    _format("WAV (64 bits)", rb"RF64.{4}WAVE|riff\x2e\x91\xcf\x11", (_AUDIO,), "rf64 w64"),
+    _format("WAV (big endian)", rb"RIFX.{4}WAVE", (_AUDIO,), "rifx"),
+    _format("AIFF", rb"FORM.{4}AIF[FC]", (_AUDIO,), "aiff aif"),
+    _format("AU", rb"\.snd", (_AUDIO,), "au"),
+    _format("CAF", rb"caff\0\x01", (_AUDIO,), "caf"),
+    _format("NIST Sphere", rb"NIST_1A\n", (_AUDIO,), "sph"),
+    _format("HEIC", rb".{4}ftyp(hei[cxms]|hev[cxms]|m[is]f1)", cure="convert it to JPEG (heif-convert; phones can)"),
+    _format("Canon raw (CR3)", rb".{4}ftypcrx "),
+    _format("MP4", rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|styp|moof)", (_VIDEO, _AUDIO), "mp4 mov m4v 3gp"),
+    _format("WebM", rb"\x1a\x45\xdf\xa3.{0,64}?webm", (_VIDEO, _AUDIO), "webm"),
+    _format("Matroska (MKV)", rb"\x1a\x45\xdf\xa3", (_VIDEO, _AUDIO), "mkv"),
+    _format("AVI", rb"RIFF.{4}AVI ", (_VIDEO,), "avi"),
+    _format("FLV", rb"FLV\x01", (_VIDEO,), "flv"),
+    _format("MPEG stream", rb"\0\0\x01[\xb3\xba]|(.{4})?\x47.{187,191}\x47", (_VIDEO,), "mpg mpeg"),
+    # Taken for nothing, but known by name.
+    _format("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    _format("JPEG 2000", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "),
+    _format("Photoshop (PSD)", rb"8BPS"),
+    _format("Windows icon (ICO)", rb"\0\0[\x01\x02]\0[^\0]\0"),
+    _format("OpenEXR", rb"\x76\x2f\x31\x01"),
+    _format("DICOM", rb".{128}DICM"),
+    _format("PDF", rb"%PDF-", cure="render its pages to PNG"),
+    _format("PostScript (EPS)", rb"%!PS|\xc5\xd0\xd3\xc6", cure="render it to PNG"),
+    _format("WMA or WMV (ASF)", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
+    _format("AMR", rb"#!AMR"),
+    _format("AC3", rb"\x0b\x77"),
+    _format("AAC (ADTS)", rb"\xff[\xf0\xf1\xf8\xf9]"),
+    _format("MIDI", rb"MThd", cure="it holds notes, no sound: render it"),
+    _format("Monkey's Audio (APE)", rb"MAC "),
+    _format("WavPack", rb"wvpk"),
+    _format("RealMedia", rb"\.RMF|\.ra\xfd"),
+    _format("gzip", rb"\x1f\x8b", cure="unpack it (gunzip)"),
+    _format("bzip2", rb"BZh[1-9]", cure="unpack it (bunzip2)"),
+    _format("XZ", rb"\xfd7zXZ\0", cure="unpack it (unxz)"),
+    _format("Zstandard", rb"\x28\xb5\x2f\xfd", cure="unpack it (unzstd)"),
+    _format("ZIP archive", rb"PK[\x03\x05\x07]", cure="unpack it"),
+    _format("RAR archive", rb"Rar!\x1a\x07", cure="unpack it"),
+    _format("7z archive", rb"7z\xbc\xaf\x27\x1c", cure="unpack it"),
+    _format("NumPy array", rb"\x93NUMPY", cure="save it as a picture or a sound"),
+    _format("Git LFS pointer", rb"version https://git-lfs\.", cure="it stands for the file: git lfs pull"),
 )
+"""In the order in which marks are tried."""
+
+SUFFIXES = {
+    kind: tuple(end for each in FORMATS if each.kinds[:1] == (kind,) for end in each.suffixes) for kind in MediaKind
+}
+"""How names of files end that are taken for a kind, if nothing but the name says which."""
 
 _MARKUP = re.compile(
     rb"<(\?php|script[\s>]|html[\s>]|!doctype\s+html|body[\s>]|iframe[\s>]|svg[\s>]|xsl:stylesheet[\s>])", re.IGNORECASE
 )
-_PADDING = re.compile(rb"(?:[\0 \t\r\n]|\xff(?!\xd8))*")
-_PRINTABLE = re.compile(rb"[ -~\t\r\n]{48}")
 _FOREIGN = (
     # name, mark, positions at which readers look for it
     ("a PDF", b"%PDF-", 0, 1_024),
@@ -105,42 +123,45 @@ _FOREIGN = (
     ("a 7z archive", b"7z\xbc\xaf\x27\x1c", 0, 2**20),
     ("a CD image", b"CD001", 32_769, 32_774),
 )
-_CAMERA_360 = b"8db42d694ccc418790edff439fe026bf"
+
+
+def format_of(data: bytes) -> Format | None:
+    """The format of a file by its mark; None where no mark is known."""
+    return next((each for each in FORMATS if each.mark.match(data)), None)
 
 
 def check_file(medium: Medium) -> None:
-    """Looks at a file's beginning, its end and what lies between them where other readers look.
+    """Checks that a file is of a format that is taken for its kind, and nothing else besides.
 
     Raises:
-        RowError: `svg`, `polyglot`, or corrupt: of no format that is taken for its kind.
+        RowError: `svg`, `polyglot`, `unsupported_format`, or corrupt: of no format that is known.
     """
-    data, kind = medium.data, medium.kind
-    found = next((each for each in FORMATS if each.kind is kind and each.mark.match(data)), None)
-    if found is None:
-        raise _unknown(data, kind)
-    _check_foreign(data, found)
-    if found.end is not None:
-        try:
-            end = found.end(data)
-        except TooManyParts:
-            raise RowError(CORRUPT[kind], f"a {found.name} of over {MAX_PARTS} parts") from None
-        if end is None and kind is MediaKind.AUDIO:  # whose decoders take what there is
-            raise RowError(CORRUPT[kind], f"a {found.name} that is cut off or damaged")
-        if end is not None and not _is_harmless(data, end, found):
-            raise RowError(Reason.POLYGLOT, f"{len(data) - end} bytes behind the end of a {found.name}")
-    elif found.is_coded and _ends_in_text(_without_tags(data)):
-        raise RowError(Reason.POLYGLOT, f"text behind the end of a {found.name}")
+    found = format_of(medium.data)
+    if found is None or medium.kind not in found.kinds:
+        raise _refusal(medium.data, found, medium.kind)
+    _check_foreign(medium.data, found)
 
 
-def _unknown(data: bytes, kind: MediaKind) -> RowError:
+def _refusal(data: bytes, found: Format | None, kind: MediaKind) -> RowError:
     head = _text_head(data)
     if re.search(rb"<svg[\s>]|<!doctype\s+svg", head, re.IGNORECASE):
         return RowError(Reason.SVG, "a vector picture is a program that draws; render it first")
+    taken = f"taken are {', '.join(each.name for each in FORMATS if kind in each.kinds)}"
+    if found is not None:
+        if found.kinds:
+            cure = f"if it belongs there, use the column for {' or '.join(f'{other}s' for other in found.kinds)}"
+        else:
+            cure = found.cure or _CURES[kind]
+        return RowError(Reason.UNSUPPORTED_FORMAT, f"{found.name}, where {kind.value} is asked for: {cure}; {taken}")
+    if not data.strip(b"\0"):
+        return RowError(CORRUPT[kind], f"an empty file (of {len(data)} bytes, all of them zero); {taken}")
     if head.lstrip()[:1] == b"<":
-        return RowError(CORRUPT[kind], "markup")
-    other = next((each.name for each in FORMATS if each.mark.match(data)), None)
-    names = ", ".join(dict.fromkeys(each.name for each in FORMATS if each.kind is kind))
-    return RowError(CORRUPT[kind], f"{other or 'no format that is known'}: none of {names}")
+        detail = "markup (HTML or XML), as servers send it to say that there is no such file: fetch it again"
+        return RowError(Reason.UNSUPPORTED_FORMAT, f"{detail}; {taken}")
+    if re.fullmatch(rb"[^\0-\x08\x0e-\x1f\x7f]+", head) and re.search(rb"[ -~]{4}", head):
+        begin = head[:40].decode(errors="replace")
+        return RowError(CORRUPT[kind], f"a text that begins with {begin!r}, and no format that is known; {taken}")
+    return RowError(CORRUPT[kind], f"no format that is known; {taken}")
 
 
 def _text_head(data: bytes) -> bytes:
@@ -160,7 +181,7 @@ def _check_foreign(data: bytes, found: Format) -> None:
     for name, mark, first, last in _FOREIGN:
         if data.find(mark, first, last) >= 0:
             raise RowError(Reason.POLYGLOT, f"a {found.name} that is also {name}")
-    if found.kind is not MediaKind.VIDEO and data[4:8] == b"ftyp":
+    if data[4:8] == b"ftyp" and b"ftyp" not in found.mark.pattern:
         raise RowError(Reason.POLYGLOT, f"a {found.name} that is also an MP4")
     if _holds_zip(data):
         raise RowError(Reason.POLYGLOT, f"a {found.name} that is also a ZIP archive")
@@ -181,54 +202,3 @@ def _holds_zip(data: bytes) -> bool:
             if data[place - size : place - size + 4] == b"PK\x01\x02":
                 return True
     return False
-
-
-def _ends_in_text(data: bytes) -> bool:
-    return bool(_PRINTABLE.fullmatch(data[-48:])) and len(set(data[-48:])) > 12  # encoders fill up with a letter or two
-
-
-def _is_harmless(data: bytes, end: int, found: Format) -> bool:
-    end = _after_padding(data, end)
-    if found.name == "JPEG":
-        end = _after_more_pictures(data, end)
-        tail = data[end:]
-        if tail.startswith(b"CANON OPTIONAL DATA\0") or (tail.endswith(b"SEFT") and b"SEFH" in tail[-65_536:]):
-            return True
-    if found.kind is MediaKind.AUDIO:
-        return end >= len(_without_tags(data))
-    return end == len(data) or (found.name == "MP4" and data.endswith(_CAMERA_360))
-
-
-def _after_padding(data: bytes, place: int) -> int:
-    return cast("re.Match[bytes]", _PADDING.match(data, place)).end()
-
-
-def _after_more_pictures(data: bytes, place: int) -> int:
-    """After further JPEGs, and after the MP4 of a motion photo that the first picture's metadata announces."""
-    announced = any(word in data[:65_536] for word in (b"MotionPhoto", b"MicroVideo"))
-    for _ in range(64):
-        if data.startswith(b"\xff\xd8\xff", place):
-            end = jpeg_end(data, place)
-        elif announced and (name := data.find(b"ftyp", place, place + 8)) >= 4:  # its size may pass for padding
-            end = boxes_end(data, name - 4)
-        else:
-            break
-        if end is None:
-            break
-        place = _after_padding(data, end)
-    return place
-
-
-def _without_tags(data: bytes) -> bytes:
-    """A sound without the tags that players and shops append."""
-    for _ in range(4):
-        if data[-128:-125] == b"TAG":
-            data = data[:-128]
-        elif data[-32:-24] == b"APETAGEX":
-            size = struct.unpack_from("<I", data, len(data) - 20)[0]
-            data = data[: max(0, len(data) - size - 32)]  # with its header, if it has one
-        elif data.endswith((b"LYRICS200", b"LYRICSEND")):
-            data = data[: max(0, data.rfind(b"LYRICSBEGIN"))]
-        else:
-            break
-    return data

@@ -22,8 +22,10 @@ from typing import Any, Self, cast
 import numpy as np
 
 from pipeline.config import MediaLimits
+from pipeline.data.bounds import MAX_SAMPLING_RATE, ROUNDING_S, check_bytes
 from pipeline.data.decoder_child import LENGTH_BYTES, MAX_DETAIL, MAX_HEADER_BYTES, Task, header_frame
-from pipeline.data.media import MAX_SAMPLING_RATE, check_bytes, decode, sound_track
+from pipeline.data.film import sound_track
+from pipeline.data.media import decode
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Video
 
@@ -185,7 +187,10 @@ class _Child:
                 return Image(pixels=self._array(shape, np.uint8, deadline))
             case MediaKind.AUDIO:
                 _expect(len(shape) == 1 and type(rate) is int and 0 < rate <= MAX_SAMPLING_RATE, f"{shape} at {rate}")
-                _expect(shape[0] <= self.limits.max_seconds * cast(int, rate), f"samples {shape} at {rate} Hz")
+                _expect(
+                    shape[0] <= (self.limits.max_seconds + ROUNDING_S) * cast(int, rate),
+                    f"samples {shape} at {rate} Hz",
+                )
                 samples = self._array(shape, np.float32, deadline)
                 _expect(bool(np.abs(samples).max() <= 1), "samples beyond 1")  # false where one is no number
                 return Audio(samples=samples, sampling_rate=cast(int, rate))

@@ -52,6 +52,7 @@ class Reason(StrEnum):
     FETCH_FAILED = "fetch_failed"
     # Its media.
     SVG = "svg"
+    UNSUPPORTED_FORMAT = "unsupported_format"
     POLYGLOT = "polyglot"
     DECODER_CRASHED = "decoder_crashed"
     DECODER_TOO_SLOW = "decoder_too_slow"

@@ -54,6 +54,10 @@ class Architecture(ABC):
             frame_rates: frames per second of each video.
         """
 
+    def run(self, processor: Any, arguments: Mapping[str, Any], frame_rates: Sequence[float]) -> dict[str, Any]:
+        """What the processor makes of text and media; each video at its own one of `frame_rates`."""
+        return dict(processor(**arguments, **self.processor_kwargs(processor, frame_rates)))
+
     @abstractmethod
     def split(self, processor: Any, outputs: Arrays, kinds: Sequence[MediaKind]) -> list[tuple[dict[str, Any], int]]:
         """The processor's tensors and the number of placeholder tokens of each medium, in the order of `kinds`."""
@@ -207,6 +211,13 @@ class Qwen25OmniThinker(QwenVision):
             MediaKind.AUDIO: config.audio_token_id,
             MediaKind.VIDEO: config.video_token_id,
         }
+
+    def run(self, processor: Any, arguments: Mapping[str, Any], frame_rates: Sequence[float]) -> dict[str, Any]:
+        outputs = super().run(processor, arguments, frame_rates)
+        if frame_rates:  # The model takes seconds for each video; its processor writes those of one rate for all.
+            patch = processor.video_processor.temporal_patch_size
+            outputs[self.seconds_per_grid] = np.array([patch / rate for rate in frame_rates])
+        return outputs
 
     def split_audio(self, outputs: Arrays, index: int) -> tuple[dict[str, Any], int]:
         mask = outputs["feature_attention_mask"][index].astype(bool)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import MediaLimits, Recipe
+from pipeline.data.bounds import ROUNDING_S
 from pipeline.data.isolated import Decoder
 from pipeline.data.media import blank, content_key, resample
 from pipeline.data.schema import Reason, RowError, split_content
@@ -171,23 +172,20 @@ class PromptProcessor:
         if pictures:
             arguments["images"] = pictures
         if videos:
-            different = {video.frames_per_second for video in videos}
-            if len(different) > 1:
-                raise RowError(Reason.UNSUPPORTED_MODALITY, f"videos of one prompt differ in frame rate: {different}")
             arguments["videos"] = [video.frames for video in videos]
         if sounds:
             rate = self.processor.feature_extractor.sampling_rate
             longest_s = self.processor.feature_extractor.chunk_length
             waves = [resample(sound, rate).samples for sound in sounds]
             for wave in waves:
-                if len(wave) > longest_s * rate:
+                if len(wave) > (longest_s + ROUNDING_S) * rate:
                     raise RowError(
                         Reason.TRUNCATED_BY_PROCESSOR,
                         f"a sound of {len(wave) / rate:.2f} s; the model's processor cuts at {longest_s} s",
                     )
             arguments["audio"] = waves
         rates = [video.frames_per_second for video in videos]
-        return dict(self.processor(**arguments, **self.architecture.processor_kwargs(self.processor, rates)))
+        return self.architecture.run(self.processor, arguments, rates)
 
     def _check_text(self, text: str, kinds: Sequence[MediaKind]) -> None:
         # Before the processor runs: it raises errors of its own for them.

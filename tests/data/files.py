@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,6 +78,69 @@ def video_file(
         return Path(written.name).read_bytes()
 
 
+def film(
+    milliseconds: Sequence[int],
+    container: str = "mp4",
+    codec: str = "libx264",
+    *,
+    rate: int = 30,
+    sound: Sequence[int] = (),
+    options: dict[str, str] | None = None,
+) -> bytes:
+    """A video that says `rate` and shows frame n, of brightness 5 n (modulo 256), at `milliseconds[n]`.
+
+    sound: when each 20 ms of its track (a tone; Opus or AAC) are heard, in milliseconds.
+    """
+    with tempfile.NamedTemporaryFile() as written, av.open(written.name, mode="w", format=container) as file:
+        stream = cast(Any, file.add_stream(codec, rate=rate, options={"threads": "1", **(options or {})}))
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1_000)
+        name = "libopus" if container in ("webm", "matroska") else "aac"
+        track = cast(Any, file.add_stream(name, rate=48_000, layout="mono")) if sound else None
+        packets: list[Any] = []
+        for number, milli in enumerate(milliseconds):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * number % 256, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = milli, Fraction(1, 1_000)
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        for milli in sound:
+            wave = (8_000 * np.sin(np.arange(48 * milli, 48 * milli + 960) / 20)).astype(np.int16)
+            piece = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+            piece.sample_rate, piece.pts, piece.time_base = 48_000, 48 * milli, Fraction(1, 48_000)
+            packets += track.encode(piece) if track is not None else []
+        if track is not None:
+            packets += track.encode()
+        for packet in packets:
+            file.mux(packet)
+        file.close()
+        return Path(written.name).read_bytes()
+
+
+def without_default_duration(webm: bytes) -> bytes:
+    """As browsers write it: the time that a frame takes becomes a void element of the same length."""
+    at = webm.index(b"\x23\xe3\x83")
+    size = 4 + (webm[at + 3] & 0x7F)
+    return webm[:at] + b"\xec" + bytes([0x80 | size - 2]) + bytes(size - 2) + webm[at + size :]
+
+
+def sound_in(container: str, codec: str = "aac", options: dict[str, str] | None = None) -> bytes:
+    """About a second of a tone of 48 kHz in a container."""
+    with (
+        tempfile.NamedTemporaryFile() as written,
+        av.open(written.name, mode="w", format=container, options=options or {}) as file,
+    ):
+        track = cast(Any, file.add_stream(codec, rate=48_000, layout="mono"))
+        size = track.codec_context.frame_size or 1_024
+        for at in range(0, 48_000 // size * size, size):
+            wave = (8_000 * np.sin(np.arange(at, at + size) / 20)).astype(np.int16)
+            piece = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+            piece.sample_rate, piece.pts = 48_000, at
+            file.mux(track.encode(piece))
+        file.mux(track.encode())
+        file.close()
+        return Path(written.name).read_bytes()
+
+
 def images() -> Iterator[tuple[str, bytes]]:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
@@ -102,6 +166,8 @@ def images() -> Iterator[tuple[str, bytes]]:
             yield f"JPEG {sorted(options)} {name}", image_file(colour, "JPEG", icc_profile=profile, **options)
         yield f"JPEG CMYK {name}", image_file(colour.convert("CMYK"), "JPEG")
         yield f"JPEG grey {name}", image_file(colour.convert("L"), "JPEG", restart_marker_blocks=1)
+        if min(height, width) > 1:  # its encoder takes no single row
+            yield f"AVIF {name}", image_file(colour.convert("RGBA"), "AVIF", exif=exif)
         yield f"GIF {name}", image_file(colour, "GIF")
         yield f"GIF clear {name}", image_file(colour.convert("P"), "GIF", transparency=0, comment=b"hello")
         for options in ({}, {"lossless": True}, {"exif": exif, "icc_profile": profile, "xmp": b"<x:xmpmeta/>"}):
@@ -132,6 +198,9 @@ def sounds() -> Iterator[tuple[str, bytes]]:
     wav = sound_file(tone())
     yield "WAV of a recorder that cannot seek", wav[:4] + b"\xff\xff\xff\xff" + wav[8:]
     yield "WAV with a tag appended", wav + b"id3 \x08\0\0\0a  title"
+
+    for container, codec in (("ipod", "aac"), ("mp4", "aac"), ("webm", "libopus"), ("matroska", "flac")):
+        yield f"{codec} in {container}", sound_in(container, codec)
 
 
 def videos() -> Iterator[tuple[str, bytes]]:

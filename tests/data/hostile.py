@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.records import MediaKind, Medium
-from tests.data.files import image_file, pixels, sound_file, tone, video_file
+from tests.data.files import film, image_file, pixels, sound_file, tone, video_file
 
 Case = tuple[str, Medium]
 
@@ -225,6 +225,7 @@ def video_bombs() -> Iterator[tuple[str, bytes]]:
         yield f"AVI with much at {field!r} + {offset}", replaced(avi, field, offset, most)
     sizes = video_file("mpegts", "mpeg2video", size=(32, 32)) + video_file("mpegts", "mpeg2video", size=(64, 64))
     yield "MPEG-TS that changes size", sizes
+    yield "MP4 of 4,000 frames", film(range(4_000), codec="mpeg4")
     yield "a playlist", b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
     yield "a list of files", b"ffconcat version 1.0\nfile /etc/passwd\n"
 

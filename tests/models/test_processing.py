@@ -302,10 +302,18 @@ def test_the_shortest_sound_within_limits_has_a_token(omni: PromptProcessor) -> 
         assert omni(_ask("<audio>", _sound(LIMITS.min_seconds, rate))).media[0].num_tokens == 1
 
 
-def test_videos_of_different_rates_in_one_prompt_are_refused(omni: PromptProcessor) -> None:
-    error = _refused(omni, _ask("<video><video>", _clip(4, 16, 16, 2.0), _clip(4, 16, 16, 4.0)))
-    assert error.reason is Reason.UNSUPPORTED_MODALITY
-    assert "frame rate" in error.detail
+def test_each_video_of_a_prompt_has_positions_by_its_own_rate(omni: PromptProcessor, vl: PromptProcessor) -> None:
+    """2 frames a grid: at 1 and 4 frames a second the second grid is 2 and 0.5 s later; 25 or 4 positions a second."""
+    for processor, a_second in ((omni, 25), (vl, 4)):
+        processed = processor(_ask("<video> and <video>", _clip(4, 16, 16, 1.0), _clip(4, 16, 16, 4.0)))
+        placeholder = processor.architecture.placeholder_ids(processor.model.config)[MediaKind.VIDEO]
+        times = processed.position_ids[0, processed.input_ids == placeholder].reshape(2, 2, 4)
+        assert (times[:, 1] - times[:, 0]).tolist() == [[2 * a_second] * 4, [int(0.5 * a_second)] * 4]
+
+
+def test_a_sound_at_the_processors_bound_is_taken_at_any_rate(omni: PromptProcessor) -> None:
+    for rate in (8_000, 11_025, 22_050, 44_100):
+        assert omni(_ask("<audio>", _sound(2.0005, rate))).media[0].num_tokens == 50
 
 
 @pytest.mark.parametrize("token", ["<|IMAGE|>", "<|AUDIO|>", "<|VIDEO|>"])

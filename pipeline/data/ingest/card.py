@@ -103,6 +103,7 @@ def card(summary: Mapping[str, Any]) -> str:
         [step["step"], ", ".join(f"{name}={value}" for name, value in step.items() if name != "step")]
         for step in summary["settings"]["steps"]
     ]
+    unread = [list(each.values()) for each in summary.get("unread", ())]
     kept = sum(summary["rows"].values())
     parts = [
         f"---\n{head}---\n\n# Prompts\n\nMade by Polyphony's `jobs.prepare`: {summary['rows_read']} rows read, {kept} "
@@ -113,7 +114,7 @@ def card(summary: Mapping[str, Any]) -> str:
         _section("Rows without an answer", list(NAMES), _without_answer(summary)),
         _section("Tokens", ["", "mean", "min", "p50", "p95", "max"], tokens),
         _section("Rows that are not here (`quarantine.parquet`)", ["reason", "rows"], [list(row) for row in refused]),
-        _section("Not read", ["dataset", "column or key", "rows"], [list(each.values()) for each in summary.get("unread", ())]),
+        _section("Not read", ["dataset", "column or key", "rows"], unread),
         _section("Preprocessing, in this order", ["step", "parameters"], steps),
         "## Settings\n\n```yaml\n"
         + yaml.safe_dump(

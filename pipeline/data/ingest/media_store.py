@@ -8,25 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.records import MediaKind, Medium
-
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\x89PNG", "png"),
-    (0, b"\xff\xd8\xff", "jpg"),
-    (0, b"GIF8", "gif"),
-    (8, b"WEBP", "webp"),
-    (0, b"BM", "bmp"),
-    (0, b"II*\0", "tiff"),
-    (0, b"MM\0*", "tiff"),
-    (8, b"WAVE", "wav"),
-    (0, b"fLaC", "flac"),
-    (0, b"OggS", "ogg"),
-    (0, b"ID3", "mp3"),
-    (4, b"ftyp", "mp4"),
-    (0, b"\x1aE\xdf\xa3", "mkv"),
-    (8, b"AVI ", "avi"),
-)
-_DEFAULTS = {MediaKind.IMAGE: "img", MediaKind.AUDIO: "mp3", MediaKind.VIDEO: "mpg"}
+from pipeline.data.inspection import format_of
+from pipeline.records import Medium
 
 
 class MediaStore:
@@ -57,6 +40,5 @@ class MediaStore:
 
 def suffix_of(medium: Medium) -> str:
     """The usual suffix of a file of this content."""
-    head = medium.data[:16]
-    found = (suffix for at, magic, suffix in _SIGNATURES if head[at : at + len(magic)] == magic)
-    return next(found, _DEFAULTS[medium.kind])
+    found = format_of(medium.data)
+    return found.suffixes[0] if found and found.suffixes else "bin"

@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Form
 from pipeline.data.filesystems import filesystem
-from pipeline.data.ingest.shards import SUFFIXES, Shard, uncompressed
+from pipeline.data.ingest.shards import Shard, uncompressed
+from pipeline.data.inspection import SUFFIXES
+from pipeline.data.schema import MEDIA_COLUMNS
 
 MAX_LINE_BYTES = 2**28
 """Of a line, of a cell of a CSV, of a file in a tar file; `data.limits` bounds the medium in it."""
@@ -36,11 +38,7 @@ _HOLE = b"\0" * 512
 """What a disk gives back for a sector that was never written: any number of lines may have stood there."""
 _NO_VALUE = ("", "nan", "NaN", "-nan", "-NaN", "<NA>", "NaT", "None", "null", "NULL", "NA", "N/A", "n/a", "#NA", "#N/A")
 """Cells of a CSV that hold no value, as pandas and `datasets` read them: a CSV has no other way to write that."""
-COLUMN_OF_SUFFIX: Mapping[str, str] = {
-    **{suffix[1:]: "images" for suffix in SUFFIXES[Form.FOLDER][:8]},
-    **{suffix[1:]: "audios" for suffix in SUFFIXES[Form.FOLDER][8:14]},
-    **{suffix[1:]: "videos" for suffix in SUFFIXES[Form.FOLDER][14:]},
-}
+COLUMN_OF_SUFFIX = {suffix: MEDIA_COLUMNS[kind] for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import ConfigError, Form, Source
 from pipeline.data.filesystems import files_below, filesystem
+from pipeline.data.inspection import SUFFIXES as MEDIA_SUFFIXES
 
 JSON_BYTES = 2**16
 """A piece of a small file: some hundred rows that name their media by path."""
@@ -25,11 +26,7 @@ SUFFIXES: dict[Form, tuple[str, ...]] = {
     Form.JSON: (".jsonl", ".json", ".ndjson"),
     Form.CSV: (".csv", ".tsv"),
     Form.WEBDATASET: (".tar", ".tar.gz", ".tgz"),
-    Form.FOLDER: (
-        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"),
-        *(".mp4", ".mov", ".mkv", ".webm", ".avi"),
-    ),
+    Form.FOLDER: tuple(f".{suffix}" for suffixes in MEDIA_SUFFIXES.values() for suffix in suffixes),
 }
 """What the files of each form are called; the first form that is found is the form of a directory."""
 

@@ -15,6 +15,7 @@ import soxr
 from numpy.typing import NDArray
 
 from pipeline.config.augmentations import NoiseColour
+from pipeline.data.bounds import ROUNDING_S
 from pipeline.data.media import resample as _resample
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import Audio
@@ -97,9 +98,9 @@ def bounds(audio: Audio, *, min_seconds: float | None, max_seconds: float | None
         RowError: sound_too_short or too_long.
     """
     seconds = len(audio.samples) / audio.sampling_rate
-    if min_seconds is not None and seconds < min_seconds:
+    if min_seconds is not None and seconds < min_seconds - ROUNDING_S:
         raise RowError(Reason.SOUND_TOO_SHORT, f"{seconds:.3f} s; min_seconds is {min_seconds:g}")
-    if max_seconds is not None and seconds > max_seconds:
+    if max_seconds is not None and seconds > max_seconds + ROUNDING_S:
         raise RowError(Reason.TOO_LONG, f"{seconds:.2f} s; max_seconds is {max_seconds:g}")
     return audio
 

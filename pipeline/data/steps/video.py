@@ -5,6 +5,7 @@ What is left as it is comes back as the same object.
 
 from __future__ import annotations
 
+from pipeline.data.bounds import ROUNDING_S
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import Video
 
@@ -43,9 +44,9 @@ def bounds(
     """
     num_frames = len(video.frames)
     seconds = num_frames / video.frames_per_second
-    if min_seconds is not None and seconds < min_seconds:
+    if min_seconds is not None and seconds < min_seconds - ROUNDING_S:
         raise RowError(Reason.VIDEO_TOO_SHORT, f"{seconds:.2f} s; min_seconds is {min_seconds:g}")
-    if max_seconds is not None and seconds > max_seconds:
+    if max_seconds is not None and seconds > max_seconds + ROUNDING_S:
         raise RowError(Reason.TOO_LONG, f"{seconds:.2f} s; max_seconds is {max_seconds:g}")
     if min_frames is not None and num_frames < min_frames:
         raise RowError(Reason.VIDEO_TOO_SHORT, f"{num_frames} frames; min_frames is {min_frames}")

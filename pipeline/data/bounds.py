@@ -1,0 +1,78 @@
+"""Bounds that every decoder keeps, and how their refusals read."""
+
+from __future__ import annotations
+
+import av.error
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from pipeline.config import MediaLimits
+from pipeline.data.schema import Reason, RowError
+from pipeline.records import Audio, Medium
+
+MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000
+"""In Hz. With `max_seconds` it bounds how many samples are decoded; what lies outside is no sound of this world."""
+
+ROUNDING_S = 0.002
+"""Containers round timestamps to a millisecond, other rates round to a sample: no bound on seconds is sharper."""
+
+
+def check_bytes(medium: Medium, limits: MediaLimits) -> None:
+    """Raises RowError where the encoded medium is too large."""
+    if len(medium.data) > limits.max_bytes:
+        detail = f"{medium.kind.value} of {len(medium.data)} bytes; data.limits.max_bytes is {limits.max_bytes}"
+        raise RowError(Reason.TOO_MANY_BYTES, detail)
+
+
+def refusal(error: Exception, reason: Reason, limits: MediaLimits) -> RowError:
+    """What a decoder raised, as a refusal: its own errors, and those of its bindings for numbers out of range."""
+    if isinstance(error, av.error.FFmpegError):  # before MemoryError, which some are, for a size that is absurd
+        return RowError(reason, f"{type(error).__name__}: {error.strerror}")
+    if isinstance(error, MemoryError):
+        return RowError(Reason.DECODER_CRASHED, f"out of memory; data.limits.max_decode_mib is {limits.max_decode_mib}")
+    if isinstance(error, soundfile.LibsndfileError):
+        return RowError(reason, error.error_string)
+    return RowError(reason, f"{type(error).__name__}: {error}")
+
+
+def check_size(width: int, height: int, limits: MediaLimits) -> None:
+    """Raises RowError where a picture or a frame is too large or too long, in pixels."""
+    if width * height > limits.max_pixels:
+        detail = f"{width}x{height} = {width * height} pixels; data.limits.max_pixels is {limits.max_pixels}"
+        raise RowError(Reason.TOO_MANY_PIXELS, detail)
+    if max(width, height) > limits.max_aspect_ratio * min(width, height):
+        detail = f"{width}x{height}; data.limits.max_aspect_ratio is {limits.max_aspect_ratio:g}"
+        raise RowError(Reason.BAD_ASPECT_RATIO, detail)
+
+
+def check_sound(num_samples: int, sampling_rate: int, num_channels: int, limits: MediaLimits) -> None:
+    """Raises RowError where a sound is out of bounds, too short ones included."""
+    check_upper(num_samples, sampling_rate, num_channels, limits)
+    seconds = num_samples / sampling_rate
+    if seconds < limits.min_seconds:
+        detail = f"{seconds:.3f} s; data.limits.min_seconds is {limits.min_seconds:g}"
+        raise RowError(Reason.SOUND_TOO_SHORT, detail)
+
+
+def check_upper(num_samples: int, sampling_rate: int, num_channels: int, limits: MediaLimits) -> None:
+    """Raises RowError where what was read of a sound is over a bound already; rates in Hz."""
+    if num_channels > limits.max_channels:
+        detail = f"{num_channels} channels; data.limits.max_channels is {limits.max_channels}"
+        raise RowError(Reason.TOO_MANY_CHANNELS, detail)
+    if not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE:
+        raise RowError(Reason.CORRUPT_AUDIO, f"a sampling rate of {sampling_rate} Hz")
+    check_seconds(num_samples / sampling_rate, limits)
+
+
+def check_seconds(seconds: float, limits: MediaLimits) -> None:
+    """Raises RowError where a sound or a video is too long."""
+    if seconds > limits.max_seconds + ROUNDING_S:
+        raise RowError(Reason.TOO_LONG, f"{seconds:.2f} s; data.limits.max_seconds is {limits.max_seconds:g}")
+
+
+def clipped(samples: NDArray[np.float32], sampling_rate: int) -> Audio:
+    """A sound of samples float32 [S], those beyond full scale clipped. Raises RowError where one is no number."""
+    if not np.isfinite(samples).all():
+        raise RowError(Reason.CORRUPT_AUDIO, "samples that are not finite")
+    return Audio(samples=np.clip(samples, -1.0, 1.0), sampling_rate=sampling_rate)
