@@ -39,9 +39,9 @@ install: .venv/.installed ## Create .venv and install Polyphony with its demo an
 		"$$python" -c '$(WILL_DO)' $(VERSIONS) 2>/dev/null && exec "$$python" -m venv $(VENV); \
 	done; \
 	exec >&2; \
-	echo "Polyphony needs Python $(sort $(VERSIONS)) with venv: $(or $(PYTHON),no python here) will not do."; \
-	echo "On Debian and Ubuntu: sudo apt install python3-venv. Where python3 is another version: python3.13-venv, say,"; \
-	echo "or any other installation, named by: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python"; \
+	echo "Polyphony needs Python $(sort $(VERSIONS)) with venv, and $(if $(PYTHON),$(PYTHON) is not one,found none)."; \
+	echo "On Debian and Ubuntu: sudo apt install python3-venv, or python3.12-venv where python3 is another version."; \
+	echo "One that is elsewhere: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python"; \
 	exit 1
 	@echo "Installing PyTorch, DeepSpeed, Ray and the rest into .venv: some minutes, 8 GB"
 	@$(BIN)/pip install --quiet --upgrade pip setuptools wheel ninja

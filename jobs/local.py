@@ -101,8 +101,8 @@ def _prepare_environment() -> None:
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Roles take turns on few cores, so many processes are meant: Ray warns of four times as many as this number,
-        # which is that of the cores unless it is set.
-        "RAY_worker_maximum_startup_concurrency": os.environ.get("RAY_worker_maximum_startup_concurrency", "8"),
+        # which is that of the cores unless it is set here.
+        "RAY_worker_maximum_startup_concurrency": "8",
         # A process of Ray Train that waits for notices of preemption, which nobody gives here.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }

@@ -90,7 +90,7 @@ def test_where_no_python_will_do_the_message_names_pyprojects_versions_and_the_c
     ended = _make(checkout, "demo")
     assert ended.returncode == 2
     assert ended.stdout == ""
-    for part in (f"needs Python {versions} with", "no python here", "apt install python3-venv", "make demo PYTHON="):
+    for part in (f"needs Python {versions} with", "found none", "apt install python3-venv", "make demo PYTHON="):
         assert part in ended.stderr
 
 
@@ -99,7 +99,7 @@ def test_the_python_that_is_named_is_taken_or_refused_and_no_other_is_tried(chec
     for path, kind in ((new, NEW), (old, OLD), (checkout.parent / "bin" / "python3", NEW)):
         _put_python(path, kind)
     assert _make(checkout, "install", f"PYTHON={new}").stdout.startswith(f"{new}\n-m\nvenv\n")
-    assert f"{old} will not do" in _make(checkout, "install", f"PYTHON={old}").stderr
+    assert f"{old} is not one" in _make(checkout, "install", f"PYTHON={old}").stderr
 
 
 def test_the_demo_takes_paths_with_blanks_and_makes_them_absolute(checkout: Path) -> None:
