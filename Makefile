@@ -6,10 +6,10 @@ RUN ?= runs/demo
 # What makes .venv; without it, the first of PYTHONS that will do.
 PYTHON ?=
 
-# Ray starts nothing from a path with a blank: a checkout below one reaches its .venv through a link without.
+# Ray starts nothing from a path with a blank: a checkout that has one in its path is reached by a link that has none.
 blank := $() $()
-VENV := $(if $(findstring $(blank),$(CURDIR)),$(HOME)/.local/share/polyphony$(subst $(blank),_,$(CURDIR)),.venv)
-BIN := $(VENV)/bin
+HERE := $(if $(findstring $(blank),$(CURDIR)),$(HOME)/.local/share/polyphony$(subst $(blank),_,$(CURDIR)),.)
+BIN := $(HERE)/.venv/bin
 VERSIONS := 3.13 3.12 3.11 3.14
 PYTHONS = $(BIN)/python python3 $(VERSIONS:%=python%) $(VERSIONS:%="$$pyenv"/versions/%.*/bin/python)
 # Each is tried and not only looked for: pyenv's `python3.13` on PATH answers only where pyenv has selected a 3.13, and
@@ -32,11 +32,10 @@ install: .venv/.installed ## Create .venv and install Polyphony with its demo an
 
 # torch comes first and build isolation is off, because DeepSpeed's build reads the installed torch.
 .venv/.installed: pyproject.toml
-	@mkdir -p .venv $(dir $(VENV))
-	@[ $(VENV) = .venv ] || ln -sfn "$(CURDIR)/.venv" $(VENV)
+	@[ $(HERE) = . ] || { mkdir -p $(dir $(HERE)) && ln -sfn "$(CURDIR)" $(HERE); }
 	@pyenv=$$(pyenv root 2>/dev/null || echo "$$HOME/.pyenv"); \
 	for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
-		"$$python" -c '$(WILL_DO)' $(VERSIONS) 2>/dev/null && exec "$$python" -m venv $(VENV); \
+		"$$python" -c '$(WILL_DO)' $(VERSIONS) 2>/dev/null && exec "$$python" -m venv $(HERE)/.venv; \
 	done; \
 	exec >&2; \
 	echo "Polyphony needs Python $(sort $(VERSIONS)) with venv, and $(if $(PYTHON),$(PYTHON) is not one,found none)."; \
@@ -71,4 +70,4 @@ format: .venv/.installed ## Format the code and mend what the linter can mend.
 	$(BIN)/ruff format
 
 clean: ## Remove .venv and caches; runs/ stays.
-	rm -rf $(VENV) .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(filter-out .,$(HERE)) .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

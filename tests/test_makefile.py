@@ -52,10 +52,10 @@ def _make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _environment(checkout: Path) -> str:
-    """Where .venv is, by a path that has no blank: Ray starts nothing from one that has."""
-    if " " not in str(checkout):
-        return ".venv"
-    return f"{checkout.parent}/.local/share/polyphony{checkout}".replace(" ", "_")
+    """How .venv is called: by a path that has no blank, as Ray starts nothing from one that has."""
+    blank = " " in str(checkout)
+    here = f"{checkout.parent}/.local/share/polyphony{checkout}".replace(" ", "_") if blank else "."
+    return f"{here}/.venv"
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,24 @@ def test_the_python_that_is_named_is_taken_or_refused_and_no_other_is_tried(chec
 
 
 def test_the_demo_takes_paths_with_blanks_and_makes_them_absolute(checkout: Path) -> None:
-    environment = checkout / _environment(checkout)
-    _put_python(environment / "bin" / "python", NEW)
-    (checkout / ".venv").mkdir(exist_ok=True)
+    _put_python(checkout / ".venv" / "bin" / "python", NEW)
+    _make(checkout, "install")  # which makes the link, if there is one
     (checkout / ".venv" / ".installed").touch()
-    said = _make(checkout, "demo", "RECIPE=my recipes/a.yaml", "RUN=runs/my run").stdout
-    assert said.splitlines()[-10:] == [
-        str(environment / "bin" / "python"),
+    said = _make(checkout, "demo", "RECIPE=my recipes/a.yaml", "RUN=runs/my run").stdout.splitlines()
+    assert said[-10:] == [
+        str(checkout / ".venv" / "bin" / "python"),
         *["-m", "jobs.local", "--", "python", "-m", "jobs.quickstart"],
         *["--config", f"{checkout}/my recipes/a.yaml", f"run.directory={checkout}/runs/my run"],
     ]
+    assert said[0].startswith(f"{_environment(checkout)}/bin/python -m jobs.local")
+
+
+def test_cleaning_removes_the_environment_and_its_link_but_nothing_of_the_checkout(checkout: Path) -> None:
+    (checkout.parent / "bin" / "rm").symlink_to("/usr/bin/rm")
+    _put_python(checkout / ".venv" / "bin" / "python", NEW)
+    _make(checkout, "install")
+    link = (checkout / _environment(checkout)).parent
+    assert link.resolve() == checkout
+    _make(checkout, "clean")
+    assert sorted(path.name for path in checkout.iterdir()) == ["Makefile", "pyproject.toml"]
+    assert link.is_symlink() is False
