@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from actors.placement import NotEnoughResources
-from pipeline.config import ConfigError, Recipe, describe, load_recipe
+from pipeline.config import ConfigError, Device, Recipe, describe, load_recipe
 from pipeline.config.steps import describe_steps
 from pipeline.data.table import TooManyBadRows
 from pipeline.models.architectures import UnsupportedArchitecture
@@ -73,6 +73,9 @@ def main(
     """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend."""
     try:
         recipe, resume = parse(description or "", resumable=resumable, flags=flags)
+        if recipe.cluster.device is Device.CPU:
+            # transformers imports DeepSpeed where it saves a model, and that warns of a GPU that it does not find.
+            os.environ["DS_ACCELERATOR"] = "cpu"
         connect()
         if resume:
             run(recipe, resume=True)

@@ -118,7 +118,8 @@ def _connect(head: subprocess.Popen[bytes], address: str, log: Path) -> JobSubmi
     # Imported here: it reads the environment that was just set, and takes its seconds while the head starts.
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # It lists every ignored file of the upload.
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # They list the upload and every file that it ignores.
+        logging.getLogger(name).setLevel(logging.ERROR)
     deadline = time.monotonic() + START_TIMEOUT_S
     while head.poll() is None and time.monotonic() < deadline:
         try:
