@@ -1,14 +1,25 @@
 # Polyphony on one machine. `make demo` trains and reports, `make test` checks everything; both set up .venv first.
 # A cluster is described in cluster.yaml and takes jobs with `ray job submit`.
 
-PYTHON ?= python3
 RECIPE ?= jobs/recipes/tiny_cpu.yaml
 RUN ?= runs/demo
+# What makes .venv; without it, the first of PYTHONS that will do.
+PYTHON ?=
 
-BIN := .venv/bin
+# Ray starts nothing from a path with a blank: a checkout that has one in its path is reached by a link that has none.
+blank := $() $()
+HERE := $(if $(findstring $(blank),$(CURDIR)),$(HOME)/.local/share/polyphony$(subst $(blank),_,$(CURDIR)),.)
+BIN := $(HERE)/.venv/bin
+VERSIONS := 3.13 3.12 3.11 3.14
+PYTHONS = $(BIN)/python python3 $(VERSIONS:%=python%) $(VERSIONS:%="$$pyenv"/versions/%.*/bin/python)
+# Each is tried and not only looked for: pyenv's `python3.13` on PATH answers only where pyenv has selected a 3.13, and
+# Debian's python3 has no ensurepip, without which there is no pip in .venv.
+WILL_DO = import ensurepip, sys, venv; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv)
 # Requirements of pyproject.toml whose names match a pattern, so that versions are written once.
 REQUIREMENTS = $(BIN)/python -c 'import re, sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*(each for each in project["dependencies"] if re.match(sys.argv[1], each)), sep="\n")'
+# Unlike make's abspath it takes blanks.
+absolute = $$(realpath -ms "$(1)")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,20 +32,29 @@ install: .venv/.installed ## Create .venv and install Polyphony with its demo an
 
 # torch comes first and build isolation is off, because DeepSpeed's build reads the installed torch.
 .venv/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; version = sys.version_info[:2]; sys.exit(0 if (3, 11) <= version < (3, 13) else \
-	"Polyphony needs Python 3.11 or 3.12, not %d.%d: set PYTHON, as in `make $(or $(MAKECMDGOALS),install) PYTHON=python3.12`" % version)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip setuptools wheel ninja
-	$(REQUIREMENTS) 'torch' > .venv/torch.txt
-	$(REQUIREMENTS) 'deepspeed' > .venv/deepspeed.txt
-	$(BIN)/pip install --quiet --requirement .venv/torch.txt
-	$(BIN)/pip install --quiet --requirement .venv/deepspeed.txt --no-build-isolation
-	$(BIN)/pip install --quiet --editable '.[demo,dev]' --no-build-isolation
+	@[ $(HERE) = . ] || { mkdir -p $(dir $(HERE)) && ln -sfn "$(CURDIR)" $(HERE); }
+	@pyenv=$$(pyenv root 2>/dev/null || echo "$$HOME/.pyenv"); \
+	for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
+		"$$python" -c '$(WILL_DO)' $(VERSIONS) 2>/dev/null && exec "$$python" -m venv $(HERE)/.venv; \
+	done; \
+	exec >&2; \
+	echo "Polyphony needs Python $(sort $(VERSIONS)) with venv, and $(if $(PYTHON),$(PYTHON) is not one,found none)."; \
+	echo "On Debian and Ubuntu: sudo apt install python3-venv, or python3.12-venv where python3 is another version."; \
+	echo "One that is elsewhere: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python"; \
+	exit 1
+	@echo "Installing PyTorch, DeepSpeed, Ray and the rest into .venv: some minutes, 8 GB"
+	@$(BIN)/pip install --quiet --upgrade pip setuptools wheel ninja
+	@$(REQUIREMENTS) 'torch' > .venv/torch.txt
+	@$(REQUIREMENTS) 'deepspeed' > .venv/deepspeed.txt
+	@$(BIN)/pip install --quiet --requirement .venv/torch.txt
+	@$(BIN)/pip install --quiet --requirement .venv/deepspeed.txt --no-build-isolation
+	@$(BIN)/pip install --quiet --editable '.[demo,dev]' --no-build-isolation
 	@touch $@
 
 demo: .venv/.installed ## Train the tiny omni model on a local Ray, from data to report.
-	$(BIN)/python -m jobs.local -- python -m jobs.quickstart --config $(abspath $(RECIPE)) run.directory=$(abspath $(RUN))
-	@echo "The report: $(abspath $(RUN))/report.html"
+	$(BIN)/python -m jobs.local -- python -m jobs.quickstart --config "$(call absolute,$(RECIPE))" \
+		"run.directory=$(call absolute,$(RUN))"
+	@echo "The report: $(call absolute,$(RUN))/report.html"
 
 test: lint ## Run the linters, the type checker, the import contracts and the tests.
 	$(BIN)/pytest
@@ -50,4 +70,4 @@ format: .venv/.installed ## Format the code and mend what the linter can mend.
 	$(BIN)/ruff format
 
 clean: ## Remove .venv and caches; runs/ stays.
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(filter-out .,$(HERE)) .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

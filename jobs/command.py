@@ -16,7 +16,7 @@ import ray
 
 from actors.placement import NotEnoughResources
 from jobs.local import STANDS, print_in_any_locale
-from pipeline.config import Base, ConfigError, Recipe, absolute, check_once, describe, load_recipe
+from pipeline.config import Base, ConfigError, Device, Recipe, absolute, check_once, describe, load_recipe
 from pipeline.config.steps import describe_steps
 from pipeline.data.table import TooManyBadRows
 from pipeline.models.architectures import UnsupportedArchitecture
@@ -107,6 +107,9 @@ def main(
     print_in_any_locale()
     try:
         recipe, resume = parse(description or "", resumable=resumable, flags=flags)
+        if recipe.cluster.device is Device.CPU:
+            # transformers imports DeepSpeed where it saves a model, and that warns of a GPU that it does not find.
+            os.environ["DS_ACCELERATOR"] = "cpu"
         connect()
         if resume:
             run(recipe, resume=True)

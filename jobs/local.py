@@ -106,6 +106,9 @@ def _prepare_environment() -> None:
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Roles take turns on few cores, so many processes are meant: Ray warns of four times as many as this number,
+        # which is that of the cores unless it is set here.
+        "RAY_worker_maximum_startup_concurrency": "8",
         # A process of Ray Train that waits for notices of preemption, which nobody gives here.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
@@ -121,7 +124,8 @@ def _connect(head: subprocess.Popen[bytes], address: str, log: Path) -> JobSubmi
     # Imported here: it reads the environment that was just set, and takes its seconds while the head starts.
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # It lists every ignored file of the upload.
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # They list the upload and every file that it ignores.
+        logging.getLogger(name).setLevel(logging.ERROR)
     deadline = time.monotonic() + START_TIMEOUT_S
     while head.poll() is None and time.monotonic() < deadline:
         try:

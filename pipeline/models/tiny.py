@@ -52,11 +52,14 @@ def build(directory: Path, *, architecture: str, corpus: Iterable[str], seed: in
     Raises:
         ConfigError: the architecture has no tiny version here.
     """
+    from transformers.utils import logging
+
     if architecture not in BUILDERS:
         raise ConfigError(f"model.tiny_architecture={architecture!r}: use one of {', '.join(sorted(BUILDERS))}")
     tokenizer = _tokenizer(corpus)
     torch.manual_seed(seed)
     model, processor = BUILDERS[architecture](tokenizer)
+    logging.disable_progress_bar()
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return sum(parameter.numel() for parameter in model.parameters())
