@@ -18,7 +18,7 @@ from pipeline.data.schema import Reason, RowError
 from pipeline.records import Quarantined
 
 Row = Mapping[str, Any]
-"""A row of `worker.INDEX_SCHEMA`."""
+"""A row of `worker.INDEX_COLUMNS`."""
 
 
 class Decisions:

@@ -55,6 +55,11 @@ class Shard:
     def path(self) -> str:
         return self.paths[0]
 
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"at {self.path}" + ("" if self.end is None else f", {self.start} to {self.end}")
+
 
 def split_in(path: str) -> str | None:
     """The split that a file's name, or a directory above it, says: `train-00000-of-00001.parquet`, `val/cat/1.png`."""
