@@ -18,12 +18,11 @@ from actors.placement import NotEnoughResources
 from pipeline.config import ConfigError, Recipe, describe, load_recipe
 from pipeline.config.steps import describe_steps
 from pipeline.data.table import TooManyBadRows
-from pipeline.models.architectures import UnsupportedArchitecture
 
 STAGES_FILE = "stages.json"
 
 # What a user can mend: shown as one message, without a traceback.
-USER_ERRORS = (UnsupportedArchitecture, ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows)
+USER_ERRORS = (ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.command import Flag, main
 from pipeline.config import ConfigError, MediaAs, Recipe
@@ -30,8 +31,9 @@ from pipeline.data.ingest.run import check_columns, rows_of, workers_for
 from pipeline.data.ingest.shards import Shard, shards_of
 from pipeline.data.ingest.splits import NAMES
 from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
-from pipeline.models import tiny
-from pipeline.models.processing import processor_alone
+
+if TYPE_CHECKING:
+    from pipeline.models.processing import PromptProcessor
 
 ROWS_BETWEEN_CHECKS = 1000
 FLAGS = (
@@ -44,6 +46,8 @@ FLAGS = (
 def run(recipe: Recipe) -> dict[str, int]:
     """Writes what is missing and returns the number of rows by split and task."""
     if recipe.model.path is None:
+        from pipeline.models import tiny  # It brings torch.
+
         num_parameters = tiny.build(
             recipe.checkpoint("base"),
             architecture=recipe.model.tiny_architecture,
@@ -117,6 +121,13 @@ def decided(recipe: Recipe, shards: Sequence[Shard], index: Index, *, staging: P
     summary = card.summarise(index, num_read=decisions.num_rows, recipe=recipe, tables=tables)
     card.write(directory, summary, index)
     return {f"{split}/{task}": n for task, by_split in summary["tasks"].items() for split, n in by_split.items()}
+
+
+def processor_alone(recipe: Recipe, checkpoint: Path) -> PromptProcessor:
+    """The checkpoint's processor, which counts tokens in each worker."""
+    from pipeline.models import processing  # It brings torch and transformers: seconds that only those pay who count.
+
+    return processing.processor_alone(recipe, checkpoint)
 
 
 def check_target(recipe: Recipe, directory: Path) -> None:
