@@ -5,8 +5,9 @@
 
 All three read the same JSON Lines with pictures by path, decode each picture, hash its pixels, shrink it to half,
 encode it again and write Parquet with the bytes inside. The loop does it in one process, `datasets` in two; neither
-checks anything. Both write PNG at the level at which `jobs.prepare` wrote it before it told photographs from drawings. `jobs.prepare` on two CPUs also looks at every file before it decodes it, decodes in a process apart,
-checks rows and repeated ids, finds duplicates and leaks, splits, and writes card and quarantine.
+checks anything. Both write PNG at the level at which `jobs.prepare` wrote it before it told photographs from drawings.
+`jobs.prepare` on two CPUs also looks at every file before it decodes it, decodes in a process apart, checks rows and
+repeated ids, finds duplicates and leaks, splits, and writes card and quarantine.
 
 Each side runs in a process of its own, one after the other, for every number of rows. Starting takes as long for few
 rows as for many, so the rate is that of the rows by which the largest and the smallest differ, and what is left of the
