@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -61,3 +63,10 @@ def test_what_every_worker_dies_of_stops_the_pool_and_is_named(at: int, where: s
 def test_what_a_worker_raises_arrives_as_it_is_and_is_not_tried_again(tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError, match="negative"):
         squares(tmp_path / "log", [1, -1, 2], at=-5, deaths=0)
+
+
+def test_neither_the_driver_nor_a_worker_waits_for_imports_that_few_jobs_need() -> None:
+    heavy = "{'torch', 'transformers', 'ray.data', 'datasets'}"
+    code = f"import sys, jobs.prepare, pipeline.data.ingest.worker; print({heavy} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
