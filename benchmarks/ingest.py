@@ -5,12 +5,14 @@
 
 All three read the same JSON Lines with pictures by path, decode each picture, hash its pixels, shrink it to half,
 encode it again and write Parquet with the bytes inside. The loop does it in one process, `datasets` in two; neither
-checks anything. `jobs.prepare` on two CPUs also looks at every file before it decodes it, decodes in a process apart,
-checks rows and repeated ids, finds duplicates and leaks, splits, and writes card and quarantine.
+checks anything. Both write PNG at the level at which `jobs.prepare` wrote it before it told photographs from drawings.
+`jobs.prepare` on two CPUs also looks at every file before it decodes it, decodes in a process apart, checks rows and
+repeated ids, finds duplicates and leaks, splits, and writes card and quarantine.
 
 Each side runs in a process of its own, one after the other, for every number of rows. Starting takes as long for few
-rows as for many, so the rate is that of the rows by which the largest and the smallest differ. Memory is the peak over
-the whole process tree of pages that only one process holds (USS).
+rows as for many, so the rate is that of the rows by which the largest and the smallest differ, and what is left of the
+time of `jobs.prepare`, its imports and Ray included, is `fixed_s`. Memory is the peak over the whole process tree of
+pages that only one process holds (USS). CPU-seconds, of the whole tree too, say most where the machine is not quiet.
 """
 
 from __future__ import annotations
@@ -41,7 +43,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks import machine
-from pipeline.data.media import encode_png
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 SOURCE = "rows.jsonl"
@@ -52,9 +53,10 @@ WATCH_S = 2.0
 
 @dataclass(frozen=True)
 class Measured:
-    """One side on one number of rows: wall seconds, peak MiB of its process tree, and of that the driver's alone."""
+    """One side on one number of rows: wall and CPU-seconds, peak MiB of its process tree, and of that the driver's."""
 
     seconds: float
+    cpu_s: float
     tree_mib: float
     driver_mib: float
 
@@ -81,11 +83,13 @@ def shrunk(row: dict[str, Any], directory: Path, side: int) -> dict[str, Any]:
         picture = file.convert("RGB")
     key = hashlib.sha256(np.asarray(picture).tobytes()).hexdigest()
     smaller = picture.resize((side // 2, side // 2), Image.Resampling.LANCZOS)
+    png = io.BytesIO()
+    smaller.save(png, format="PNG", compress_level=4)
     question, answer = (turn["value"] for turn in row["conversations"])
     return {
         "id": row["id"],
         "prompt": [{"role": "user", "content": question}],
-        "images": [{"bytes": encode_png(np.asarray(smaller)), "path": row["image"]}],
+        "images": [{"bytes": png.getvalue(), "path": row["image"]}],
         "answer": answer,
         "sources": [key],
     }
@@ -149,13 +153,16 @@ SIDES: dict[str, Callable[[Path, Path, int], None]] = {
 
 
 def watch(stop: threading.Event, peaks: dict[str, float]) -> None:
-    """Keeps the peaks of memory of this process and of all below it, in MiB."""
-    this = psutil.Process()
-    while not stop.wait(WATCH_S):
+    """Keeps the peaks of memory of this process and of all below it, in MiB, and the CPU-seconds that each has used."""
+    this, used = psutil.Process(), dict[int, float]()
+    while not stop.is_set():
+        stop.wait(WATCH_S)
         sizes: list[float] = []
         for process in (this, *this.children(recursive=True)):
             with suppress(psutil.Error):
+                used[process.pid] = sum(process.cpu_times()[:2])
                 sizes.append(process.memory_full_info().uss / 2**20)
+        peaks["cpu"] = sum(used.values())
         peaks["driver"] = max(peaks.get("driver", 0.0), sizes[0])
         peaks["tree"] = max(peaks.get("tree", 0.0), sum(sizes))
 
@@ -166,12 +173,11 @@ def run_side(name: str, source: Path, side: int) -> None:
     watcher = threading.Thread(target=watch, args=(stop, peaks), daemon=True)
     with tempfile.TemporaryDirectory(prefix="ingest-") as target:
         watcher.start()
-        started = time.monotonic()
         SIDES[name](source, Path(target), side)
-        seconds = time.monotonic() - started
+        seconds = time.time() - psutil.Process().create_time()
         stop.set()
         watcher.join()
-    print(json.dumps({"seconds": seconds, "tree_mib": peaks["tree"], "driver_mib": peaks["driver"]}), flush=True)
+    print(json.dumps(vars(Measured(seconds, peaks["cpu"], peaks["tree"], peaks["driver"]))), flush=True)
 
 
 def measure(name: str, source: Path, side: int) -> Measured:
@@ -183,32 +189,63 @@ def measure(name: str, source: Path, side: int) -> Measured:
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def compare(rows: Sequence[int], side: int, repeats: int, directory: Path) -> Iterator[str]:
-    """Measures all sides and yields the lines of the report."""
-    fewest, most = min(rows), max(rows)
-    num_bytes = {number: make_source(directory / str(number), number, side) for number in rows}
-    found: dict[str, dict[int, list[Measured]]] = {name: {number: [] for number in rows} for name in SIDES}
+Runs = dict[str, dict[int, list[Measured]]]
+"""By side and number of rows."""
+
+
+def measured(rows: Sequence[int], side: int, repeats: int, directory: Path) -> tuple[Runs, float]:
+    """Measures all sides on all numbers of rows; and the bytes of a picture."""
+    num_bytes = [make_source(directory / str(number), number, side) for number in rows]
+    found: Runs = {name: {number: [] for number in rows} for name in SIDES}
     for _ in range(repeats):
         for number in rows:
             for name in SIDES:
                 found[name][number].append(measure(name, directory / str(number), side))
-    rates: dict[str, float] = {}
-    for name, by_rows in found.items():
-        seconds = {number: statistics.median(each.seconds for each in runs) for number, runs in by_rows.items()}
-        rates[name] = (most - fewest) / (seconds[most] - seconds[fewest])
-    bytes_a_row = (num_bytes[most] - num_bytes[fewest]) / (most - fewest)
-    columns = " | ".join(f"{number} rows: s, MiB, driver MiB" for number in rows)
-    yield f"| | rows/s | MB/s | to the plain loop | {columns} |"
-    yield "|---|---:|---:|---:|" + "---:|" * len(rows)
+    return found, sum(num_bytes) / sum(rows)
+
+
+def line_of(by_rows: dict[int, list[Measured]], what: str) -> tuple[float, float]:
+    """Seconds a row and seconds before the first, by the smallest and the largest number of rows."""
+    fewest, most = min(by_rows), max(by_rows)
+    few, many = (statistics.median(getattr(each, what) for each in by_rows[number]) for number in (fewest, most))
+    slope = (many - few) / (most - fewest)
+    return slope, few - slope * fewest
+
+
+def table(found: Runs, bytes_a_row: float) -> Iterator[str]:
+    """The lines of the report."""
+    rows = next(iter(found.values()))
+    columns = " | ".join(f"{number} rows: s, CPU-s, MiB, driver MiB" for number in rows)
+    yield f"| | rows/s | CPU-ms a row | MB/s | to the plain loop | {columns} |"
+    yield "|---|---:|---:|---:|---:|" + "---:|" * len(rows)
+    plain_s, _ = line_of(found["plain loop"], "seconds")
     for name, by_rows in found.items():
         cells = [
-            f"{statistics.median(each.seconds for each in runs):.1f}, {max(each.tree_mib for each in runs):.0f}, "
+            f"{statistics.median(each.seconds for each in runs):.1f}, "
+            f"{statistics.median(each.cpu_s for each in runs):.1f}, {max(each.tree_mib for each in runs):.0f}, "
             f"{max(each.driver_mib for each in runs):.0f}"
             for runs in by_rows.values()
         ]
-        ratio = rates[name] / rates["plain loop"]
-        megabytes = rates[name] * bytes_a_row / 1e6
-        yield f"| {name} | {rates[name]:.0f} | {megabytes:.1f} | {ratio:.2f}x | {' | '.join(cells)} |"
+        row_s, _ = line_of(by_rows, "seconds")
+        cpu_s, _ = line_of(by_rows, "cpu_s")
+        rates = f"{1 / row_s:.0f} | {1e3 * cpu_s:.2f} | {bytes_a_row / row_s / 1e6:.1f} | {plain_s / row_s:.2f}x"
+        yield f"| {name} | {rates} | {' | '.join(cells)} |"
+
+
+def summary(found: Runs) -> dict[str, Any]:
+    """The same for machines."""
+    lines = {name: line_of(by_rows, "seconds") for name, by_rows in found.items()}
+    names = {name: name.partition("(")[0] for name in found}
+    return {
+        "benchmark": "ingest",
+        "rows_per_s": {names[name]: round(1 / row_s, 1) for name, (row_s, _) in lines.items()},
+        "fixed_s": round(lines["jobs.prepare"][1], 1),
+        "cpu_ms_per_row": {names[name]: round(1e3 * line_of(runs, "cpu_s")[0], 2) for name, runs in found.items()},
+        "fixed_cpu_s": round(line_of(found["jobs.prepare"], "cpu_s")[1], 1),
+        "tree_mib": {
+            str(number): round(max(each.tree_mib for each in runs)) for number, runs in found["jobs.prepare"].items()
+        },
+    }
 
 
 def main() -> None:
@@ -232,11 +269,12 @@ def main() -> None:
         f"- Pictures: JPEG, {options.side}x{options.side}\n",
     ]
     with tempfile.TemporaryDirectory(prefix="ingest-source-") as directory:
-        for line in compare(options.rows, options.side, options.repeats, Path(directory)):
-            print(line, flush=True)
-            lines.append(line)
+        found, bytes_a_row = measured(options.rows, options.side, options.repeats, Path(directory))
+    lines += table(found, bytes_a_row)
+    print("\n".join(lines))
     with options.results.open("a", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
+    print(json.dumps(summary(found)))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ from jobs.local import STANDS, print_in_any_locale
 from pipeline.config import Base, ConfigError, Device, Recipe, absolute, check_once, describe, load_recipe
 from pipeline.config.steps import describe_steps
 from pipeline.data.table import TooManyBadRows
-from pipeline.models.architectures import UnsupportedArchitecture
 
 STAGES_FILE = "stages.json"
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets in the driver of a submitted job, and nowhere else."""
 
 # What a user can mend: shown as one message, without a traceback.
-USER_ERRORS = (UnsupportedArchitecture, ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows)
+USER_ERRORS = (ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Prepare: make the prompt table out of files of any form, or the built-in data; and the tiny checkpoint.
 
-    files -> shards -> Ray Data: read, fetch, decode, steps, count tokens -> rows put aside
+    files -> shards -> workers: read, fetch, decode, steps, count tokens -> rows put aside
                                         | what the driver learns of each row
     duplicates, leaks, too many bad rows? <-+
-    rows that stay -> Ray Data -> <data>/{train,validation,test}*.parquet, preferences/, judgements/, README.md
+    rows that stay -> workers -> <data>/{train,validation,test}*.parquet, preferences/, judgements/, README.md
     rows that do not -> quarantine.parquet, with their reasons
 
 The driver never holds a medium. Without `prepare.sources` the built-in digits, speech, scenes and videos are made.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.command import Flag, main
 from pipeline.config import ConfigError, MediaAs, Recipe
@@ -26,12 +27,13 @@ from pipeline.data.ingest.decisions import Decisions
 from pipeline.data.ingest.index import Index
 from pipeline.data.ingest.media_store import MediaStore
 from pipeline.data.ingest.parts import write_tables
-from pipeline.data.ingest.run import check_columns, rows_of, workers_of
+from pipeline.data.ingest.run import check_columns, rows_of, workers_for
 from pipeline.data.ingest.shards import Shard, shards_of
 from pipeline.data.ingest.splits import NAMES, empty_splits
 from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
-from pipeline.models import tiny
-from pipeline.models.processing import processor_alone
+
+if TYPE_CHECKING:
+    from pipeline.models.processing import PromptProcessor
 
 ROWS_BETWEEN_CHECKS = 1000
 FLAGS = (
@@ -44,6 +46,8 @@ FLAGS = (
 def run(recipe: Recipe) -> dict[str, int]:
     """Writes what is missing and returns the number of rows by split and task."""
     if recipe.model.path is None:
+        from pipeline.models import tiny  # It brings torch.
+
         num_parameters = tiny.build(
             recipe.checkpoint("base"),
             architecture=recipe.model.tiny_architecture,
@@ -96,30 +100,38 @@ def decided(recipe: Recipe, shards: Sequence[Shard], index: Index, *, staging: P
     settings = recipe.prepare
     processor = partial(processor_alone, recipe, recipe.checkpoint("base")) if settings.count_tokens else None
     decisions = Decisions(settings, index)
-    try:
-        for row in rows_of(recipe, shards, directory=directory, staging=staging, processor=processor):
-            decisions.add(row)
-            if decisions.num_rows % ROWS_BETWEEN_CHECKS == 0:
-                index.check(decisions.num_rows, recipe.data.max_bad_fraction)
-        index.check(decisions.num_rows, recipe.data.max_bad_fraction)
-        decisions.resolve_leaks()
-    finally:
-        index.write_quarantine(directory / "quarantine.parquet")
-        print(decisions.report(), flush=True)
-    clear(directory)
-    tables = write_tables(
-        index,
-        staging=staging,
-        directory=directory,
-        rows_per_file=settings.rows_per_file,
-        num_workers=workers_of(recipe),
-        sort_train=settings.sort_by is not None,
-    )
+    with workers_for(recipe, shards, directory=directory, staging=staging, processor=processor) as pool:
+        try:
+            for row in rows_of(pool, shards, staging):
+                decisions.add(row)
+                if decisions.num_rows % ROWS_BETWEEN_CHECKS == 0:
+                    index.check(decisions.num_rows, recipe.data.max_bad_fraction)
+            index.check(decisions.num_rows, recipe.data.max_bad_fraction)
+            decisions.resolve_leaks()
+        finally:
+            index.write_quarantine(directory / "quarantine.parquet")
+            print(decisions.report(), flush=True)
+        clear(directory)
+        tables = write_tables(
+            index,
+            pool,
+            staging=staging,
+            directory=directory,
+            rows_per_file=settings.rows_per_file,
+            sort_train=settings.sort_by is not None,
+        )
     if settings.media is MediaAs.REFERENCES:
         MediaStore(directory / "media").remove_unless(index.uses)
     summary = card.summarise(index, num_read=decisions.num_rows, recipe=recipe, tables=tables)
     card.write(directory, summary, index)
     return {f"{split}/{task}": n for task, by_split in summary["tasks"].items() for split, n in by_split.items()}
+
+
+def processor_alone(recipe: Recipe, checkpoint: Path) -> PromptProcessor:
+    """The checkpoint's processor, which counts tokens in each worker."""
+    from pipeline.models import processing  # It brings torch and transformers: seconds that only those pay who count.
+
+    return processing.processor_alone(recipe, checkpoint)
 
 
 def check_target(recipe: Recipe, directory: Path) -> None:

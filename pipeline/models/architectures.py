@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import PartName
+from pipeline.config import ConfigError, PartName
 from pipeline.records import MediaKind
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
-class UnsupportedArchitecture(ValueError):
+class UnsupportedArchitecture(ConfigError):
     """The checkpoint's `model_type` is none that Polyphony can teach."""
 
 

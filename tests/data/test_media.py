@@ -187,3 +187,19 @@ def test_the_content_key_knows_content_from_container() -> None:
     assert content_key(Image(PIXELS)) != content_key(Image(PIXELS.reshape(9, 6, 3))), "shape counts"
     assert content_key(TONE) != content_key(Audio(TONE.samples, 8_000)), "rate counts"
     assert len(content_key(TONE)) == 64
+
+
+def test_a_drawing_is_encoded_smaller_than_a_photograph_and_both_keep_every_pixel() -> None:
+    drawing = np.full((64, 64, 3), 255, np.uint8)
+    drawing[::8, 4:60:2] = 0  # equal dotted lines
+    photograph = (RNG.normal(0, 4, (64, 64, 3)) + np.linspace(50, 200, 64)[:, None]).astype(np.uint8)
+    for pixels, most in ((drawing, 350), (photograph, 64 * 64 * 3 * 0.75)):
+        encoded = encode_png(pixels)
+        assert len(encoded) < most
+        np.testing.assert_array_equal(decode_pixels(encoded), pixels)
+
+
+def decode_pixels(data: bytes) -> Any:
+    image = decoded(MediaKind.IMAGE, data)
+    assert isinstance(image, Image)
+    return image.pixels

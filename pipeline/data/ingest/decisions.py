@@ -19,7 +19,7 @@ from pipeline.data.table import TooManyBadRows
 from pipeline.records import Quarantined
 
 Row = Mapping[str, Any]
-"""A row of `worker.INDEX_SCHEMA`."""
+"""A row of `worker.INDEX_COLUMNS`."""
 
 
 class Decisions:

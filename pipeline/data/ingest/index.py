@@ -46,7 +46,7 @@ _SCHEMA = f"""
 
 
 class Index:
-    """Rows of `worker.INDEX_SCHEMA` by their number in the order of the sources."""
+    """Rows of `worker.INDEX_COLUMNS` by their number in the order of the sources."""
 
     def __init__(self, path: Path | str) -> None:
         """Makes the database; `:memory:` keeps it off the disk."""

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
-from pipeline.data.in_order import in_order
 from pipeline.data.ingest.index import PROMPTS, Index
+from pipeline.data.ingest.pool import Pool
 from pipeline.data.ingest.splits import NAMES
 from pipeline.data.ingest.staging import Staged
 from pipeline.data.preferences import (
@@ -74,15 +71,31 @@ def part_name(split: str, index: int, total: int) -> str:
     return f"{split}.parquet" if total == 1 else f"{split}-{index:05d}-of-{total:05d}.parquet"
 
 
+@dataclass(frozen=True)
+class Part:
+    """A file of a table, and the plan of its rows."""
+
+    table: str
+    path: Path
+    plan: Path
+    contents: Contents
+
+    def write(self, staging: Path) -> None:
+        """Writes the file out of what was put aside."""
+        groups = (self.contents.rows(self.table, rows) for rows in planned(self.plan, Staged(staging)))
+        write_groups(self.path, groups, schema=self.contents.schema(self.table))
+
+
 def write_tables(
-    index: Index, *, staging: Path, directory: Path, rows_per_file: int, num_workers: int, sort_train: bool
+    index: Index, pool: Pool, *, staging: Path, directory: Path, rows_per_file: int, sort_train: bool
 ) -> dict[str, dict[str, int]]:
     """Writes the files of all splits and returns the number of rows by table and split.
 
     sort_train: the train split goes by ascending sort value.
     """
     tables: dict[str, dict[str, int]] = {}
-    parts: list[dict[str, str]] = []
+    parts: list[Part] = []
+    contents = Contents.of(index)
     for table in (PROMPTS, PREFERENCES, JUDGEMENTS):
         for split in NAMES:
             num_rows = index.size(table, split)
@@ -95,16 +108,9 @@ def write_tables(
                 path = directory_of(table, directory) / part_name(split, number, num_parts)
                 plan = staging / "plans" / f"{len(parts):06d}.parquet"
                 write_plan(plan, list(islice(places, rows_per_file)))
-                parts.append({"table": table, "path": str(path), "plan": str(plan)})
-    if not parts:
-        return tables
-    with in_order():
-        written = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
-            partial(_write, staging=staging, contents=Contents.of(index)),
-            batch_size=1,
-            compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(parts))),
-        )
-    written.materialize()
+                parts.append(Part(table, path, plan, contents))
+    for _ in pool.map(lambda worker, part: worker.write.remote(part), parts, lambda part: f"at {part.path}"):
+        pass
     return tables
 
 
@@ -112,14 +118,6 @@ def write_plan(path: Path, places: list[tuple[int, int, str]]) -> None:
     """Which rows a file is made of: on disk, so that nothing grows with their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(list(zip(*places, strict=True)), schema=_PLAN), path)
-
-
-def _write(batch: Any, *, staging: Path, contents: Contents) -> Any:
-    """Writes the files of a batch."""
-    for table, path, plan in zip(batch["table"], batch["path"], batch["plan"], strict=True):
-        groups = (contents.rows(table, rows) for rows in planned(Path(plan), Staged(staging)))
-        write_groups(Path(path), groups, schema=contents.schema(table))
-    return {"path": batch["path"]}
 
 
 def planned(plan: Path, staged: Staged) -> Iterator[pa.Table]:

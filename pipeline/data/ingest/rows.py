@@ -40,7 +40,7 @@ NUM_TOKENS = "num_tokens"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A row that is good by itself: for `schema.STAGED_SCHEMA`, and what the driver learns of it (`INDEX_SCHEMA`)."""
+    """A row that is good by itself: for `schema.STAGED_SCHEMA`, and what the driver learns of it (`INDEX_COLUMNS`)."""
 
     split: str
     row: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Preparing all shards on a cluster with Ray Data; what comes back describes the rows, in the order of the sources."""
+"""Preparing all shards on a cluster; what comes back describes the rows, in the order of the sources."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.data
 
 from pipeline.config import ConfigError, Recipe
-from pipeline.data.in_order import in_order
 from pipeline.data.ingest.formats import check_map
+from pipeline.data.ingest.pool import Pool
 from pipeline.data.ingest.readers import RawRow, read
 from pipeline.data.ingest.rows import NUM_TOKENS
 from pipeline.data.ingest.shards import Shard
-from pipeline.data.ingest.worker import ShardWorker
+from pipeline.data.ingest.worker import ShardWorker, described
 
 if TYPE_CHECKING:
     from pipeline.models.processing import PromptProcessor
@@ -51,26 +50,23 @@ def workers_of(recipe: Recipe) -> int:
     return recipe.prepare.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def rows_of(
+def workers_for(
     recipe: Recipe,
     shards: Sequence[Shard],
     *,
     directory: Path,
     staging: Path,
     processor: Callable[[], PromptProcessor] | None,
-) -> Iterator[dict[str, Any]]:
-    """Prepares the shards in parallel and yields rows of `worker.INDEX_SCHEMA` in the order of the shards."""
-    num_workers = min(len(shards), workers_of(recipe))
-    with in_order():
-        index: Any = ray.data.from_items(
-            [{"number": number} for number in range(len(shards))], override_num_blocks=len(shards)
-        ).map_batches(
-            ShardWorker,
-            batch_size=1,
-            fn_constructor_args=(recipe, tuple(shards), directory, staging, processor),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers, initial_size=num_workers),
-            num_cpus=1,
-        )
-    batches: Iterator[Any] = index.iter_batches(batch_size=None, batch_format="pyarrow")
-    for batch in batches:
-        yield from batch.to_pylist()
+) -> Pool:
+    """As many workers as there are CPUs, or shards where those are fewer: few rows start one."""
+    actor: Any = ray.remote(ShardWorker).options(num_cpus=1, scheduling_strategy="SPREAD")
+    arguments = [ray.put(each) for each in (recipe, tuple(shards), directory, staging, processor)]
+    return Pool(lambda: actor.remote(*arguments), min(len(shards), workers_of(recipe)))
+
+
+def rows_of(pool: Pool, shards: Sequence[Shard], staging: Path) -> Iterator[dict[str, Any]]:
+    """Prepares the shards in parallel and yields rows of `worker.INDEX_COLUMNS` in the order of the shards."""
+    numbers = range(len(shards))
+    prepared = pool.map(lambda worker, number: worker.prepare.remote(number), numbers, lambda n: shards[n].where)
+    for number, _ in zip(numbers, prepared, strict=True):
+        yield from described(staging, number)

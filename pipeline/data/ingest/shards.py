@@ -55,6 +55,11 @@ class Shard:
     def path(self) -> str:
         return self.paths[0]
 
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"at {self.path}" + ("" if self.end is None else f", {self.start} to {self.end}")
+
 
 def uncompressed(path: str) -> str:
     """The name of a file in lower case, without the suffix of a compression that is undone while a table is read."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,11 @@ class Staged:
 
     def rows(self, shards: Sequence[int], places: Sequence[int]) -> pa.Table:
         """The rows at these places of these shards, in this order."""
-        found: Iterable[pa.RecordBatch] = (
-            self._file(shard).get_batch(place // _BATCH_ROWS).slice(place % _BATCH_ROWS, 1)
-            for shard, place in zip(shards, places, strict=True)
-        )
+        wanted = groupby(zip(shards, places, strict=True), key=lambda at: (at[0], at[1] // _BATCH_ROWS))
+        found = [
+            self._file(shard).get_batch(batch).take(pa.array([place % _BATCH_ROWS for _, place in these]))
+            for (shard, batch), these in wanted
+        ]
         return pa.Table.from_batches(found, schema=STAGED_SCHEMA)
 
     def _file(self, shard: int) -> Any:

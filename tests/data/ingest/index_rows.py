@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.data.ingest.worker import INDEX_SCHEMA
+from pipeline.data.ingest.worker import INDEX_COLUMNS
 
 
 def key(text: str) -> str:
@@ -17,7 +17,7 @@ def key(text: str) -> str:
 def described(id: str, *, media: Sequence[str] = (), text: str = "", **more: Any) -> dict[str, Any]:
     """A good row; rows without a text of their own have that of their id."""
     return {
-        **dict.fromkeys(INDEX_SCHEMA.names),
+        **dict.fromkeys(INDEX_COLUMNS),
         "shard": 0,
         "place": 0,
         "id": id,
@@ -40,4 +40,4 @@ def described(id: str, *, media: Sequence[str] = (), text: str = "", **more: Any
 
 def refused(id: str, reason: str = "not_found") -> dict[str, Any]:
     """A bad row."""
-    return {**dict.fromkeys(INDEX_SCHEMA.names), "shard": 0, "id": id, "reason": reason, "detail": "gone"}
+    return {**dict.fromkeys(INDEX_COLUMNS), "shard": 0, "id": id, "reason": reason, "detail": "gone"}

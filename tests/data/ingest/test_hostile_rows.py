@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import Recipe, Source, load_recipe
+from pipeline.data.ingest.decisions import Decisions
+from pipeline.data.ingest.index import Index
 from pipeline.data.ingest.readers import read
 from pipeline.data.ingest.rows import Prepared, RowPreparer
 from pipeline.data.ingest.shards import shards_of
-from pipeline.data.ingest.worker import INDEX_SCHEMA
 from pipeline.data.schema import STAGED_SCHEMA, Reason
 from tests.data.ingest import samples
 
@@ -123,7 +124,10 @@ def test_over_a_thousand_hostile_rows_are_prepared_or_refused_with_a_reason(tmp_
             else:
                 assert row.row_id and row.detail
                 index.append({"id": row.row_id, "reason": row.reason, "detail": row.detail})
-    assert len(pa.Table.from_pylist(index, schema=INDEX_SCHEMA)) == num_lines
+    decisions = Decisions(recipe.prepare, Index(":memory:"))
+    for row in index:
+        decisions.add({"shard": 0, "place": 0, "reason": None, **row})
+    assert decisions.num_rows == num_lines
     print(found.most_common())
     assert found.total() == num_lines > 1_000
     assert set(found) <= {"prepared", *Reason}
