@@ -58,7 +58,7 @@ def test_videos_out_of_bounds_are_refused_and_those_at_the_bounds_are_not(
     bound: dict[str, Any], reason: Reason
 ) -> None:
     video = numbered(5, 2.0)
-    none = dict.fromkeys(("min_seconds", "max_seconds", "min_frames", "max_frames"))
+    none: dict[str, Any] = dict.fromkeys(("min_seconds", "max_seconds", "min_frames", "max_frames"))
     with pytest.raises(RowError) as caught:
         steps.bounds(video, **(none | bound))
     assert caught.value.reason is reason
