@@ -63,5 +63,5 @@ def test_videos_out_of_bounds_are_refused_and_those_at_the_bounds_are_not(
         steps.bounds(video, **(none | bound))
     assert caught.value.reason is reason
     measured = numbered(30, 29 / 9.667)  # of timestamps in whole milliseconds
-    assert steps.bounds(measured, **(none | {"min_seconds": 10.0, "max_seconds": 10.0})) is measured
+    assert steps.bounds(measured, min_seconds=10.0, max_seconds=10.0, min_frames=None, max_frames=None) is measured
     assert steps.bounds(video, min_seconds=2.5, max_seconds=2.5, min_frames=5, max_frames=5) is video
