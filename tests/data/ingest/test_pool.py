@@ -30,7 +30,7 @@ class Squarer:
     def square(self, number: int) -> int:
         if number < 0:
             raise ArithmeticError("negative")
-        time.sleep(0.05 / (1 + number))  # later ones are done first
+        time.sleep(0.5 * (number == 1))  # the first is done after others
         self._die_at(number)
         return number * number
 
