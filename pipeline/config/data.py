@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.paths import Location
+from pipeline.config.paths import Location, Root
 from pipeline.config.section import Section
 
 _HOST = re.compile(r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
@@ -42,7 +42,7 @@ class MediaLimits(Section):
 class Access(Section):
     """Where media that a row names by path or address may come from. What is not allowed here is refused."""
 
-    roots: tuple[Location, ...] = ()
+    roots: tuple[Root, ...] = ()
     """Directories (local, or `s3://bucket/prefix`, `gs://bucket/prefix`) below which paths may lie, and relative ones
     are looked for, after the directory of the source that names them. Links that lead out of them are refused."""
     hosts: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Paths of a recipe: what may stand in one, what `~` means, and what a relative one is relative to.
 
-Every path of every section has one of the two types below, so that all of them are checked and made absolute alike.
+Every path of every section has one of the types below, so that all of them are checked and made absolute alike.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ def _address(path: str) -> str:
     return path
 
 
+def _root(value: object, info: ValidationInfo) -> object:
+    return value if isinstance(value, str) and "://" in value else _checked(value, info)
+
+
 def _text(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
@@ -100,3 +104,6 @@ DiskPath = Annotated[Path, BeforeValidator(_checked), BeforeValidator(_on_disk)]
 
 Location = Annotated[str, BeforeValidator(_text), BeforeValidator(_checked)]
 """A file or a directory: a path on disk, or an address such as `s3://bucket/data`."""
+
+Root = Annotated[str, BeforeValidator(_text), BeforeValidator(_root)]
+"""The same, where an address may have options, such as the endpoint of a store of one's own."""
