@@ -28,6 +28,9 @@ class DyingProcessor:
     def template(self, prompt: Prompt) -> str:
         return " ".join(message.content for message in prompt.messages)
 
+    def check_learned(self, text: str | None, field: str) -> None:
+        """Takes all that is learned."""
+
     def process(self, id: str, text: str, *_: Sequence[Any]) -> Any:
         if id == self._row and deaths_in(self._log) < self._deaths:
             with self._log.open("a") as log:
