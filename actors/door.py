@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -24,7 +23,6 @@ MIN_JUDGED_ROWS = 1000
 """Rows (or the whole table) whose share of bad ones `data.max_bad_fraction` bounds at least: among the first few rows,
 one bad row is many."""
 
-Answer = TypeVar("Answer", str, tuple[str, ...])
 Lacks = Callable[[PromptInfo], str | None]
 """What a row lacks for a stage, and the cure, for the quarantine; None where it lacks nothing."""
 
@@ -33,11 +31,11 @@ def nothing(info: PromptInfo) -> None:
     """What a row lacks for a stage that needs no answer."""
 
 
-def given(answer: Answer | None) -> Answer:
-    """An answer, or answers, without which the door lets no row in."""
-    if answer is None:
+def given(text: str | None) -> str:
+    """An answer without which the door lets no row in."""
+    if text is None:
         raise ValueError("a row without the answer that this stage needs came through; its door must ask (`lacks`)")
-    return answer
+    return text
 
 
 class Door:

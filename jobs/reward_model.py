@@ -226,7 +226,8 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
     )
     rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
     judged = [
-        rater.compare(rollout, *given(prompt.info.answers)) for prompt, rollout in zip(prompts, rollouts, strict=True)
+        rater.compare(rollout, given(prompt.info.answer), *prompt.info.accepted)
+        for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
     num_silent = sum(not pairs for pairs in judged)
     print(f"{num_silent} of {len(judged)} groups have nothing to compare: no preference", flush=True)

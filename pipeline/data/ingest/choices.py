@@ -6,15 +6,13 @@ ScienceQA has a list and a number, MMMU a list in Python's spelling and a letter
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Mapping
 from itertools import takewhile
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
-from pipeline.data.ingest.turns import text_of, wrong_type
+from pipeline.data.ingest.turns import spelled, text_of, wrong_type
 from pipeline.data.schema import Reason, RowError
 
 _WANTED = "a list of two texts or more (a text is put below the question by prepare.map.input=choices)"
@@ -35,7 +33,7 @@ def choices_of(value: Any, field: str) -> dict[str, str]:
     Raises:
         RowError: it is neither a list of texts, nor texts by their letters.
     """
-    match _listed(value) if isinstance(value, str) else value:
+    match spelled(value) if isinstance(value, str) else value:
         case {"text": [*texts], "label": [*labels]} if len(texts) == len(labels):
             pairs = list(zip(labels, texts, strict=True))
         case [{"text": _, "label": _}, *_] as items:
@@ -51,15 +49,6 @@ def choices_of(value: Any, field: str) -> dict[str, str]:
     if len(pairs) < 2:
         raise wrong_type(field, value, _WANTED)
     return {text_of(letter, field): text_of(text, field) for letter, text in pairs}
-
-
-def _listed(text: str) -> Any:
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return text
 
 
 def below(question: str, choices: Mapping[str, str]) -> str:

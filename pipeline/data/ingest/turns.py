@@ -96,7 +96,7 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def spelled(text: str) -> object:
+def spelled(text: str) -> Any:
     """The list or object that a text spells, as JSON or as Python prints it (pandas does, in a CSV); or the text."""
     stripped = text.strip()
     if stripped[:1] not in ("[", "{"):
