@@ -16,6 +16,7 @@ import argparse
 import io
 import logging
 import os
+import random
 import secrets
 import shlex
 import shutil
@@ -47,7 +48,7 @@ EXCLUDED = [".git", "docs", "tests", "benchmarks"]
 
 
 class HeadError(RuntimeError):
-    """The private Ray head did not come up; the message ends with what it printed."""
+    """The private Ray head did not come up, or went; the message ends with what it printed."""
 
 
 def run(entrypoint: Sequence[str]) -> int:
@@ -58,15 +59,21 @@ def run(entrypoint: Sequence[str]) -> int:
     keep = False
     try:
         with private_head(directory) as (head, address):
-            client = _connect(head, address, directory / "head.log")
+            client = _connect(head, address, directory)
             print(f"Ray dashboard: {address}  (token: {os.environ['RAY_AUTH_TOKEN']})", flush=True)
-            status = _run_job(client, shlex.join(entrypoint), directory / "session_latest" / "logs")
+            try:
+                status = _run_job(client, shlex.join(entrypoint), directory / "session_latest" / "logs")
+            except (OSError, RuntimeError) as error:  # What the server's client raises, and names no cause.
+                raise _head_error(head, address, directory) from error
             keep = status != 0
+    except HeadError:
+        keep = True
+        raise
     finally:
-        if not keep:
+        if keep:
+            print(f"Ray's logs are kept in {directory}", file=sys.stderr)
+        else:
             shutil.rmtree(directory, ignore_errors=True)
-    if keep:
-        print(f"Ray's logs are kept in {directory}", file=sys.stderr)
     return status
 
 
@@ -115,12 +122,15 @@ def _prepare_environment() -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port that no process gets by chance: above those of Ray's workers, below those that systems give out."""
+    while True:
+        port = random.randrange(20_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
-def _connect(head: subprocess.Popen[bytes], address: str, log: Path) -> JobSubmissionClient:
+def _connect(head: subprocess.Popen[bytes], address: str, directory: Path) -> JobSubmissionClient:
     # Imported here: it reads the environment that was just set, and takes its seconds while the head starts.
     from ray.job_submission import JobSubmissionClient
 
@@ -132,8 +142,16 @@ def _connect(head: subprocess.Popen[bytes], address: str, log: Path) -> JobSubmi
             return JobSubmissionClient(address)
         except ConnectionError:
             time.sleep(POLL_S)
+    raise _head_error(head, address, directory)
+
+
+def _head_error(head: subprocess.Popen[bytes], address: str, directory: Path) -> HeadError:
+    with suppress(subprocess.TimeoutExpired):
+        head.wait(STOP_TIMEOUT_S)  # Its server goes first, and then it says why.
     state = f"ended with status {head.returncode}" if head.returncode is not None else f"is silent at {address}"
-    raise HeadError(f"`ray start` {state}:\n{log.read_text(errors='replace', encoding='utf-8')[-4000:]}")
+    lines = (directory / "head.log").read_text(errors="replace", encoding="utf-8").splitlines()
+    told = "\n".join(line for line in lines if "[state-dump]" not in line)  # Hundreds of lines about the last daemon.
+    return HeadError(f"`ray start` {state}:\n{told[-8000:]}")
 
 
 def _submit(client: JobSubmissionClient, entrypoint: str) -> str:

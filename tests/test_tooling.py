@@ -106,23 +106,33 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert "\nmake test " in (ROOT / ".ci" / "run").read_text()
 
 
-def test_a_local_job_reports_its_exit_status_and_leaves_nothing_running() -> None:
-    driver = (
-        "import os, ray; ray.init(); print('cpus', ray.cluster_resources()['CPU'], os.getcwd()); raise SystemExit(3)"
-    )
+def _run_locally(driver: str) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Runs `driver`, which fails, as a job on a head of its own. Returns also where that head's logs were kept."""
     command = [sys.executable, "-m", "jobs.local", "--", "python", "-c", driver]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     kept = re.search(r"logs are kept in (\S+)", ended.stderr)
     assert kept is not None, ended.stdout + ended.stderr
     try:
-        assert ended.returncode == 3
-        # The driver ran on the uploaded copy, and not here.
-        assert re.search(rf"^cpus \d\S* {kept[1]}/\S+/working_dir_files/", ended.stdout, re.MULTILINE), ended.stdout
-        left = [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if kept[1] in " ".join(process.info["cmdline"] or [])
-        ]
-        assert left == []
+        processes = psutil.process_iter(["cmdline"])
+        assert [each for each in processes if kept[1] in " ".join(each.info["cmdline"] or [])] == []
     finally:
         shutil.rmtree(kept[1])
+    return ended, kept[1]
+
+
+def test_a_local_job_reports_its_exit_status_and_leaves_nothing_running() -> None:
+    ended, kept = _run_locally(
+        "import os, ray; ray.init(); print('cpus', ray.cluster_resources()['CPU'], os.getcwd()); raise SystemExit(3)"
+    )
+    assert ended.returncode == 3
+    # The driver ran on the uploaded copy, and not here.
+    assert re.search(rf"^cpus \d\S* {kept}/\S+/working_dir_files/", ended.stdout, re.MULTILINE), ended.stdout
+
+
+def test_a_local_job_whose_head_dies_says_so_and_leaves_nothing_running() -> None:
+    ended, _ = _run_locally(
+        "import psutil, time; {it.name(): it for it in psutil.Process().parents()}['raylet'].kill(); time.sleep(9)"
+    )
+    assert ended.returncode == 1
+    assert "`ray start` ended with status 1" in ended.stderr
+    assert "raylet.out tail (exit code(s)=-9" in ended.stderr
