@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray
@@ -30,6 +30,8 @@ from pipeline.models.forward import Policy
 from pipeline.models.parts import live_kinds
 from pipeline.models.processing import PromptProcessor
 from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, Prompt, PromptInfo, Quarantined
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,19 @@ FeatureRef = ray.ObjectRef[NDArray[np.float32]]
 SAME_MEDIA = "same_media"
 """Why a prompt cannot be shown with the media of another row: they are its own."""
 SMALL_BYTES = 32 * 2**10
-"""Features up to this size are copied into each prompt that has them."""
+"""Features and tensors up to this size are copied into each prompt that has them."""
 
 
 @dataclass(frozen=True)
 class StoredMedium:
     """A medium of a prompt: features and tensors are objects of their own, shared by all prompts with it.
 
-    Small features lie in the prompt itself: an object costs more than they do.
+    Small ones lie in the prompt itself: an object costs more than they do.
     """
 
     kind: MediaKind
     features: FeatureRef | NDArray[np.float32] | None
-    tensors: ray.ObjectRef[MediumTensors] | None
+    tensors: ray.ObjectRef[MediumTensors] | MediumTensors | None
 
 
 @dataclass(frozen=True)
@@ -265,8 +267,12 @@ class EncoderWorker(Worker):
             (encoded,) = self._architecture.encode(self._model, medium.kind, [medium.tensors])
             self._num_tower_calls += 1
             array = encoded.float().cpu().numpy()
-            features, num_bytes = array if array.nbytes <= SMALL_BYTES else ray.put(array), array.nbytes
+            features, num_bytes = _held(array, array.nbytes), array.nbytes
         if medium.kind in needs.tensors:
-            tensors = ray.put(medium)
-            num_bytes += sum(np.asarray(tensor).nbytes for tensor in medium.tensors.values())
+            tensors_bytes = sum(np.asarray(tensor).nbytes for tensor in medium.tensors.values())
+            tensors, num_bytes = _held(medium, tensors_bytes), num_bytes + tensors_bytes
         return StoredMedium(medium.kind, features, tensors), num_bytes
+
+
+def _held(item: T, num_bytes: int) -> T | ray.ObjectRef[T]:
+    return item if num_bytes <= SMALL_BYTES else ray.put(item)

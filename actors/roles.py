@@ -131,6 +131,11 @@ class Crew:
         asked = sum(each.num_workers * each.cpus_per_worker for each in workers)
         return asked <= ray.cluster_resources().get("CPU", 0)
 
+    @property
+    def num_planned(self) -> int:
+        """How many of those that `plan` named have not started yet."""
+        return len(self._planned)
+
     def plan(self, names: Iterable[str]) -> None:
         """Names roles and trainings of later stages that may start on cores that would idle."""
         self._planned += names

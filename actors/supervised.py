@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from queue import Empty
 from typing import Any, TypeVar
@@ -66,6 +66,8 @@ class Comparison:
 
 STEPS_AHEAD = 3
 """Batches that lie ready for the workers."""
+ANSWERS_KEPT = 2**14
+"""Answers whose tokens are remembered for the next epoch."""
 T = TypeVar("T", Demonstration, Comparison)
 Losses = Callable[[Sequence[T], float], dict[str, Tensor]]
 PairScores = Callable[[Sequence[Comparison]], tuple[Tensor, Tensor]]
@@ -194,22 +196,28 @@ def train_sft(config: dict[str, Any]) -> None:
     policy.decoder.blank_media = blank_media(recipe, source, policy.decoder.model, live)
     engine = _engine(policy, config)
     tokenizer = load_processor(source, trust_remote_code=trust).tokenizer
+    ids_of = lru_cache(ANSWERS_KEPT)(partial(answer_ids, tokenizer))
 
     def size(item: Demonstration) -> GroupSize:
-        return GroupSize(item.prompt.num_tokens, 1, len(answer_ids(tokenizer, item.answer)))
+        return GroupSize(item.prompt.num_tokens, 1, len(ids_of(item.answer)))
 
-    losses = demonstration_losses(engine, tokenizer, live)
+    losses = demonstration_losses(engine, pad_id(tokenizer), live, ids_of)
     if _train(config, engine, losses, size, lambda sizes: float(sum(each.longest for each in sizes)), _batches(config)):
         _export(config, engine)
 
 
-def demonstration_losses(engine: Engine, tokenizer: Any, live: Live) -> Losses[Demonstration]:
-    """What SFT minimises, and what it shows beside that, of a pass whose step has so many answer tokens."""
+def demonstration_losses(
+    engine: Engine, pad_id: int, live: Live, ids_of: Callable[[str], list[int]]
+) -> Losses[Demonstration]:
+    """What SFT minimises, and what it shows beside that, of a pass whose step has so many answer tokens.
+
+    ids_of: the tokens of an answer, the end token included.
+    """
 
     def losses(batch: Sequence[Demonstration], num_tokens: float) -> dict[str, Tensor]:
-        prompts = collate_prompts(fetch_encoded([item.prompt for item in batch], live), pad_id=pad_id(tokenizer))
-        ids = [np.array(answer_ids(tokenizer, item.answer), np.int64) for item in batch]
-        answers = collate_completions([[each] for each in ids], pad_id=pad_id(tokenizer))
+        prompts = collate_prompts(fetch_encoded([item.prompt for item in batch], live), pad_id=pad_id)
+        ids = [np.array(ids_of(item.answer), np.int64) for item in batch]
+        answers = collate_completions([[each] for each in ids], pad_id=pad_id)
         logprobs, entropy = engine(prompts.to(engine.device), answers.to(engine.device))
         return {
             "loss": negative_log_likelihood(logprobs=logprobs, num_tokens=num_tokens),

@@ -51,11 +51,14 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
                     "items": [supervised.Demonstration(prompt, given(prompt.info.demonstration)) for prompt in prompts]
                 }
 
+        # Spread over the stage: its own workers need the cores most while the encoders see each row for the first time.
+        steps_a_start = max(1, settings.num_steps // (workers.num_planned + 2))
         tracker = Tracker(recipe.run, "sft", num_steps=settings.num_steps, extra_sinks=ray_sinks(recipe.run, "sft"))
         with tracker, closing(batches):
             for step, metrics in workers.training("sft").run(source=source, target=target, data=data()):
                 supervised.show(tracker, step, {**metrics, **(drawn.popleft() if step >= 0 else {})})
-                workers.start_next()
+                if step % steps_a_start == 0:
+                    workers.start_next()
         batches.record_rows("sft")
     return target
 

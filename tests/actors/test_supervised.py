@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from actors.supervised import (
     standardise,
 )
 from pipeline.models.batch import CompletionBatch
+from pipeline.models.tokens import answer_ids
 from tests.prompts import prompt_ref
 
 GOOD, OTHER, BAD = 7, 5, 3
@@ -123,12 +125,10 @@ def test_held_out_scores_standardise_the_reward_and_a_better_completion_has_a_hi
 
 def test_sft_learns_to_say_the_demonstrations_and_to_end_them() -> None:
     end = 9
-    tokenizer = SimpleNamespace(
-        encode=lambda text, **_: [int(digit) for digit in text], eos_token_id=end, pad_token_id=0
-    )
+    tokenizer = SimpleNamespace(encode=lambda text, **_: [int(digit) for digit in text], eos_token_id=end)
     engine = Engine({GOOD: -1.0, BAD: -2.0, end: -0.5}, by_token=True)
     batch = [Demonstration(prompt_ref(text), text) for text in ("73", "7", "")]
-    found = demonstration_losses(cast(Any, engine), tokenizer, frozenset())(batch, 8.0)
+    found = demonstration_losses(cast(Any, engine), 0, frozenset(), partial(answer_ids, tokenizer))(batch, 8.0)
     # 7 3 end, 7 end, end: 1 + 2 + 0.5 + 1 + 0.5 + 0.5, of a step of eight tokens.
     assert found["loss"].item() == pytest.approx(5.5 / 8)
     assert found["counts/answers_without_tokens"].item() == 1
