@@ -88,6 +88,8 @@ class Order:
             raise ValueError(f"{layout.directory}: the table {layout.names[0]} has no rows")
         self.layout = layout
         self.num_rows = layout.total_rows
+        self.window_bytes = window_bytes
+        """What a window of large rows holds at most, uncompressed."""
         self._seed = seed
         self._order = order
         self._shuffle_rows = shuffle_rows

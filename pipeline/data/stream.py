@@ -30,8 +30,9 @@ from pipeline.data.order import Mixture, Order, Window
 
 BLOCK_BYTES = 4 * 2**20
 """About what a block holds: rows that travel together."""
-_WINDOWS_AT_ONCE, _ROWS_AT_ONCE = 16, 1024
-"""Small windows are read several in a run of Ray Data: starting one takes a tenth of a second."""
+_WINDOWS_AT_ONCE = 16
+"""Small windows are read several in a run of Ray Data, as many as hold what a large one does: starting a run takes a
+tenth of a second, and two CPU-seconds where Ray has to start the process that reads."""
 _CLOSE_S = 5.0
 
 
@@ -107,11 +108,13 @@ class _Reader:
             self._count(-num_rows)
 
     def _read(self, position: int) -> None:
-        num_windows = max(self._num_readers, min(_WINDOWS_AT_ONCE, _ROWS_AT_ONCE // max(1, self._window_rows)))
-        windows = self._order.windows(position)
+        order = self._order
+        at_once = order.window_bytes * order.num_windows // max(1, int(order.layout.num_bytes.sum()))
+        num_windows = max(self._num_readers, min(_WINDOWS_AT_ONCE, at_once))
+        windows = order.windows(position)
         try:
             while not self._is_closed:
-                found = _blocks(self._order.layout, list(islice(windows, num_windows)), num_readers=self._num_readers)
+                found = _blocks(order.layout, list(islice(windows, num_windows)), num_readers=self._num_readers)
                 for block, num_rows in found:
                     self._blocks.put((block, num_rows))
                     self._count(num_rows)
