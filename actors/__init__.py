@@ -1,1 +1,1 @@
-"""Ray actors over plain classes: one role a file, each role a DeepSpeed world of its own."""
+"""Ray actors over plain classes, a room for each concern; imports run loop -> training -> roles -> fleet -> engine."""

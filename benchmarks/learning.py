@@ -80,7 +80,7 @@ def sft_steps(recipe: Recipe, stage_s: Mapping[str, float]) -> int:
 
 def run_arm(arm: str, config: Path, overrides: Sequence[str], *, directory: Path, demo: Path) -> None:
     """Trains and evaluates an arm. In a process of its own, which starts a local Ray."""
-    from actors.roles import crew_of
+    from actors.loop.crew import crew_of
     from jobs import evaluate, rlhf, sft
     from jobs.command import connect, read_stages, record_stage
 

@@ -38,7 +38,7 @@ from benchmarks.once_model import Models, pictures, prompts_with
 from pipeline.algorithms.aggregation import token_mean
 from pipeline.algorithms.losses import clipped_value_loss
 from pipeline.algorithms.surrogates import ppo
-from pipeline.generation import generate
+from pipeline.generation.generate import generate
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
 from pipeline.packing import GroupSize, plan_passes
 from pipeline.records import EncodedPrompt, ProcessedPrompt

@@ -33,7 +33,7 @@ from benchmarks import machine
 from pipeline.config import Dtype, MediaLimits, Prepare
 from pipeline.data import demo
 from pipeline.data.table import PromptTable
-from pipeline.generation import Sample, generate, sample_seed
+from pipeline.generation.generate import Sample, generate, sample_seed
 from pipeline.models import tiny
 from pipeline.models.batch import PromptBatch, collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_policy

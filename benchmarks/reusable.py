@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import ray
 from numpy.typing import NDArray
 
-from actors.critic import CriticWorker
-from actors.encoder import EncoderWorker
-from actors.group import Worker, WorkerGroup
-from actors.placement import seat
-from actors.policy import PolicyWorker
-from actors.reference import ReferenceWorker
-from actors.roles import Crew
-from actors.rollout import RolloutWorker
+from actors.fleet.group import Worker, WorkerGroup
+from actors.fleet.placement import seat
+from actors.loop.crew import Crew
+from actors.roles.critic import CriticWorker
+from actors.roles.encoder import EncoderWorker
+from actors.roles.policy import PolicyWorker
+from actors.roles.reference import ReferenceWorker
+from actors.roles.rollout import RolloutWorker
 from pipeline.config import Recipe, Workers
 
 

@@ -14,10 +14,19 @@ from typing import Any
 
 import ray
 
-from actors.placement import NotEnoughResources
+from actors.fleet.placement import NotEnoughResources
 from jobs.local import STANDS, print_in_any_locale
-from pipeline.config import Base, ConfigError, Device, Recipe, absolute, check_once, describe, load_recipe
-from pipeline.config.steps import describe_steps
+from pipeline.config import (
+    Base,
+    ConfigError,
+    Device,
+    Recipe,
+    absolute,
+    check_once,
+    describe,
+    describe_steps,
+    load_recipe,
+)
 from pipeline.data.table import TooManyBadRows
 
 STAGES_FILE = "stages.json"

@@ -20,15 +20,15 @@ from typing import Any
 import ray
 import yaml
 
-from actors.door import Door, shared_rows
-from actors.encoder import PromptRef, Showing, needs_of
-from actors.group import split
-from actors.judge import groups_of
-from actors.reference import ReferenceWorker
-from actors.reward import RewardWorker
-from actors.roles import Crew, Roles, crew_of
-from actors.rollout import RolloutWorker
-from actors.scoring import score
+from actors.fleet.group import split
+from actors.loop.crew import Crew, Roles, crew_of
+from actors.loop.door import Door, shared_rows
+from actors.loop.judge import groups_of
+from actors.roles.encoder import PromptRef, Showing, needs_of
+from actors.roles.reference import ReferenceWorker
+from actors.roles.reward import RewardWorker
+from actors.roles.rollout import RolloutWorker
+from actors.roles.scoring import score
 from jobs.command import main, read_stages, record_stage
 from pipeline.config import FROZEN, Recipe
 from pipeline.data.datasets import Datasets, RowRef

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from actors.roles import crew_of, loop_paths
+from actors.loop.crew import crew_of, loop_paths
 from jobs import evaluate, prepare, reward_model, rlhf, sft
 from jobs.command import main, read_stages, record_stage
 from pipeline.config import Recipe

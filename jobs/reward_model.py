@@ -23,13 +23,13 @@ from pathlib import Path
 
 import ray
 
-from actors import supervised
-from actors.door import Batches, Door, PairBatches, given, nothing
-from actors.encoder import PromptRef, needs_of
-from actors.group import split
-from actors.metrics import ray_sinks
-from actors.roles import Crew, Roles, crew_of
-from actors.rollout import RolloutWorker
+from actors.fleet.group import split
+from actors.loop.crew import Crew, Roles, crew_of
+from actors.loop.door import Batches, Door, PairBatches, given, nothing
+from actors.loop.metrics import ray_sinks
+from actors.roles.encoder import PromptRef, needs_of
+from actors.roles.rollout import RolloutWorker
+from actors.training import supervised
 from jobs.command import main
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.datasets import Datasets

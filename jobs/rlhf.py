@@ -24,19 +24,19 @@ import numpy as np
 import ray
 from torch import Tensor
 
-from actors import checkpoints, parity, validation
-from actors.critic import CriticWorker
-from actors.door import Batches, Door
-from actors.encoder import EncoderWorker, PromptRef
-from actors.group import WorkerGroup
-from actors.judge import Judged, check_tasks, groups_of, judged_batch, lacks
-from actors.metrics import ray_sinks
-from actors.policy import Minibatch, PolicyWorker, plan_update
-from actors.reference import ReferenceWorker
-from actors.roles import Crew, Roles, collect, crew_of, loop_needs, loop_paths
-from actors.rollout import RolloutWorker
-from actors.sampler import Sampler
-from actors.scoring import Scoring, ShardedWorker, score
+from actors.fleet.group import WorkerGroup
+from actors.loop import checkpoints, parity, validation
+from actors.loop.crew import Crew, Roles, collect, crew_of, loop_needs, loop_paths
+from actors.loop.door import Batches, Door
+from actors.loop.judge import Judged, check_tasks, groups_of, judged_batch, lacks
+from actors.loop.metrics import ray_sinks
+from actors.loop.sampler import Sampler
+from actors.roles.critic import CriticWorker
+from actors.roles.encoder import EncoderWorker, PromptRef
+from actors.roles.policy import Minibatch, PolicyWorker, plan_update
+from actors.roles.reference import ReferenceWorker
+from actors.roles.rollout import RolloutWorker
+from actors.roles.scoring import Scoring, ShardedWorker, score
 from jobs.command import main
 from pipeline.algorithms.kl import KlController
 from pipeline.algorithms.shaping import RunningScale, clip_reward, is_clipped

@@ -14,11 +14,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from actors import supervised
-from actors.door import Batches, Door, given
-from actors.encoder import needs_of
-from actors.metrics import ray_sinks
-from actors.roles import Crew, crew_of
+from actors.loop.crew import Crew, crew_of
+from actors.loop.door import Batches, Door, given
+from actors.loop.metrics import ray_sinks
+from actors.roles.encoder import needs_of
+from actors.training import supervised
 from jobs.command import main
 from pipeline.config import Recipe
 from pipeline.data.datasets import Datasets

@@ -2,7 +2,7 @@
 
 Names have slashes (`reward/mean`, `kl/reference`, `time/rollout_s`, `tokens_per_s/policy`, `counts/reward_failed`), and
 say their unit where they have one. The JSONL file is the record that the report reads; other sinks are for watching.
-Ray's own metrics need Ray, which this room does without: a job passes `actors.metrics.ray_sinks(...)` as `extra_sinks`.
+Ray's own metrics need Ray, which this room does without: a job passes `actors.loop.metrics.ray_sinks(...)`.
 """
 
 from __future__ import annotations

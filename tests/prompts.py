@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from actors.encoder import PromptRef
+from actors.roles.encoder import PromptRef
 from pipeline.data.datasets import RowKey
 from pipeline.records import PromptInfo
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.parity import TOLERANCES
+from actors.loop.parity import TOLERANCES
 from benchmarks.precision import Apart, main, markdown
 from pipeline.config import Dtype
 

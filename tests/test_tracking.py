@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.metrics import RayMetrics, gauge_name, ray_sinks
+from actors.loop.metrics import RayMetrics, gauge_name, ray_sinks
 from pipeline.config import ConfigError, Run, Sink
 from pipeline.tracking import Tracker, read_lines, read_metrics
 

@@ -20,7 +20,8 @@ from pipeline.config.algorithm import (
 )
 from pipeline.config.checkpoints import BestMode, Checkpoints, Exported
 from pipeline.config.data import Access, Data, Dataset, MediaLimits, RowOrder
-from pipeline.config.loading import absolute, check_once, describe, load_recipe
+from pipeline.config.documentation import describe, describe_steps
+from pipeline.config.loading import absolute, check_once, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
 from pipeline.config.paths import Base
 from pipeline.config.prepare import Answers, Form, Ids, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
@@ -112,6 +113,7 @@ __all__ = [
     "absolute",
     "check_once",
     "describe",
+    "describe_steps",
     "load_recipe",
     "section_of",
 ]

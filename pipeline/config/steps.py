@@ -12,7 +12,7 @@ one medium, and `jobs.prepare` acts on them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -343,16 +343,3 @@ Step = Annotated[Annotated[AnyStep, Field(discriminator="step")], BeforeValidato
 
 Steps = Annotated[tuple[Step, ...], AfterValidator(_check_once)]
 """The steps of a recipe, in order."""
-
-
-def describe_steps() -> Iterator[str]:
-    """Lines that document every step: its name and what it does; each field's name, type, default and docstring."""
-    from pipeline.config.loading import describe  # The recipe that it documents holds these steps.
-
-    for name, section in STEPS.items():
-        yield f"\n[step: {name}]  {' '.join((section.__doc__ or '').split())}"
-        lines = list(describe(section))
-        for field, text in zip(lines[::2], lines[1::2], strict=True):
-            if not field.startswith("  step:"):
-                yield field
-                yield f"      {' '.join(text.split())}"

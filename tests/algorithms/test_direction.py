@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.checkpoints import LoopState
-from actors.critic import CriticWorker
-from actors.judge import OVERLONG, Judged
-from actors.policy import LearningWorker, PolicyWorker, plan_update
+from actors.loop.checkpoints import LoopState
+from actors.loop.judge import OVERLONG, Judged
+from actors.roles.critic import CriticWorker
+from actors.roles.policy import LearningWorker, PolicyWorker, plan_update
 from jobs.rlhf import next_kl, shape
 from pipeline.algorithms.preference import bradley_terry_loss
 from pipeline.algorithms.shaping import combine, overlong_penalty

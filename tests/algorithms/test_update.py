@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.critic import CriticWorker
-from actors.encoder import PromptRef
-from actors.policy import LearningWorker, PolicyWorker, groups_of, plan_update
+from actors.roles.critic import CriticWorker
+from actors.roles.encoder import PromptRef
+from actors.roles.policy import LearningWorker, PolicyWorker, groups_of, plan_update
 from pipeline.algorithms.aggregation import Normalisers
 from pipeline.config import Aggregation, Algorithm, ImportanceCorrection, Kl, OffPolicy, PolicyLossName, Recipe
 from pipeline.experience import collate_experience

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from actors.encoder import PromptRef, Showing
+from actors.roles.encoder import PromptRef, Showing
 from jobs import evaluate, reward_model, rlhf, sft
 from jobs.evaluate import alterations, result, true_rewards
 from pipeline.config import ConfigError, load_recipe

@@ -12,13 +12,13 @@ import pytest
 import ray
 from numpy.typing import NDArray
 
-from actors.encoder import PromptRef
-from actors.group import WorkerGroup
-from actors.policy import LearningWorker, Minibatch, PolicyWorker, Row
-from actors.roles import Roles, loop_needs
-from actors.rollout import RolloutWorker
-from actors.sampler import generate
-from actors.scoring import score
+from actors.fleet.group import WorkerGroup
+from actors.loop.crew import Roles, loop_needs
+from actors.loop.sampler import generate
+from actors.roles.encoder import PromptRef
+from actors.roles.policy import LearningWorker, Minibatch, PolicyWorker, Row
+from actors.roles.rollout import RolloutWorker
+from actors.roles.scoring import score
 from benchmarks.reusable import ReadyCrew, ReusableCritic, start
 from jobs import rlhf
 from pipeline.algorithms.aggregation import Normalisers

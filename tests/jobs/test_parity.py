@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import ray
 
-from actors import parity
-from actors.door import Door
-from actors.policy import PolicyWorker
-from actors.roles import Roles, crew_of, loop_needs, loop_paths
-from actors.rollout import RolloutWorker
-from actors.weights import Weights
+from actors.engine.weights import Weights
+from actors.loop import parity
+from actors.loop.crew import Roles, crew_of, loop_needs, loop_paths
+from actors.loop.door import Door
+from actors.roles.policy import PolicyWorker
+from actors.roles.rollout import RolloutWorker
 from jobs.rlhf import sync_weights
 from pipeline.config import Recipe
 from pipeline.models.processing import load_processor

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from actors.roles import crew_of
+from actors.loop.crew import crew_of
 from jobs import evaluate, prepare, reward_model, rlhf, sft
 from pipeline.config import ConfigError, Recipe, Source, load_recipe
 from pipeline.data.held_out import HeldOut

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors import validation
+from actors.loop import validation
 from jobs import rlhf
 from pipeline.config import Recipe
 from pipeline.records import Prompt, Rollout
@@ -130,7 +130,7 @@ def test_grpo_runs_without_a_critic_and_kl_in_the_loss(make_recipe: MakeRecipe) 
 
 
 def test_without_a_kl_weight_there_is_no_reference(make_recipe: MakeRecipe) -> None:
-    from actors.roles import loop_paths
+    from actors.loop.crew import loop_paths
 
     paths = loop_paths(make_recipe("rlhf.algorithm.kl.weight=0", "rlhf.rewards={exact_match: 1.0}"))
     assert set(paths) == {"encoder", "rollout", "policy", "critic"}
@@ -146,9 +146,9 @@ def test_a_missing_checkpoint_is_named(make_recipe: MakeRecipe) -> None:
 
 
 def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe: MakeRecipe) -> None:
-    from actors.door import Door
-    from actors.encoder import EncoderWorker, Needs, fetch_encoded
-    from actors.roles import crew_of
+    from actors.loop.crew import crew_of
+    from actors.loop.door import Door
+    from actors.roles.encoder import EncoderWorker, Needs, fetch_encoded
     from pipeline.data.table import PromptTable
 
     recipe = make_recipe("rlhf.encoder.num_workers=2")
@@ -170,9 +170,9 @@ def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe:
 
 
 def test_workers_go_on_to_the_next_stage_with_what_they_hold(make_recipe: MakeRecipe) -> None:
-    from actors.door import Door
-    from actors.encoder import EncoderWorker, Needs
-    from actors.roles import crew_of
+    from actors.loop.crew import crew_of
+    from actors.loop.door import Door
+    from actors.roles.encoder import EncoderWorker, Needs
 
     recipe = make_recipe()
     base, sft = recipe.checkpoint("base"), recipe.checkpoint("sft")
@@ -234,7 +234,7 @@ def _nodes_of_workers() -> set[str]:
 def test_completions_of_stale_weights_stop_the_loop() -> None:
     import numpy as np
 
-    from actors.sampler import check_fresh
+    from actors.loop.sampler import check_fresh
     from pipeline.records import Completion, FinishReason, Rollout
 
     tokens, logprobs = np.array([1]), np.zeros(1, np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.judge import Judged
+from actors.loop.judge import Judged
 from jobs.evaluate import scores
 from jobs.rlhf import begin_scoring, learning_counts, metric_name, next_kl, shape
 from pipeline.algorithms.kl import AdaptiveKl

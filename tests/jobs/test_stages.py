@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.door import Door
-from actors.encoder import Needs
-from actors.roles import crew_of
+from actors.loop.crew import crew_of
+from actors.loop.door import Door
+from actors.roles.encoder import Needs
 from jobs import quickstart, sft
 from pipeline.config import load_recipe
 from pipeline.data.media import encode_wav

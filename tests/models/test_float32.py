@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.generation.grouped import SharedPrompts, grouped_attention
 from pipeline.models.batch import PromptBatch
 from pipeline.models.float32 import Float32Linear, keep_masters, masters
 from pipeline.models.forward import ScalarHead
-from pipeline.models.grouped import SharedPrompts, grouped_attention
 
 HEADS, KEY_HEADS, WIDTH, PROMPT, GROUP, GROWN = 4, 2, 64, 200, 3, 8
 

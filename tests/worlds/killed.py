@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from actors import checkpoints
-from actors.checkpoints import LoopState
-from actors.files import STATE_FILE, Damaged, Folder, Manifest, begin, newest_first
-from actors.state import TensorFiles
+from actors.engine.files import STATE_FILE, Damaged, Folder, Manifest, begin, newest_first
+from actors.engine.state import TensorFiles
+from actors.loop import checkpoints
+from actors.loop.checkpoints import LoopState
 from pipeline.algorithms.kl import FixedKl
 from pipeline.algorithms.shaping import RunningScale
 from pipeline.config import Checkpoints, Recipe

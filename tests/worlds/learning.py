@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from actors import state
-from actors.engine import Engine, World
-from actors.files import Folder
-from actors.state import TensorFiles
+from actors.engine import state
+from actors.engine.engine import Engine, World
+from actors.engine.files import Folder
+from actors.engine.state import TensorFiles
 from pipeline.config import ConfigError, Device, Dtype, Trained
 
 NUM_STEPS = 3

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from actors import state
-from actors.engine import Engine, World
-from actors.files import Folder
+from actors.engine import state
+from actors.engine.engine import Engine, World
+from actors.engine.files import Folder
 from pipeline.config import Device, Dtype, Sharded, Trained
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_reward_model, save_checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from actors.engine import MAX_SKIPPED_IN_A_ROW, Engine
+from actors.engine.engine import MAX_SKIPPED_IN_A_ROW, Engine
 from pipeline.config import Dtype
 from tests.worlds.learning import make, train
 

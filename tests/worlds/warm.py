@@ -4,13 +4,13 @@ import importlib
 
 import torch
 
-from actors.engine import import_deepspeed
+from actors.engine.engine import import_deepspeed
 from pipeline.config import Device
 
 torch.set_num_threads(1)
 import_deepspeed(Device.CPU)
 for module in (
-    "actors.checkpoints",
+    "actors.loop.checkpoints",
     "deepspeed.module_inject.auto_ep_layer",
     "fsspec.implementations.local",
     "numpy.random",

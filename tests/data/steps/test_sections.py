@@ -10,8 +10,9 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.config import describe_steps
 from pipeline.config.step_bases import Augmentation
-from pipeline.config.steps import STEPS, DedupExact, ImageResize, Step, Steps, TextNormalise, describe_steps
+from pipeline.config.steps import STEPS, DedupExact, ImageResize, Step, Steps, TextNormalise
 
 LIST: TypeAdapter[tuple[Step, ...]] = TypeAdapter(Steps)
 NEEDED: dict[str, dict[str, Any]] = {

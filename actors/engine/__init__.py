@@ -1,0 +1,1 @@
+"""The one place that knows DeepSpeed: the engine, its state on disk, weights in transit."""

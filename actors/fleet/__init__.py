@@ -1,0 +1,1 @@
+"""How processes stand: their seats, the workers in them, their calls."""

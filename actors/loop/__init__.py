@@ -1,0 +1,1 @@
+"""What a driver composes: crew, door, sampler, judge, parity, validation, checkpoints, metrics."""

@@ -1,0 +1,161 @@
+"""What all sharded roles share: join a world, wrap a module in an `Engine`, walk over passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from actors.engine.engine import Engine, World, import_deepspeed, join
+from actors.fleet.group import Worker, WorkerGroup
+from actors.roles.encoder import PromptRef, fetch_encoded, own_towers
+from pipeline.config import FROZEN, Device, Learner, LoopParts, Recipe, Sharded
+from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
+from pipeline.models.parts import parameter_groups, parameter_table, set_parts
+from pipeline.models.processing import PromptProcessor, load_processor
+from pipeline.models.tokens import pad_id
+from pipeline.packing import GroupSize, Pass, plan_passes
+from pipeline.parity import Sight, sights
+from pipeline.records import MediaKind, MediumTensors
+
+Group = tuple[PromptRef, Sequence[NDArray[np.int64]]]
+"""A prompt and the token ids [T] of each of its completions."""
+P = ParamSpec("P")
+W = TypeVar("W", bound="ShardedWorker")
+
+
+def group_size(group: Group) -> GroupSize:
+    """What a group costs in a pass."""
+    prompt, completions = group
+    return GroupSize(prompt.num_tokens, len(completions), max(map(len, completions)))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Calls to the workers of a role, and which groups each of their passes holds."""
+
+    calls: list[ray.ObjectRef[list[NDArray[np.float32]]]]
+    plan: list[list[Pass]]
+
+    def in_order(self, results: Sequence[list[NDArray[np.float32]]]) -> list[NDArray[np.float32]]:
+        """One array a group, in the order of the groups, from what the workers returned."""
+        found: dict[int, NDArray[np.float32]] = {}
+        for passes, rows in zip(self.plan, results, strict=True):
+            scored = iter(rows)
+            for each in passes:
+                found |= {index: row for index, row in zip(each.groups, scored, strict=False) if each.counts}
+        return [found[index] for index in range(len(found))]
+
+
+def score(
+    workers: WorkerGroup[W],
+    method: Callable[Concatenate[W, Sequence[Sequence[Group]], P], list[NDArray[np.float32]]],
+    groups: Sequence[Group],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Scoring:
+    """Asks all workers of a role for `method` on their passes over `groups`."""
+    settings: Any = workers.settings
+    plan = plan_passes(
+        [group_size(group) for group in groups], num_ranks=len(workers), budget=settings.micro_batch_tokens
+    )
+    shares = [[[groups[index] for index in each.groups] for each in passes] for passes in plan]
+    return Scoring(workers.on_each(method, shares, *args, **kwargs), plan)
+
+
+class ShardedWorker(Worker):
+    """A role with a module under DeepSpeed. Features of frozen towers come from the encoder workers."""
+
+    role: ClassVar[str]
+    """The section of `rlhf` that holds its settings."""
+    settings: Sharded
+
+    def warm_up(self, device: Device) -> None:
+        """Imports DeepSpeed too."""
+        import_deepspeed(device)
+        super().warm_up(device)
+
+    def load_module(self) -> nn.Module:
+        """The role's module from its checkpoint at `path`."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> LoopParts:
+        """Which parts learn; of a role without an optimizer none does."""
+        return self.settings.parts if isinstance(self.settings, Learner) else FROZEN
+
+    def setup(self, world: World, path: Path) -> None:
+        """Joins the role's world and shards the module over it."""
+        join(world)
+        self.path = path
+        self.device = world.torch_device
+        model = self.recipe.model
+        processor = load_processor(self.path, trust_remote_code=model.trust_remote_code)
+        self.pad_id = pad_id(processor.tokenizer)
+        # Equal on every rank: what starts at random (a head without a checkpoint) must be the same everywhere.
+        torch.manual_seed(self.recipe.run.seed)
+        module: Any = self.load_module()
+        set_parts(module, self.parts, field=f"rlhf.{self.role}.parts")
+        module.decoder.share_prefix = model.share_prefix
+        self.live = own_towers(self.recipe, self.parts, module.decoder.architecture)
+        module.decoder.blank_media = blank_media(self.recipe, path, module.decoder.model, self.live)
+        groups = None
+        if isinstance(self.settings, Learner):
+            groups = parameter_groups(module, self.parts, learning_rate=self.settings.learning_rate)
+        self.engine = Engine(module, world=world, settings=self.settings, dtype=model.dtype, groups=groups)
+
+    def parameter_table(self) -> str:
+        """Trainable and frozen parameters by part."""
+        rate = self.settings.learning_rate if isinstance(self.settings, Learner) else None
+        return parameter_table(self.engine.module, self.parts, learning_rate=rate)
+
+    def batch(self, groups: Sequence[Group]) -> tuple[PromptBatch, CompletionBatch]:
+        """Collates prompts and their completions on this worker's device."""
+        prompts = fetch_encoded([prompt for prompt, _ in groups], self.live)
+        return (
+            collate_prompts(prompts, pad_id=self.pad_id).to(self.device),
+            collate_completions([completions for _, completions in groups], pad_id=self.pad_id).to(self.device),
+        )
+
+    def sights(self, prompts: Sequence[PromptRef]) -> list[Sight]:
+        """What the role runs for each prompt."""
+        encoded = fetch_encoded(prompts, self.live)
+        return sights(encoded, collate_prompts(encoded, pad_id=self.pad_id))
+
+    @torch.no_grad()
+    def map_groups(
+        self, passes: Sequence[Sequence[Group]], forward: Callable[[PromptBatch, CompletionBatch], Tensor]
+    ) -> list[NDArray[np.float32]]:
+        """`forward` pass by pass; one array [n, T] or [n] a group, T its own longest completion."""
+        results: list[NDArray[np.float32]] = []
+        for groups in passes:
+            rows = forward(*self.batch(groups)).float().cpu().numpy()
+            start = 0
+            for _, completions in groups:
+                block = rows[start : start + len(completions)]
+                results.append(np.array(block[:, : max(map(len, completions))] if block.ndim == 2 else block))
+                start += len(completions)
+        return results
+
+
+def blank_media(
+    recipe: Recipe, path: Path, model: Any, kinds: frozenset[MediaKind]
+) -> Mapping[MediaKind, MediumTensors]:
+    """Something small of each of `kinds`, for ranks that must run a tower that their rows do not need."""
+    if not kinds:
+        return {}
+    smallest = PromptProcessor(
+        path=path,
+        model=model,
+        limits=recipe.data.limits,
+        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        trust_remote_code=recipe.model.trust_remote_code,
+    ).smallest_media()
+    return {kind: smallest[kind] for kind in kinds}

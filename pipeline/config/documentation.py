@@ -1,0 +1,65 @@
+"""What every option of a recipe means: lines for `--help`, from the docstrings of the sections' fields."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+import yaml
+from pydantic_core import to_jsonable_python
+
+from pipeline.config.recipe import Recipe
+from pipeline.config.section import Section, section_of
+from pipeline.config.steps import STEPS
+
+
+def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Lines that document every field below `section`: dotted name, type, default, docstring."""
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is not None:
+            place = f"{prefix}{name}" + "[]" * (typing.get_origin(field.annotation) is tuple)
+            yield f"\n[{place}]  {field.description or ''}"
+            yield from describe(inner, f"{place}.")
+        else:
+            default = "?" if field.is_required() else _as_yaml(field.get_default(call_default_factory=True))
+            yield f"  {prefix}{name}: {_type_name(field.annotation)} = {default}"
+            yield f"      {field.description or ''}"
+
+
+def describe_steps() -> Iterator[str]:
+    """Lines that document every step: its name and what it does; each field's name, type, default and docstring."""
+    for name, section in STEPS.items():
+        yield f"\n[step: {name}]  {' '.join((section.__doc__ or '').split())}"
+        lines = list(describe(section))
+        for field, text in zip(lines[::2], lines[1::2], strict=True):
+            if not field.startswith("  step:"):
+                yield field
+                yield f"      {' '.join(text.split())}"
+
+
+def _type_name(annotation: object) -> str:
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return " | ".join(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:  # A path, or a choice of sections.
+        inner = typing.get_args(annotation)[0]
+        return inner.__name__ if inner in (str, Path) else "step"
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return " | ".join(_type_name(part) for part in typing.get_args(annotation))
+    if annotation is types.NoneType:
+        return "null"
+    inner = [_type_name(part) for part in typing.get_args(annotation) if part is not Ellipsis]
+    if typing.get_origin(annotation) is tuple:
+        return f"[{', '.join(inner)}]" if Ellipsis not in typing.get_args(annotation) else f"list of ({inner[0]})"
+    if typing.get_origin(annotation) is dict:
+        return f"mapping of ({inner[0]}) to {inner[1]}"
+    return annotation.__name__ if isinstance(annotation, type) and not inner else str(annotation)
+
+
+def _as_yaml(value: object) -> str:
+    """A default as one would write it in a recipe or an override."""
+    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("...\n").strip()

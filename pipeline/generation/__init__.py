@@ -1,0 +1,1 @@
+"""The built-in rollout engine: decode loop, grouped attention, sampling, stopping."""

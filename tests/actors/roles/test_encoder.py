@@ -1,0 +1,118 @@
+"""How an encoder worker shows a prompt's media: as they are, blanked, or those of another row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from actors.engine.engine import World
+from actors.roles.encoder import SAME_MEDIA, EncoderWorker, Needs, PromptRef, Showing, fetch_encoded
+from pipeline.config import Device, load_recipe
+from pipeline.data.datasets import RowKey, RowRef
+from pipeline.data.schema import to_row
+from pipeline.data.table import PromptTable, write_prompts
+from pipeline.records import MediaKind, Medium, Message, Prompt, Quarantined
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+IMAGE, AUDIO = MediaKind.IMAGE, MediaKind.AUDIO
+ROWS = ("digit", "other digit", "pair", "other pair", "same digit", "corrupt", "text")
+
+
+@pytest.fixture(scope="module")
+def media(demo_data: Path) -> Mapping[MediaKind, list[Medium]]:
+    """Two pictures and two sounds of the built-in data, all different."""
+    table = PromptTable(demo_data / "train.parquet")
+    prompts = [row for row in table.read([info.id for info in table.infos()]) if isinstance(row, Prompt)]
+    return {
+        kind: [row.media[0] for row in prompts if row.task == task][:2]
+        for task, kind in (("digit", IMAGE), ("speech", AUDIO))
+    }
+
+
+@pytest.fixture(scope="module")
+def worker(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, media: Mapping[MediaKind, list[Medium]]
+) -> EncoderWorker:
+    """A worker over a table of `ROWS`; the media of a pair are in different orders."""
+    (digit, other_digit), (word, other_word) = media[IMAGE], media[AUDIO]
+    prompts = {
+        "digit": ("<image>Which?", (digit,)),
+        "other digit": ("<image>What is it?", (other_digit,)),
+        "pair": ("<image><audio>Both?", (digit, word)),
+        "other pair": ("<audio><image>Sum?", (other_word, other_digit)),
+        "same digit": ("<image>Again?", (digit,)),
+        "corrupt": ("<image>Broken?", (Medium(IMAGE, b"\x89PNG no picture"),)),
+        "text": ("None?", ()),
+    }
+    directory = tmp_path_factory.mktemp("shown")
+    rows = (
+        to_row(Prompt(name, "task", (Message("user", text),), shown, "7"), ())
+        for name, (text, shown) in prompts.items()
+    )
+    write_prompts(directory / "train.parquet", rows)
+    recipe = load_recipe(None, ["cluster.device=cpu", f"data.path={directory}", f"model.path={tiny_checkpoint}"])
+    encoder = EncoderWorker(recipe, recipe.rlhf.encoder)
+    encoder.setup(World(0, 1, "127.0.0.1", 0, Device.CPU, 60.0), tiny_checkpoint)
+    return encoder
+
+
+def key(name: str) -> RowKey:
+    return RowKey(0, ROWS.index(name))
+
+
+def shown(worker: EncoderWorker, name: str, showing: Showing) -> PromptRef | Quarantined:
+    (found,) = worker.encode([RowRef(key(name))], "train", Needs(), shown={key(name): showing})
+    return found
+
+
+def features(worker: EncoderWorker, name: str, showing: Showing | None = None) -> list[np.ndarray[Any, Any]]:
+    found = shown(worker, name, showing or Showing())
+    assert isinstance(found, PromptRef) and found.id == name
+    return [cast("np.ndarray[Any, Any]", medium) for medium in fetch_encoded([found])[0].media]
+
+
+def test_a_prompt_with_the_media_of_another_row_keeps_its_words_and_sees_what_that_row_shows(
+    worker: EncoderWorker,
+) -> None:
+    (own,), (other,) = features(worker, "digit"), features(worker, "other digit")
+    (swapped,) = features(worker, "digit", Showing(donor=key("other digit")))
+    assert np.array_equal(swapped, other) and not np.array_equal(swapped, own)
+    refs = [shown(worker, "digit", each) for each in (Showing(), Showing(donor=key("other digit")))]
+    before, after = fetch_encoded([ref for ref in refs if isinstance(ref, PromptRef)])
+    assert np.array_equal(before.input_ids, after.input_ids)
+
+
+def test_each_medium_is_replaced_by_one_of_its_kind_whatever_the_order(worker: EncoderWorker) -> None:
+    sound, picture = features(worker, "other pair")
+    swapped = features(worker, "pair", Showing(donor=key("other pair")))
+    assert np.array_equal(swapped[0], picture) and np.array_equal(swapped[1], sound)
+
+
+def test_what_is_blanked_and_what_is_swapped_is_kept_apart(worker: EncoderWorker) -> None:
+    own = features(worker, "pair")
+    blanked = features(worker, "pair", Showing(blanked=frozenset([IMAGE])))
+    assert not np.array_equal(blanked[0], own[0]) and np.array_equal(blanked[1], own[1])
+    again = features(worker, "pair")
+    assert all(np.array_equal(one, other) for one, other in zip(own, again, strict=True))
+
+
+def test_swapping_runs_no_tower_again(worker: EncoderWorker) -> None:
+    for name in ("digit", "other digit"):
+        features(worker, name)
+    calls = worker.num_tower_calls()
+    features(worker, "other digit", Showing(donor=key("digit")))
+    assert worker.num_tower_calls() == calls
+
+
+def test_a_swap_that_changes_nothing_or_has_no_donor_is_refused(worker: EncoderWorker) -> None:
+    same = shown(worker, "digit", Showing(donor=key("same digit")))
+    assert isinstance(same, Quarantined) and (same.row_id, same.reason) == ("digit", SAME_MEDIA)
+    nothing = shown(worker, "digit", Showing(donor=key("text")))
+    assert isinstance(nothing, Quarantined) and nothing.reason == SAME_MEDIA
+    broken = shown(worker, "digit", Showing(donor=key("corrupt")))
+    assert isinstance(broken, Quarantined) and (broken.row_id, broken.reason) == ("digit", "corrupt_image")
