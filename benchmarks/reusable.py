@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import ray
 from numpy.typing import NDArray
 
-from actors.fleet.group import Worker, WorkerGroup
 from actors.fleet.placement import seat
-from actors.loop.crew import Crew
+from actors.fleet.recoveries import Recoveries
+from actors.fleet.worker import Worker
+from actors.loop.crew import Crew, Fleet, fleet
 from actors.roles.critic import CriticWorker
 from actors.roles.encoder import EncoderWorker
 from actors.roles.policy import PolicyWorker
@@ -79,18 +80,21 @@ CLASSES: dict[str, type[Reusable]] = {
 class ReadyCrew(Crew):
     """Workers that run already as the crew of one more run; they take its recipe, and stay when it ends."""
 
-    def __init__(self, recipe: Recipe, groups: Mapping[str, WorkerGroup[Any]]):
+    def __init__(self, recipe: Recipe, fleets: Mapping[str, Fleet]):
         super().__init__(recipe)
-        self._groups = dict(groups)
-        for role, group in groups.items():
-            group.settings = getattr(recipe.rlhf, role)
-        ray.get([ref for group in groups.values() for ref in group.on_all(Reusable.use, recipe)])
+        self._fleets = dict(fleets)
+        for role, each in fleets.items():
+            each.use(recipe, getattr(recipe.rlhf, role))
+        ray.get([actor.use.remote(recipe) for each in fleets.values() for actor in each.actors])
 
 
-def start(recipe: Recipe, num_workers: Mapping[str, int]) -> dict[str, WorkerGroup[Any]]:
-    """A group for each role, of this many workers. They stay until they are shut down or Ray is."""
+def start(recipe: Recipe, num_workers: Mapping[str, int]) -> dict[str, Fleet]:
+    """The workers of each role, this many. They stay until they are shut down or Ray is."""
     settings: dict[str, Workers] = {
         role: getattr(recipe.rlhf, role).model_copy(update={"num_workers": num}) for role, num in num_workers.items()
     }
     seating = seat(settings, recipe.cluster)
-    return {role: WorkerGroup(CLASSES[role], role, seating, recipe, workers) for role, workers in settings.items()}
+    recoveries = Recoveries(max_an_hour=recipe.cluster.max_recoveries_an_hour)
+    return {
+        role: fleet(CLASSES[role], role, seating, recipe, workers, recoveries) for role, workers in settings.items()
+    }

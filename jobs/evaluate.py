@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
 
-from actors.fleet.group import split
 from actors.loop.crew import Crew, Roles, crew_of
 from actors.loop.door import Door, shared_rows
 from actors.loop.judge import groups_of
+from actors.loop.sampler import generate
 from actors.roles.encoder import PromptRef, Showing, needs_of
 from actors.roles.reference import ReferenceWorker
 from actors.roles.reward import RewardWorker
@@ -69,7 +68,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
         prompts = door.admit([info.id for info in door.datasets.infos()])
         altered = alterations(door, prompts, seed=recipe.run.seed) if recipe.evaluate.blind else []
         for model in ModelName:
-            ray.get(roles.rollout.on_all(RolloutWorker.load, recipe.checkpoint(model)))
+            roles.rollout.publish(RolloutWorker.load, recipe.checkpoint(model))
             for mode in Mode:
                 samples += sample(roles, recipe, prompts, model=model, mode=mode)
             samples += sample_altered(roles, recipe, altered, model=model)
@@ -118,7 +117,7 @@ def sample(
     completions = [completion for rollout in rollouts for completion in rollout.completions]
     learned, token_kl = scores(roles, prompts, rollouts, temperature=settings.temperature if sampled else 0.0)
     ids = [completion.token_ids.tolist() for completion in completions]
-    texts: list[list[str]] = ray.get(roles.rollout.on_all(RolloutWorker.token_texts, ids)[0])
+    texts: list[list[str]] = roles.rollout.submit(RolloutWorker.token_texts, [ids]).result()[0]
     infos = [prompt.info for prompt, rollout in zip(prompts, rollouts, strict=True) for _ in rollout.completions]
     return [
         replace(result(info, completion, model, mode), learned_reward=score, token_kl=kl, token_texts=tuple(text))
@@ -143,14 +142,14 @@ def sample_altered(roles: Roles, recipe: Recipe, altered: Sequence[Altered], *, 
 def completed(roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef], mode: Mode) -> list[Rollout]:
     """The loaded model's completions, in the order of the prompts."""
     settings = recipe.rlhf.sampling
-    calls = roles.rollout.on_each(
-        RolloutWorker.generate,
-        split(prompts, len(roles.rollout)),
+    answer = generate(
+        roles,
+        prompts,
         settings if mode is Mode.SAMPLED else settings.greedy,
         group_size=recipe.evaluate.samples_per_prompt if mode is Mode.SAMPLED else 1,
-        step=SAMPLING_STEP,
+        seed=SAMPLING_STEP,
     )
-    return [rollout for rollouts in ray.get(calls) for rollout in rollouts]
+    return [rollout for rollouts in answer.result() for rollout in rollouts]
 
 
 def result(info: PromptInfo, completion: Completion, model: ModelName, mode: Mode) -> SampleResult:
@@ -183,10 +182,10 @@ def scores(
     assert roles.reward is not None and roles.reference is not None
     rewards = score(roles.reward, RewardWorker.scores, groups)
     references = score(roles.reference, ReferenceWorker.logprobs, groups, temperature=temperature)
-    learned = [float(value) for rows in rewards.in_order(ray.get(rewards.calls)) for value in rows]
+    learned = [float(value) for rows in rewards.in_order(rewards.answer.result()) for value in rows]
     token_kl = [
         tuple((completion.policy_logprobs - row[: len(completion.token_ids)]).tolist())
-        for rollout, rows in zip(rollouts, references.in_order(ray.get(references.calls)), strict=True)
+        for rollout, rows in zip(rollouts, references.in_order(references.answer.result()), strict=True)
         for completion, row in zip(rollout.completions, rows, strict=True)
     ]
     return list(learned), token_kl

@@ -21,14 +21,11 @@ from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
-import ray
-
-from actors.fleet.group import split
 from actors.loop.crew import Crew, Roles, crew_of
 from actors.loop.door import Batches, Door, PairBatches, given, nothing
 from actors.loop.metrics import ray_sinks
+from actors.loop.sampler import generate
 from actors.roles.encoder import PromptRef, needs_of
-from actors.roles.rollout import RolloutWorker
 from actors.training import supervised
 from jobs.command import main
 from pipeline.config import ConfigError, Recipe
@@ -211,12 +208,12 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
     num_prompts = min(settings.num_prompts, door.datasets.num_rows)
     with closing(Batches(door, recipe, size=num_prompts)) as batches:
         prompts = batches.take()
-    calls = roles.rollout.on_each(
-        RolloutWorker.generate,
-        split(prompts, len(roles.rollout)),
+    answer = generate(
+        roles,
+        prompts,
         recipe.rlhf.sampling.model_copy(update={"temperature": settings.temperature}),
         group_size=settings.samples_per_prompt,
-        step=SAMPLING_STEP,
+        seed=SAMPLING_STEP,
     )
     rater = ScriptedRater(
         error_rate=settings.error_rate,
@@ -224,7 +221,7 @@ def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Prefere
         pairs_per_prompt=settings.pairs_per_prompt,
         ties=settings.ties,
     )
-    rollouts = [rollout for rollouts in ray.get(calls) for rollout in rollouts]
+    rollouts = [rollout for rollouts in answer.result() for rollout in rollouts]
     judged = [
         rater.compare(rollout, given(prompt.info.answer), *prompt.info.accepted)
         for prompt, rollout in zip(prompts, rollouts, strict=True)

@@ -31,7 +31,7 @@ SMALL_MODEL_PARAMETERS = 100_000_000
 
 
 @dataclass(frozen=True)
-class World:
+class Place:
     """One rank's place in a role's world."""
 
     rank: int
@@ -49,7 +49,7 @@ class World:
         return torch.device("cuda", self.local_rank) if self.device is Device.CUDA else torch.device("cpu")
 
 
-def join(world: World) -> None:
+def join(world: Place) -> None:
     """Makes this process a rank of its role's world; a process group that already exists is used as it is."""
     backend = "nccl" if world.device is Device.CUDA else "gloo"
     os.environ.update(
@@ -103,7 +103,7 @@ class Engine:
     """
 
     def __init__(
-        self, module: nn.Module, *, world: World, settings: Sharded, dtype: Dtype, groups: ParameterGroups | None = None
+        self, module: nn.Module, *, world: Place, settings: Sharded, dtype: Dtype, groups: ParameterGroups | None = None
     ):
         deepspeed = import_deepspeed(world.device)
         self.world = world

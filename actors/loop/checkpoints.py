@@ -17,12 +17,10 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from actors.engine.files import (
     MANIFEST_FILE,
@@ -37,7 +35,8 @@ from actors.engine.files import (
     publish,
     write_best,
 )
-from actors.fleet.group import WorkerGroup
+from actors.fleet.answer import gather
+from actors.fleet.world import World
 from actors.loop.crew import Roles
 from actors.roles.policy import LearningWorker, PolicyWorker
 from pipeline.algorithms.kl import AdaptiveKl, FixedKl, KlController
@@ -108,11 +107,10 @@ def save(roles: Roles, state: LoopState, recipe: Recipe, metrics: Mapping[str, f
     root = root_of(recipe)
     staged, target = begin(root, state.step)
     trained = _trained(roles)
-    calls = {role: group.on_all(LearningWorker.save, staged / role) for role, group in trained.items()}
+    answers = {role: world.on_all(LearningWorker.save, staged / role) for role, world in trained.items()}
     files: list[File] = []
     schedules: dict[str, Any] = {}
-    for role, refs in calls.items():
-        saved = ray.get(refs)
+    for role, saved in gather(answers)[0].items():
         schedules[role] = saved[0].schedule
         files += [below(role, file) for part in saved for file in part.files]
     write(
@@ -211,7 +209,7 @@ def export(roles: Roles, recipe: Recipe, step: int, target: Path) -> None:
     """
     if recipe.rlhf.checkpoints.export is Exported.BEST and step > 0:
         _load_best(roles, recipe, step)
-    ray.get(roles.policy.on_all(PolicyWorker.export, target.absolute()))
+    roles.policy.on_all(PolicyWorker.export, target.absolute()).result()
 
 
 def _load_best(roles: Roles, recipe: Recipe, step: int) -> None:
@@ -232,18 +230,22 @@ def _load_best(roles: Roles, recipe: Recipe, step: int) -> None:
     print(f"{folder} is handed on: the best, with {settings.best_metric}={value:.4g}", flush=True)
 
 
-def _load(folder: Folder, manifest: Manifest, trained: Mapping[str, WorkerGroup[Any]]) -> None:
+def _load(folder: Folder, manifest: Manifest, trained: Mapping[str, World[Any]]) -> None:
     """Has the ranks load their roles' share of a checkpoint."""
     schedules = json.loads(folder.read(STATE_FILE))["schedules"]
-    calls: list[ray.ObjectRef[None]] = []
-    for role, group in trained.items():
-        names = [file.name.removeprefix(f"{role}/") for file in manifest.files_of(role)]
-        calls += group.on_all(LearningWorker.resume, folder / role, names, schedules[role])
-    ray.get(calls)
+    names = {role: [file.name.removeprefix(f"{role}/") for file in manifest.files_of(role)] for role in trained}
+    gather(
+        {
+            role: world.on_all(LearningWorker.resume, folder / role, names[role], schedules[role])
+            for role, world in trained.items()
+        }
+    )
 
 
-def resume(roles: Roles, recipe: Recipe) -> LoopState:
-    """Restores policy and critic from the newest checkpoint that is whole, and returns the loop's state.
+def resume(roles: Roles, recipe: Recipe, *, among: Sequence[Folder] | None = None) -> tuple[Folder, LoopState]:
+    """Restores policy and critic from the newest checkpoint that is whole; returns it, and the loop's state.
+
+    among: the checkpoints to choose from, the newest first; None is all of the run's directory.
 
     Raises:
         FileNotFoundError: there is none; the message lists why each was refused.
@@ -251,7 +253,7 @@ def resume(roles: Roles, recipe: Recipe) -> LoopState:
     """
     root, trained = root_of(recipe), _trained(roles)
     refused: list[str] = []
-    for folder in newest_first(root):
+    for folder in newest_first(root) if among is None else among:
         try:
             manifest = Manifest.read(folder)
             check_fits(folder, manifest, recipe, trained=list(trained), towers=_towers(roles))
@@ -264,7 +266,7 @@ def resume(roles: Roles, recipe: Recipe) -> LoopState:
         state = LoopState.from_json(stored, recipe.rlhf.algorithm.kl)
         _load(folder, manifest, trained)
         print(f"resumed from {folder}", flush=True)
-        return state
+        return folder, state
     if refused:
         raise FileNotFoundError("--resume: no checkpoint is whole:\n" + "\n".join(refused))
     raise FileNotFoundError(f"--resume: no checkpoint in {root}; start without --resume")
@@ -296,19 +298,17 @@ def check_fits(
             )
 
 
-def _verify(folder: Folder, manifest: Manifest, trained: Mapping[str, WorkerGroup[Any]]) -> None:
+def _verify(folder: Folder, manifest: Manifest, trained: Mapping[str, World[Any]]) -> None:
     """Reads every file; the ranks share the work.
 
     Raises:
         Damaged: not all files are what the manifest says.
     """
-    calls = [
-        ref
-        for role, group in trained.items()
-        for ref in group.on_all(LearningWorker.damages, folder, manifest.files_of(role))
-    ]
+    found, _ = gather(
+        {role: world.on_all(LearningWorker.damages, folder, manifest.files_of(role)) for role, world in trained.items()}
+    )
     damages = [damage for file in manifest.files if "/" not in file.name and (damage := folder.damage(file))]
-    damages += [damage for found in ray.get(calls) for damage in found]
+    damages += [damage for ranks in found.values() for rank in ranks for damage in rank]
     if damages:
         raise Damaged("; ".join(damages))
 
@@ -321,13 +321,13 @@ def root_of(recipe: Recipe) -> Folder:
     return Folder(str((recipe.run.directory / "checkpoints" / "rlhf_steps" if path is None else Path(path)).absolute()))
 
 
-def _trained(roles: Roles) -> dict[str, WorkerGroup[Any]]:
+def _trained(roles: Roles) -> dict[str, World[Any]]:
     return {"policy": roles.policy, **({"critic": roles.critic} if roles.critic else {})}
 
 
 def _towers(roles: Roles) -> dict[str, str | None]:
     """The fingerprint of each trained role's towers; a checkpoint that Polyphony did not write has none."""
-    files = {role: group.path / FINGERPRINT_FILE for role, group in _trained(roles).items() if group.path}
+    files = {role: world.path / FINGERPRINT_FILE for role, world in _trained(roles).items() if world.path}
     return {role: file.read_text(encoding="utf-8") if file.is_file() else None for role, file in files.items()}
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-import zlib
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +10,23 @@ from typing import Any
 
 import ray
 
-from actors.fleet.group import Worker, WorkerGroup
+from actors.fleet.answer import Answer, gather
 from actors.fleet.placement import Seating, resolve_device, seat
+from actors.fleet.pool import KillsWorkers, Pool
+from actors.fleet.recoveries import Recoveries
+from actors.fleet.worker import Worker
+from actors.fleet.world import World
 from actors.roles.critic import CriticWorker
 from actors.roles.encoder import EncoderWorker, Needs, PromptRef, Showing, needs_of
 from actors.roles.policy import PolicyWorker
 from actors.roles.reference import ReferenceWorker
 from actors.roles.reward import RewardWorker
 from actors.roles.rollout import RolloutWorker
+from actors.roles.scoring import ShardedWorker
 from actors.training.supervised import Training
 from pipeline.config import FROZEN, Device, Parts, Recipe, RewardName, Workers
 from pipeline.data.datasets import RowKey, RowRef
+from pipeline.data.schema import Reason
 from pipeline.models.architectures import architecture_of
 from pipeline.models.checkpoint import check_same_towers
 from pipeline.models.parts import live_kinds
@@ -39,22 +43,35 @@ WORKERS: Mapping[str, type[Worker]] = {
 TRAININGS = ("sft", "reward_model")
 
 
+Fleet = Pool[Any] | World[Any]
+
+
+def fleet(
+    worker: type[Worker], role: str, seating: Seating, recipe: Recipe, settings: Workers, recoveries: Recoveries
+) -> Fleet:
+    """The workers of a role: ranks of a world, where its module is sharded over them, or else of a pool."""
+    if issubclass(worker, ShardedWorker):
+        return World(worker, role, seating, recipe, settings)
+    return Pool(worker, role, seating, recipe, settings, recoveries)
+
+
 class Roles:
-    """The groups that a stage asked for, with their checkpoints; a role that it did not ask for is None."""
+    """The pools and worlds that a stage asked for, with their checkpoints; a role that it did not ask for is None."""
 
-    def __init__(self, groups: Mapping[str, WorkerGroup[Any]], paths: Mapping[str, Path]):
-        """Gives each group in `paths` the checkpoint there."""
+    def __init__(self, fleets: Mapping[str, Fleet], paths: Mapping[str, Path], recoveries: Recoveries):
+        """Gives each role in `paths` the checkpoint there."""
 
-        def group(role: str) -> Any:
-            return groups[role] if role in paths else None
+        def of(role: str) -> Any:
+            return fleets[role] if role in paths else None
 
-        self.encoder: WorkerGroup[EncoderWorker] = group("encoder")
-        self.rollout: WorkerGroup[RolloutWorker] = group("rollout")
-        self.policy: WorkerGroup[PolicyWorker] = group("policy")
-        self.critic: WorkerGroup[CriticWorker] | None = group("critic")
-        self.reference: WorkerGroup[ReferenceWorker] | None = group("reference")
-        self.reward: WorkerGroup[RewardWorker] | None = group("reward")
-        ray.get([done for role, path in paths.items() for done in groups[role].setup(path)])
+        self.encoder: Pool[EncoderWorker] = of("encoder")
+        self.rollout: Pool[RolloutWorker] = of("rollout")
+        self.policy: World[PolicyWorker] = of("policy")
+        self.critic: World[CriticWorker] | None = of("critic")
+        self.reference: World[ReferenceWorker] | None = of("reference")
+        self.reward: World[RewardWorker] | None = of("reward")
+        self.recoveries = recoveries
+        gather({role: fleets[role].setup(path) for role, path in paths.items()})
 
     def encode(
         self, rows: Sequence[RowRef], split: str, needs: Needs, *, shown: Mapping[RowKey, Showing] | None = None
@@ -63,11 +80,14 @@ class Roles:
 
         shown: how the media of rows are shown, where not as they are.
         """
-        shares: list[list[RowRef]] = [[] for _ in self.encoder.actors]
+        shares: dict[int, list[RowRef]] = {}
         for row in {row.key: row for row in rows}.values():
-            shares[_stable_index(row.key, len(shares))].append(row)
-        calls = self.encoder.on_each(EncoderWorker.encode, shares, split, needs, shown=shown)
-        return Encoding([row.key for row in rows], [[row.key for row in share] for share in shares], calls)
+            shares.setdefault(self.encoder.seat_of(f"{row.key.dataset}/{row.key.row}"), []).append(row)
+
+        def encode(seat: int, share: list[RowRef]) -> Answer[list[PromptRef | Quarantined]]:
+            return self.encoder.submit_to(EncoderWorker.encode, [seat], [share], split, needs, shown=shown)
+
+        return Encoding([row.key for row in rows], [_Share(seat, share, encode) for seat, share in shares.items()])
 
 
 @dataclass(frozen=True)
@@ -75,17 +95,37 @@ class Encoding:
     """Rows that encoder workers are at."""
 
     rows: list[RowKey]
-    shares: list[list[RowKey]]
-    calls: list[ray.ObjectRef[list[PromptRef | Quarantined]]]
+    shares: list[_Share]
 
     def result(self) -> list[PromptRef | Quarantined]:
         """The prompts in the order of the rows; waits until they are there."""
-        found = {
-            key: prompt
-            for share, prompts in zip(self.shares, ray.get(self.calls), strict=True)
-            for key, prompt in zip(share, prompts, strict=True)
-        }
+        found = {key: prompt for share in self.shares for key, prompt in share.result().items()}
         return [found[key] for key in self.rows]
+
+
+Encode = Callable[[int, list[RowRef]], Answer[list[PromptRef | Quarantined]]]
+
+
+class _Share:
+    """Rows that the encoder in one seat is at. Where they kill it again and again, each is tried alone."""
+
+    def __init__(self, seat: int, rows: list[RowRef], encode: Encode):
+        self._seat = seat
+        self._rows = rows
+        self._encode = encode
+        self._answer = encode(seat, rows)
+
+    def result(self) -> dict[RowKey, PromptRef | Quarantined]:
+        """The prompts by row."""
+        try:
+            (prompts,) = self._answer.result()
+        except KillsWorkers as error:
+            if len(self._rows) > 1:
+                alone = [_Share(self._seat, [row], self._encode) for row in self._rows]
+                return {key: prompt for share in alone for key, prompt in share.result().items()}
+            key = self._rows[0].key
+            prompts = [Quarantined(f"row {key.row}", Reason.KILLS_WORKER.value, str(error))]
+        return {row.key: prompt for row, prompt in zip(self._rows, prompts, strict=True)}
 
 
 class Crew:
@@ -96,14 +136,15 @@ class Crew:
 
     def __init__(self, recipe: Recipe):
         self._recipe = recipe
+        self.recoveries = Recoveries(max_an_hour=recipe.cluster.max_recoveries_an_hour)
         self._seatings: list[Seating] = []
-        self._groups: dict[str, WorkerGroup[Any]] = {}
+        self._fleets: dict[str, Fleet] = {}
         self._trainings: dict[str, Training] = {}
         self._planned: list[str] = []
         self._starting: list[ray.ObjectRef[None]] = []
 
     def roles(self, paths: Mapping[str, Path]) -> Roles:
-        """A group for each role in `paths`, from the checkpoint given there; the groups of earlier stages go on.
+        """The workers of each role in `paths`, from the checkpoint given there; those of earlier stages go on.
 
         Raises:
             FileNotFoundError: a checkpoint is missing.
@@ -115,7 +156,7 @@ class Crew:
                 raise FileNotFoundError(f"{role}: no checkpoint in {path}; run the stage that writes it first")
         check_same_towers(paths)
         self._start(paths)
-        return Roles(self._groups, paths)
+        return Roles(self._fleets, paths, self.recoveries)
 
     def training(self, stage: str) -> Training:
         """The Ray Train workers of `sft` or `reward_model`: those that were started ahead, or new ones."""
@@ -149,23 +190,23 @@ class Crew:
             self.training(name)
         else:
             self._start([name])
-            self._starting = self._groups[name].warm
+            self._starting = self._fleets[name].warm
 
     def _start(self, roles: Iterable[str]) -> None:
-        settings = self._settings(role for role in roles if role not in self._groups)
+        settings = self._settings(role for role in roles if role not in self._fleets)
         if settings:
             seating = seat(settings, self._recipe.cluster)
             self._seatings.append(seating)
             for role, workers in settings.items():
-                self._groups[role] = WorkerGroup(WORKERS[role], role, seating, self._recipe, workers)
+                self._fleets[role] = fleet(WORKERS[role], role, seating, self._recipe, workers, self.recoveries)
 
     def _settings(self, roles: Iterable[str]) -> dict[str, Workers]:
         return {role: getattr(self._recipe.rlhf, role) for role in roles}
 
     def shutdown(self) -> None:
         """Ends all workers and gives their resources back."""
-        for group in self._groups.values():
-            group.shutdown()
+        for each in self._fleets.values():
+            each.shutdown()
         for seating in self._seatings:
             seating.release()
         for training in self._trainings.values():
@@ -214,19 +255,3 @@ def loop_needs(recipe: Recipe) -> Needs:
         print("no features are shared: rlhf.encoder.cache_mib=0", flush=True)
     frozen = [FROZEN] if paths.keys() & {"reference", "reward"} else []
     return needs_of(recipe, paths["encoder"], *learning.values(), *frozen)
-
-
-def collect(calls: Mapping[str, Sequence[ray.ObjectRef[Any]]]) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """Waits for calls to several roles at once; returns results and seconds until each role was done."""
-    started = time.monotonic()
-    pending = {ref: role for role, refs in calls.items() for ref in refs}
-    seconds: dict[str, float] = {}
-    while pending:
-        (done,), _ = ray.wait(list(pending), num_returns=1)
-        seconds[pending.pop(done)] = time.monotonic() - started
-    return {role: ray.get(list(refs)) for role, refs in calls.items()}, seconds
-
-
-def _stable_index(row: RowKey, num_workers: int) -> int:
-    # Not the number itself: tables may have a rhythm of their own.
-    return zlib.crc32(f"{row.dataset}/{row.row}".encode()) % num_workers

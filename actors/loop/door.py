@@ -78,6 +78,11 @@ class Door:
         encoding = self._roles.encode([RowRef(key) for key in shown], self.split, self._needs, shown=shown)
         return [prompt for prompt in encoding.result() if isinstance(prompt, PromptRef)]
 
+    def again(self, prompts: Sequence[PromptRef]) -> list[PromptRef]:
+        """Prompts that were let in before, in their order, processed again where that is forgotten."""
+        found = self._roles.encode([RowRef(prompt.row) for prompt in prompts], self.split, self._needs).result()
+        return [prompt for prompt in found if isinstance(prompt, PromptRef)]
+
     def begin(self, rows: Sequence[RowRef]) -> Encoding:
         """Has rows processed, for `finish` to take them in."""
         return self._roles.encode(rows, self.split, self._needs)
@@ -170,6 +175,10 @@ class Batches:
                 return prompts
             if num_seen == self.num_rows:
                 self._door.quarantine.check(num_seen, 0.0)
+
+    def again(self, prompts: Sequence[PromptRef]) -> list[PromptRef]:
+        """Prompts that were taken, processed again where that is forgotten."""
+        return self._door.again(prompts)
 
     def close(self) -> None:
         """Stops reading."""

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.loop.crew import Roles, collect
+from actors.fleet.answer import gather
+from actors.loop.crew import Roles
 from actors.loop.door import Lacks
 from actors.loop.sampler import Sampled, Sampler
 from actors.roles.encoder import PromptRef
@@ -136,9 +137,10 @@ def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sample
     if not rounds:
         return batch
     size, kept = len(batch.prompts), batch.varied()
-    while rounds and len(kept.prompts) < size:
-        kept = kept.joined(judge(roles, recipe, sampler.more(step)).varied())
-        rounds -= 1
+    for index in range(rounds):
+        if len(kept.prompts) >= size:
+            break
+        kept = kept.joined(judge(roles, recipe, sampler.more(step, index)).varied())
     if not kept.prompts:
         return replace(batch, counts=kept.counts, seconds=kept.seconds)
     return kept.select(range(min(size, len(kept.prompts))), reason="groups_beyond_the_batch")
@@ -199,7 +201,8 @@ def _parts(
     )
     parts, seconds = dict(rules.values), {}
     if scoring:
-        results, seconds = collect({"reward_score": scoring.calls})
+        results, spent = gather({"reward_score": scoring.answer})
+        seconds = {name: each.busy_s for name, each in spent.items()}
         learned = torch.from_numpy(np.concatenate(scoring.in_order(results["reward_score"])))
         if num_bad := int((~learned.isfinite()).sum()):
             raise ValueError(f"{num_bad} of {len(learned)} scores of the reward model are not finite; train it anew")

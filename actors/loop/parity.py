@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
-from actors.fleet.group import split
 from actors.loop.crew import Roles
 from actors.loop.door import Door
 from actors.loop.sampler import generate
@@ -54,14 +52,14 @@ def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) 
     }
     temperature = recipe.rlhf.sampling.temperature
     scoring = score(roles.policy, PolicyWorker.logprobs, groups, temperature=temperature)
-    logprobs["trainer"] = [rows[0] for rows in scoring.in_order(ray.get(scoring.calls))]
+    logprobs["trainer"] = [rows[0] for rows in scoring.in_order(scoring.answer.result())]
     if stock:
-        shares = split(groups, len(roles.encoder))
-        calls = roles.encoder.on_each(EncoderWorker.stock_logprobs, shares, door.split, temperature=temperature)
-        logprobs["stock"] = [row for part in ray.get(calls) for row in part]
+        tasks = [[group] for group in groups]
+        answer = roles.encoder.submit(EncoderWorker.stock_logprobs, tasks, door.split, temperature=temperature)
+        logprobs["stock"] = [row for part in answer.result() for row in part]
     seen: dict[str, list[Sight]] = {
-        "rollout": ray.get(roles.rollout.on_all(RolloutWorker.sights, prompts)[0]),
-        "trainer": ray.get(roles.policy.on_all(PolicyWorker.sights, prompts)[0]),
+        "rollout": roles.rollout.submit(RolloutWorker.sights, [prompts]).result()[0],
+        "trainer": roles.policy.on_all(PolicyWorker.sights, prompts).result()[0],
     }
     tolerance = recipe.rlhf.parity.tolerance or TOLERANCES[recipe.model.dtype]
     rows = [
@@ -88,8 +86,8 @@ def mixed_sample(infos: Sequence[PromptInfo], num_rows: int) -> list[PromptInfo]
 def _completions(roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef]) -> list[Rollout]:
     """One completion a prompt, of the whole distribution: what is left out of it the trainer cannot know."""
     whole = recipe.rlhf.sampling.whole
-    calls = generate(roles, prompts, whole, group_size=1, seed=PARITY_SEED)
-    return [rollout for part in ray.get(calls) for rollout in part]
+    parts = generate(roles, prompts, whole, group_size=1, seed=PARITY_SEED).result()
+    return [rollout for part in parts for rollout in part]
 
 
 def _at(columns: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:

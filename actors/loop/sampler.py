@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import cast
 
-import ray
-
-from actors.fleet.group import split
-from actors.loop.crew import Roles, collect
+from actors.fleet.answer import Answer, gather
+from actors.fleet.pool import State
+from actors.loop.crew import Roles
 from actors.loop.door import Batches
 from actors.roles.encoder import PromptRef
 from actors.roles.rollout import RolloutWorker
 from pipeline.config import Recipe, Sampling
+from pipeline.config import Rollout as RolloutSettings
 from pipeline.records import Rollout
 
-Calls = list[ray.ObjectRef[list[Rollout]]]
+Completions = Answer[list[Rollout]]
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,12 @@ class Sampled:
 @dataclass(frozen=True)
 class _Pending:
     cursor: int
+    seed: int
     prompts: list[PromptRef]
-    calls: Calls
-    greedy: Calls
+    sampled: Completions
+    greedy: Completions | None
+    state: State | None
+    """That the rollout workers had when it was begun."""
 
 
 class Sampler:
@@ -50,6 +54,8 @@ class Sampler:
         self._recipe = recipe
         self._batches = batches
         self._pending: deque[_Pending] = deque()
+        self._more: list[_Pending] = []
+        """Further batches of the step that was taken last."""
 
     @property
     def cursor(self) -> int:
@@ -69,36 +75,60 @@ class Sampler:
             self._pending.append(self._start())
         if end < settings.num_steps:
             self._batches.announce()
-        return self._collect(self._pending.popleft(), step)
+        sampled = self._collect(self._pending[0], step)
+        self._pending.popleft()
+        self._more.clear()
+        return sampled
 
-    def more(self, step: int) -> Sampled:
-        """Another batch for the same step."""
-        return self._collect(self._start(), step)
+    def more(self, step: int, index: int) -> Sampled:
+        """Another batch for the same step, number `index` of these; the same one when it is asked for again."""
+        if index == len(self._more):
+            self._more.append(self._start())
+        return self._collect(self._more[index], step)
+
+    def renew(self) -> None:
+        """Begins again with prompts that are encoded again, where they were begun: some had left the object store."""
+        for batches in (self._pending, self._more):
+            for place, each in enumerate(batches):
+                with self._roles.rollout.under(each.state):
+                    batches[place] = self._begin(each.cursor, each.seed, self.again(each.prompts))
+
+    def again(self, prompts: Sequence[PromptRef]) -> list[PromptRef]:
+        """The same prompts, encoded again where they have left the object store."""
+        return self._batches.again(prompts)
 
     def _start(self) -> _Pending:
-        settings = self._recipe.rlhf
         cursor, prompts = self._batches.cursor, self._batches.take()
         # The batch's number, not the step's: a step that draws twice never samples a prompt twice alike.
-        seed = self._batches.cursor - 1
-        calls = generate(self._roles, prompts, settings.sampling, group_size=settings.group_size, seed=seed)
-        greedy: Calls = []
+        return self._begin(cursor, self._batches.cursor - 1, prompts)
+
+    def _begin(self, cursor: int, seed: int, prompts: list[PromptRef]) -> _Pending:
+        settings = self._recipe.rlhf
+        sampled = generate(self._roles, prompts, settings.sampling, group_size=settings.group_size, seed=seed)
+        greedy = None
         if settings.algorithm.advantage.needs_greedy:
             greedy = generate(self._roles, prompts, settings.sampling.greedy, group_size=1, seed=seed)
-        return _Pending(cursor, prompts, calls, greedy)
+        return _Pending(cursor, seed, prompts, sampled, greedy, self._roles.rollout.state)
 
     def _collect(self, pending: _Pending, step: int) -> Sampled:
-        results, seconds = collect({"rollout": pending.calls, "greedy": pending.greedy})
-        rollouts, greedy = ([rollout for part in results[name] for rollout in part] for name in ("rollout", "greedy"))
+        answers = {"rollout": pending.sampled, **({"greedy": pending.greedy} if pending.greedy else {})}
+        results, spent = gather(answers)
+        rollouts, greedy = (list(chain.from_iterable(results.get(name, []))) for name in ("rollout", "greedy"))
         check_fresh(rollouts, oldest=step - self._recipe.rlhf.staleness, newest=step)
-        return Sampled(pending.prompts, rollouts, greedy, {"rollout": max(seconds.values())})
+        busy_s = sum(each.busy_s for each in spent.values())
+        return Sampled(pending.prompts, rollouts, greedy, {"rollout": busy_s})
 
 
 def generate(
     roles: Roles, prompts: Sequence[PromptRef], sampling: Sampling, *, group_size: int, seed: int
-) -> list[ray.ObjectRef[Any]]:
-    """Has the rollout workers sample a group for each prompt; what they return lies in the order of the prompts."""
-    shares = split(prompts, len(roles.rollout))
-    return roles.rollout.on_each(RolloutWorker.generate, shares, sampling, group_size=group_size, step=seed)
+) -> Completions:
+    """Has the rollout workers sample a group for each prompt; what they return lies in the order of the prompts.
+
+    A task is `rollout.batch_size` prompts: the same ones, and so the same rounding, however many workers there are.
+    """
+    size = cast(RolloutSettings, roles.rollout.settings).batch_size
+    tasks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    return roles.rollout.submit(RolloutWorker.generate, tasks, sampling, group_size=group_size, step=seed)
 
 
 def check_fresh(rollouts: Sequence[Rollout], *, oldest: int, newest: int) -> None:

@@ -12,8 +12,9 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from actors.fleet.answer import gather
 from actors.loop.checkpoints import LoopState
-from actors.loop.crew import Roles, collect, loop_paths
+from actors.loop.crew import Roles, loop_paths
 from actors.loop.door import Door
 from actors.loop.sampler import check_fresh, generate
 from actors.roles.encoder import PromptRef, needs_of
@@ -45,10 +46,14 @@ class Validator:
         if recipe.rlhf.evaluate_every:
             self._admit()
 
+    def renew(self) -> None:
+        """Has the prompts processed again: some are no longer in the object store."""
+        self._prompts = self._door.again(self._prompts)
+
     def _admit(self) -> None:
         recipe, settings = self._recipe, self._recipe.rlhf.validation
         needs = needs_of(recipe, loop_paths(recipe)["encoder"], recipe.rlhf.policy.parts)
-        door = Door(self._roles, recipe, settings.split, stage="validation", needs=needs)
+        self._door = door = Door(self._roles, recipe, settings.split, stage="validation", needs=needs)
         infos = door.datasets.infos()
         self._num_unanswered = sum(info.answer is None for info in infos)
         self._prompts = door.admit([info.id for info in chosen(infos, num_prompts=settings.num_prompts)])
@@ -90,7 +95,7 @@ class Validator:
             "greedy": generate(self._roles, self._prompts, sampling.greedy, group_size=1, seed=SAMPLING_STEP),
         }
         rollouts: dict[str, list[Rollout]] = {
-            name: [rollout for part in parts for rollout in part] for name, parts in collect(calls)[0].items()
+            name: [rollout for part in parts for rollout in part] for name, parts in gather(calls)[0].items()
         }
         for found in rollouts.values():
             check_fresh(found, oldest=step, newest=step)

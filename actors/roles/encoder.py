@@ -17,8 +17,8 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from actors.engine.engine import World
-from actors.fleet.group import Worker
+from actors.engine.engine import Place
+from actors.fleet.worker import Worker
 from actors.roles.feature_cache import CacheCounts, FeatureCache
 from pipeline.config import Dataset, Encoder, Parts, Recipe
 from pipeline.data.datasets import Datasets, RowKey, RowRef
@@ -154,11 +154,11 @@ class EncoderWorker(Worker):
         super().__init__(recipe, settings)
         self._datasets: dict[tuple[tuple[Dataset, ...], str], Datasets] = {}
 
-    def setup(self, world: World, path: Path) -> None:
+    def setup(self, place: Place, path: Path) -> None:
         """Loads processor and towers; what other towers encoded is forgotten."""
         trust = self.recipe.model.trust_remote_code
         self._model, self._architecture = load_model(path, dtype=self.recipe.model.dtype, trust_remote_code=trust)
-        self._model.to(world.torch_device)
+        self._model.to(place.torch_device)
         self._towers = tower_fingerprint(self._model, self._architecture)[:16]
         # Features that are not shared are not kept either; prompts are, within the least bound.
         self._cache: FeatureCache[PromptKey, PromptRef | Quarantined, StoredMedium] = FeatureCache(

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from actors.engine.engine import World
+from actors.engine.engine import Place
 from actors.engine.files import File, Folder
 from actors.engine.state import Saved
 from actors.engine.weights import Weights
-from actors.fleet.group import split
+from actors.fleet.world import split
 from actors.roles.encoder import PromptRef
 from actors.roles.reference import ReferenceWorker
 from actors.roles.scoring import Group, ShardedWorker, group_size
@@ -85,9 +85,9 @@ class LearningWorker(ShardedWorker):
 
     keeps_weights = False
 
-    def setup(self, world: World, path: Path) -> None:
+    def setup(self, place: Place, path: Path) -> None:
         """Starts from the checkpoint, with a fresh optimizer."""
-        super().setup(world, path)
+        super().setup(place, path)
         self._last_update: tuple[int, dict[str, float]] = (-1, {})
 
     def losses(
@@ -103,13 +103,14 @@ class LearningWorker(ShardedWorker):
         totals: dict[str, float] = {}
         first: dict[str, float] = {}
         grad_norm, num_skipped = 0.0, 0
-        for minibatch in minibatches:
-            for rows in minibatch.passes:
-                last = rows is minibatch.passes[-1]
-                self._micro_step(rows, minibatch.normalisers, kl_weight, totals, last=last)
-            grad_norm += self.engine.grad_norm / len(minibatches)
-            num_skipped += self.engine.is_skipped
-            first = first or self.first_metrics()
+        with self.fetched(prompt for each in minibatches for rows in each.passes for prompt, _ in rows):
+            for minibatch in minibatches:
+                for rows in minibatch.passes:
+                    last = rows is minibatch.passes[-1]
+                    self._micro_step(rows, minibatch.normalisers, kl_weight, totals, last=last)
+                grad_norm += self.engine.grad_norm / len(minibatches)
+                num_skipped += self.engine.is_skipped
+                first = first or self.first_metrics()
         totals = self.engine.sum_over_ranks(totals)
         metrics = first | {name: total / len(minibatches) for name, total in totals.items()}
         metrics |= {"grad_norm": grad_norm, "learning_rate": self.engine.learning_rate}

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from actors.engine.engine import World
+from actors.engine.engine import Place
 from actors.engine.weights import Weights
-from actors.fleet.group import Worker
+from actors.fleet.worker import Worker
 from actors.roles.encoder import PromptRef, fetch_encoded, own_towers
 from pipeline.config import Rollout as RolloutSettings
 from pipeline.config import Sampling
@@ -31,10 +31,10 @@ class RolloutWorker(Worker):
     settings: RolloutSettings
     keeps_weights = False
 
-    def setup(self, world: World, path: Path) -> None:
+    def setup(self, place: Place, path: Path) -> None:
         """Loads the weights of a checkpoint."""
         trust = self.recipe.model.trust_remote_code
-        self._device = world.torch_device
+        self._device = place.torch_device
         self._tokenizer: Any = load_processor(path, trust_remote_code=trust).tokenizer
         self.load(path)
 
@@ -50,14 +50,13 @@ class RolloutWorker(Worker):
         self._version = 0
 
     def update_weights(self, weights: Weights) -> int:
-        """Takes newer weights from the policy; an older version changes nothing. Returns the version held."""
-        if weights.version >= self._version:
-            parameters = dict(self._policy.named_parameters())
-            with torch.no_grad():
-                for name, array in weights.parameters.items():
-                    # Ray's arrays are read-only views: the copy into the parameter is the only one made.
-                    parameters[name].copy_(torch.tensor(array))
-            self._version = weights.version
+        """Takes the policy's weights of a version, of an older one too where a step is repeated; returns it."""
+        parameters = dict(self._policy.named_parameters())
+        with torch.no_grad():
+            for name, array in weights.parameters.items():
+                # Ray's arrays are read-only views: the copy into the parameter is the only one made.
+                parameters[name].copy_(torch.tensor(array))
+        self._version = weights.version
         return self._version
 
     def generate(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 from torch import Tensor, nn
 
-from actors.engine.engine import Engine, World, import_deepspeed, join
-from actors.fleet.group import Worker, WorkerGroup
+from actors.engine.engine import Engine, Place, import_deepspeed, join
+from actors.fleet.answer import Answer
+from actors.fleet.failures import InputsLost
+from actors.fleet.worker import Worker
+from actors.fleet.world import World
 from actors.roles.encoder import PromptRef, fetch_encoded, own_towers
 from pipeline.config import FROZEN, Device, Learner, LoopParts, Recipe, Sharded
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
@@ -41,7 +45,7 @@ def group_size(group: Group) -> GroupSize:
 class Scoring:
     """Calls to the workers of a role, and which groups each of their passes holds."""
 
-    calls: list[ray.ObjectRef[list[NDArray[np.float32]]]]
+    answer: Answer[list[NDArray[np.float32]]]
     plan: list[list[Pass]]
 
     def in_order(self, results: Sequence[list[NDArray[np.float32]]]) -> list[NDArray[np.float32]]:
@@ -55,19 +59,19 @@ class Scoring:
 
 
 def score(
-    workers: WorkerGroup[W],
+    world: World[W],
     method: Callable[Concatenate[W, Sequence[Sequence[Group]], P], list[NDArray[np.float32]]],
     groups: Sequence[Group],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> Scoring:
-    """Asks all workers of a role for `method` on their passes over `groups`."""
-    settings: Any = workers.settings
+    """Asks all ranks of a role for `method` on their passes over `groups`."""
+    settings: Any = world.settings
     plan = plan_passes(
-        [group_size(group) for group in groups], num_ranks=len(workers), budget=settings.micro_batch_tokens
+        [group_size(group) for group in groups], num_ranks=len(world), budget=settings.micro_batch_tokens
     )
     shares = [[[groups[index] for index in each.groups] for each in passes] for passes in plan]
-    return Scoring(workers.on_each(method, shares, *args, **kwargs), plan)
+    return Scoring(world.on_each(method, shares, *args, **kwargs), plan)
 
 
 class ShardedWorker(Worker):
@@ -91,11 +95,11 @@ class ShardedWorker(Worker):
         """Which parts learn; of a role without an optimizer none does."""
         return self.settings.parts if isinstance(self.settings, Learner) else FROZEN
 
-    def setup(self, world: World, path: Path) -> None:
+    def setup(self, place: Place, path: Path) -> None:
         """Joins the role's world and shards the module over it."""
-        join(world)
+        join(place)
         self.path = path
-        self.device = world.torch_device
+        self.device = place.torch_device
         model = self.recipe.model
         processor = load_processor(self.path, trust_remote_code=model.trust_remote_code)
         self.pad_id = pad_id(processor.tokenizer)
@@ -109,7 +113,7 @@ class ShardedWorker(Worker):
         groups = None
         if isinstance(self.settings, Learner):
             groups = parameter_groups(module, self.parts, learning_rate=self.settings.learning_rate)
-        self.engine = Engine(module, world=world, settings=self.settings, dtype=model.dtype, groups=groups)
+        self.engine = Engine(module, world=place, settings=self.settings, dtype=model.dtype, groups=groups)
 
     def parameter_table(self) -> str:
         """Trainable and frozen parameters by part."""
@@ -118,11 +122,31 @@ class ShardedWorker(Worker):
 
     def batch(self, groups: Sequence[Group]) -> tuple[PromptBatch, CompletionBatch]:
         """Collates prompts and their completions on this worker's device."""
-        prompts = fetch_encoded([prompt for prompt, _ in groups], self.live)
+        prompts = [self._fetched[prompt.stored] for prompt, _ in groups]
         return (
             collate_prompts(prompts, pad_id=self.pad_id).to(self.device),
             collate_completions([completions for _, completions in groups], pad_id=self.pad_id).to(self.device),
         )
+
+    @contextmanager
+    def fetched(self, prompts: Iterable[PromptRef]) -> Generator[None, None, None]:
+        """Brings the prompts of a call here before its first pass. All ranks must call it.
+
+        Raises:
+            InputsLost: on every rank, where one of them does not get its own: a pass begins on all ranks or on none.
+        """
+        wanted, lost = list({prompt.stored: prompt for prompt in prompts}.values()), ""
+        try:
+            encoded = fetch_encoded(wanted, self.live)
+        except RayError as error:
+            encoded, lost = [], str(error).splitlines()[0]
+        if self.engine.max_over_ranks(float(bool(lost))):
+            raise InputsLost(self.role, lost or "another rank's prompts")
+        self._fetched = {prompt.stored: found for prompt, found in zip(wanted, encoded, strict=True)}
+        try:
+            yield
+        finally:
+            self._fetched = {}
 
     def sights(self, prompts: Sequence[PromptRef]) -> list[Sight]:
         """What the role runs for each prompt."""
@@ -135,13 +159,14 @@ class ShardedWorker(Worker):
     ) -> list[NDArray[np.float32]]:
         """`forward` pass by pass; one array [n, T] or [n] a group, T its own longest completion."""
         results: list[NDArray[np.float32]] = []
-        for groups in passes:
-            rows = forward(*self.batch(groups)).float().cpu().numpy()
-            start = 0
-            for _, completions in groups:
-                block = rows[start : start + len(completions)]
-                results.append(np.array(block[:, : max(map(len, completions))] if block.ndim == 2 else block))
-                start += len(completions)
+        with self.fetched(prompt for groups in passes for prompt, _ in groups):
+            for groups in passes:
+                rows = forward(*self.batch(groups)).float().cpu().numpy()
+                start = 0
+                for _, completions in groups:
+                    block = rows[start : start + len(completions)]
+                    results.append(np.array(block[:, : max(map(len, completions))] if block.ndim == 2 else block))
+                    start += len(completions)
         return results
 
 

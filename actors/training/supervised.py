@@ -25,7 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from torch import Tensor
 
-from actors.engine.engine import Engine, World, join
+from actors.engine.engine import Engine, Place, join
 from actors.fleet.placement import resolve_device
 from actors.roles.encoder import PromptRef, fetch_encoded
 from actors.roles.scoring import blank_media, own_towers
@@ -303,7 +303,7 @@ def standardise(engine: Engine, scores: PairScores, held_out: Sequence[Compariso
 def _begin(config: dict[str, Any]) -> bool:
     """Joins the world, then waits for the checkpoints to work on; False where the training is cancelled."""
     context = ray.train.get_context()
-    world = World(
+    world = Place(
         rank=context.get_world_rank(),
         size=context.get_world_size(),
         address=os.environ["MASTER_ADDR"],
@@ -329,7 +329,7 @@ def _report(config: dict[str, Any], item: tuple[int, dict[str, Any]] | None) -> 
 
 
 def _engine(module: Any, config: dict[str, Any]) -> Engine:
-    world: World = config["world"]
+    world: Place = config["world"]
     settings: Supervised | RewardModel = config["settings"]
     module.decoder.share_prefix = config["recipe"].model.share_prefix
     set_parts(module, settings.parts, field=f"{config['stage']}.parts")

@@ -27,6 +27,7 @@ from pipeline.config.paths import Base
 from pipeline.config.prepare import Answers, Form, Ids, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
 from pipeline.config.recipe import (
     Cluster,
+    Deadlines,
     Device,
     Dtype,
     Model,
@@ -58,6 +59,7 @@ __all__ = [
     "Cluster",
     "ConfigError",
     "Data",
+    "Deadlines",
     "Dataset",
     "Device",
     "Dtype",

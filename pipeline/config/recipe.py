@@ -51,6 +51,15 @@ class Run(Section):
     """Where metrics go. `wandb` and `mlflow` need the extras of the same name."""
 
 
+class Deadlines(Section):
+    first_s: float = Field(default=1800.0, gt=0)
+    """Seconds for the first call of a kind, of which nothing is known."""
+    least_s: float = Field(default=120.0, gt=0)
+    """Seconds that every call has."""
+    factor: float = Field(default=10.0, ge=1)
+    """How many times as long as the longest of its kind so far a call may take."""
+
+
 class Cluster(Section):
     device: Device = Device.AUTO
     """`cpu` (gloo), `cuda` (NCCL), or `auto`: cuda where the cluster has GPUs."""
@@ -60,6 +69,11 @@ class Cluster(Section):
     """How long a stage waits for the resources of its roles, in seconds; give an autoscaler time to bring nodes."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """How long a collective may take before its world is given up, in seconds."""
+
+    deadlines: Deadlines = Deadlines()
+    """How long calls to workers may take before the worker counts as hanging, and is started again."""
+    max_recoveries_an_hour: int = Field(default=20, ge=0)
+    """Workers that may be lost and brought back within an hour; one more ends the run, and says what kept failing."""
 
 
 class Model(Section):

@@ -36,6 +36,7 @@ class Reason(StrEnum):
     SPECIAL_TOKEN = "special_token"
     MISSING_BYTES = "missing_bytes"
     BAD_PREFERENCE = "bad_preference"
+    KILLS_WORKER = "kills_worker"
     # Its text.
     TEXT_TOO_SHORT = "text_too_short"
     TEXT_TOO_LONG = "text_too_long"

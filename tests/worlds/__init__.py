@@ -47,12 +47,12 @@ def run(function: Callable[..., Any], num_ranks: int, *args: Any, timeout_s: flo
 def _rank(function: Callable[..., Any], rank: int, size: int, port: int, sender: Connection, args: Any) -> None:
     import torch
 
-    from actors.engine.engine import World, join
+    from actors.engine.engine import Place, join
     from pipeline.config import Device
 
     torch.set_num_threads(1)
     try:
-        join(World(rank=rank, size=size, address="127.0.0.1", port=port, device=Device.CPU, timeout_s=60))
+        join(Place(rank=rank, size=size, address="127.0.0.1", port=port, device=Device.CPU, timeout_s=60))
         sender.send((True, function(*args)))
     except BaseException:
         sender.send((False, traceback.format_exc()))

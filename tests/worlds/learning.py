@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.engine import state
-from actors.engine.engine import Engine, World
+from actors.engine.engine import Engine, Place
 from actors.engine.files import Folder
 from actors.engine.state import TensorFiles
 from pipeline.config import ConfigError, Device, Dtype, Trained
@@ -40,7 +40,7 @@ class Learner(nn.Module):
 def make(stage: int, dtype: Dtype = Dtype.FLOAT32, *, seed: int = 0, module: nn.Module | None = None) -> Engine:
     settings = Trained(zero_stage=stage, learning_rate=0.05, weight_decay=0.1, warmup_steps=2, decay_steps=9)
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    world = World(rank=rank, size=size, address="", port=0, device=Device.CPU, timeout_s=60)
+    world = Place(rank=rank, size=size, address="", port=0, device=Device.CPU, timeout_s=60)
     return Engine(module or Learner(seed), world=world, settings=settings, dtype=dtype)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actors.engine import state
-from actors.engine.engine import Engine, World
+from actors.engine.engine import Engine, Place
 from actors.engine.files import Folder
 from pipeline.config import Device, Dtype, Sharded, Trained
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
@@ -41,9 +41,9 @@ class Scorer(nn.Module):
         return self.head(torch.tanh(self.body(rows.to(self.body.weight.dtype))))
 
 
-def _world() -> World:
+def _world() -> Place:
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return World(rank=rank, size=size, address="", port=0, device=Device.CPU, timeout_s=60)
+    return Place(rank=rank, size=size, address="", port=0, device=Device.CPU, timeout_s=60)
 
 
 def resumed(root: str, pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Any]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from actors.engine.engine import World
+from actors.engine.engine import Place
 from actors.roles.encoder import SAME_MEDIA, EncoderWorker, Needs, PromptRef, Showing, fetch_encoded
 from pipeline.config import Device, load_recipe
 from pipeline.data.datasets import RowKey, RowRef
@@ -57,7 +57,7 @@ def worker(
     write_prompts(directory / "train.parquet", rows)
     recipe = load_recipe(None, ["cluster.device=cpu", f"data.path={directory}", f"model.path={tiny_checkpoint}"])
     encoder = EncoderWorker(recipe, recipe.rlhf.encoder)
-    encoder.setup(World(0, 1, "127.0.0.1", 0, Device.CPU, 60.0), tiny_checkpoint)
+    encoder.setup(Place(0, 1, "127.0.0.1", 0, Device.CPU, 60.0), tiny_checkpoint)
     return encoder
 
 

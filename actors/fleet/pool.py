@@ -1,0 +1,360 @@
+"""Workers of one role that know nothing of each other, and come and go while work is done.
+
+    submit -> queue of tasks, in order -> a worker that is free -> result at the task's place
+                    ^                          |
+                    +------ it died -----------+--> another one is started, set up, given the state, and joins
+
+A task is the same call whoever does it, so that deaths, arrivals and the number of workers change no result. State that
+workers hold beside their checkpoint (weights of a newer version) is published; a task is done under the state in which
+it was submitted. One thread owns all that changes; others talk to it through its inbox.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import ray
+
+from actors.engine.engine import Place
+from actors.fleet.answer import Answer
+from actors.fleet.deadlines import Deadlines
+from actors.fleet.failures import InputsLost, Lost, cause_of, inputs_are_lost, is_death
+from actors.fleet.placement import Seating
+from actors.fleet.recoveries import Recoveries
+from actors.fleet.worker import Spent, Worker
+from pipeline.config import Recipe, Workers
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+W = TypeVar("W", bound=Worker)
+
+IN_FLIGHT = 2
+"""Tasks that a worker has at a time: one to do, and one that lies ready."""
+MAX_DEATHS = 4
+"""Workers of which the same task may be the last, before it is taken for the cause."""
+_LOOK_S = 1.0
+_LIVES = count()
+
+
+class StateLost(Lost):
+    """What was published is no longer in the object store."""
+
+
+class KillsWorkers(RuntimeError):
+    """The same task was the last of `MAX_DEATHS` workers."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What workers take before a task: a call that gives them the state."""
+
+    method: str
+    argument: Any
+
+
+@dataclass(eq=False)
+class _Task:
+    """A call, and the worker's seat that is best for it, where one is."""
+
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: State | None
+    seat: int | None
+    result: Future[tuple[Any, Spent]] = field(default_factory=Future[tuple[Any, Spent]])
+    num_deaths: int = 0
+    started: float = 0.0
+    """When it was given to its worker, or when that one had done all before it."""
+
+
+@dataclass(eq=False)
+class _Member:
+    """A worker in its seat."""
+
+    seat: int
+    actor: Any
+    warm: ray.ObjectRef[None]
+    is_ready: bool = False
+    state: State | None = None
+    doing: list[_Task] = field(default_factory=list[_Task])
+    """In the order in which they were given to it."""
+
+
+class Pool(Generic[W]):
+    """Workers of one class, each with a whole copy of what the role needs. They start at once.
+
+    Calls take the method itself, as those of a `World` do.
+    """
+
+    def __init__(
+        self, worker: type[W], role: str, seating: Seating, recipe: Recipe, settings: Workers, recoveries: Recoveries
+    ):
+        self.role = role
+        self.settings = settings
+        self.path: Path | None = None
+        self._worker = worker
+        self._recipe = recipe
+        self._seating = seating
+        self._recoveries = recoveries
+        self._deadlines = Deadlines(recipe.cluster.deadlines)
+        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._members = [self._started(seat) for seat in range(len(seating.options[role]))]
+        self.warm = [member.warm for member in self._members]
+        """Done when the workers are up and have imported what they need."""
+        self._queue: deque[_Task] = deque()
+        self.state: State | None = None
+        """What workers take before a task that is submitted now."""
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"pool-{role}")
+        self._thread.start()
+
+    def _started(self, seat: int) -> _Member:
+        remote: Any = ray.remote(self._worker)
+        name = f"{self.role}-{seat}-{id(self):x}-{next(_LIVES)}"
+        options = self._seating.options[self.role][seat]
+        actor = remote.options(name=name, **options).remote(self._recipe, self.settings)
+        return _Member(seat, actor, actor.warm_up.remote(self._seating.device))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def actors(self) -> list[Any]:
+        """The workers of now."""
+        return [member.actor for member in self._members]
+
+    def setup(self, path: Path) -> Answer[None]:
+        """Has all workers load from `path`; wait for the result before the first call. Published state is gone."""
+        if self.path == path and self._worker.keeps_weights:
+            return Answer(self, [])
+        self.path, self.state = path, None
+        done: list[Future[tuple[None, Spent]]] = [Future() for _ in self._members]
+        self._inbox.put(partial(self._set_up_all, done))
+        return Answer(self, done)
+
+    def publish(self, method: Callable[Concatenate[W, T, ...], Any], argument: T | ray.ObjectRef[T]) -> None:
+        """From now on workers do tasks after `method(argument)`, which gives them a state; earlier tasks, before it."""
+        self.state = State(method.__name__, argument)
+
+    @contextmanager
+    def under(self, state: State | None) -> Generator[None, None, None]:
+        """Tasks that are submitted in here are done under a state that was published earlier."""
+        now, self.state = self.state, state
+        try:
+            yield
+        finally:
+            self.state = now
+
+    def submit(
+        self,
+        method: Callable[Concatenate[W, T, P], R],
+        shares: Sequence[T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Answer[R]:
+        """Has `method` done on each share, with the common arguments, by whoever is free first."""
+        return self._submit(method.__name__, [None] * len(shares), shares, *args, **kwargs)
+
+    def submit_to(
+        self,
+        method: Callable[Concatenate[W, T, P], R],
+        seats: Sequence[int],
+        shares: Sequence[T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Answer[R]:
+        """The same, each share by the worker in its seat while that one lives: see `seat_of`."""
+        return self._submit(method.__name__, seats, shares, *args, **kwargs)
+
+    def _submit(
+        self, method: str, seats: Sequence[int | None], shares: Sequence[Any], *args: Any, **kwargs: Any
+    ) -> Answer[Any]:
+        tasks = [
+            _Task(method, (share, *args), kwargs, self.state, seat) for seat, share in zip(seats, shares, strict=True)
+        ]
+        self._inbox.put(partial(self._take, tasks))
+        return Answer(self, [task.result for task in tasks])
+
+    def on_all(self, method: Callable[Concatenate[W, P], R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
+        """What each worker that is at hand says to the same question."""
+        ready = [member.actor for member in self._members if member.is_ready]
+        asked = [actor.perform.remote(method.__name__, *args, **kwargs) for actor in ready]
+        found: list[R] = []
+        for ref in asked:
+            try:
+                found.append(ray.get(ref)[0])
+            except Exception as error:
+                if not is_death(error):
+                    raise cause_of(error) from error
+        return found
+
+    def seat_of(self, key: str) -> int:
+        """The seat whose worker does what belongs to `key`: a change of the number of seats moves few (rendezvous
+        hashing, Thaler and Ravishankar 1998)."""
+        return max(range(len(self._members)), key=lambda seat: zlib.crc32(f"{seat}/{key}".encode()))
+
+    def failed(self, place: int, error: BaseException) -> BaseException:
+        """What an error of a task is to those who submitted it."""
+        if isinstance(error, Lost):
+            return error
+        return InputsLost(self.role, str(cause_of(error))) if inputs_are_lost(error) else cause_of(error)
+
+    def hangs(self, places: Sequence[int], seconds: float) -> BaseException:
+        """The pool looks after its deadlines itself."""
+        return Lost(self.role, f"tasks {[*places]} have not ended for {seconds:.0f} s")
+
+    def work(self, spent: Sequence[Spent]) -> Spent:
+        """What it took each worker, on average."""
+        num = len(self._members)
+        return Spent(sum(each.busy_s for each in spent) / num, sum(each.idle_s for each in spent) / num)
+
+    def use(self, recipe: Recipe, settings: Workers) -> None:
+        """Takes another recipe for workers that are started again."""
+        self._recipe, self.settings = recipe, settings
+
+    def shutdown(self) -> None:
+        """Ends the workers' processes."""
+        self._inbox.put(None)
+        self._thread.join()
+        for actor in self.actors:
+            ray.kill(actor)
+
+    # From here on in the pool's own thread.
+
+    def _run(self) -> None:
+        looked = time.monotonic()
+        while True:
+            if time.monotonic() - looked > _LOOK_S:
+                self._kill_who_hangs()
+                looked = time.monotonic()
+            try:
+                message = self._inbox.get(timeout=_LOOK_S)
+            except Empty:
+                continue
+            if message is None:
+                return
+            try:
+                message()
+                self._give_out()
+            except BaseException as error:  # For those who wait: nobody looks at this thread.
+                self._fail_all(error)
+
+    def _take(self, tasks: Sequence[_Task]) -> None:
+        self._queue += tasks
+
+    def _set_up_all(self, done: Sequence[Future[tuple[None, Spent]]]) -> None:
+        for member, future in zip(self._members, done, strict=True):
+            self._set_up(member, future)
+
+    def _set_up(self, member: _Member, done: Future[tuple[None, Spent]] | None) -> None:
+        member.is_ready, member.state = False, None
+        place = Place(0, 1, "", 0, self._seating.device, self._recipe.cluster.collective_timeout_s)
+        call = member.actor.perform.remote(Worker.setup.__name__, place, self.path).future()
+        call.add_done_callback(lambda call: self._inbox.put(partial(self._is_set_up, member, done, call)))
+
+    def _is_set_up(
+        self, member: _Member, done: Future[tuple[None, Spent]] | None, call: Future[tuple[None, Spent]]
+    ) -> None:
+        error = call.exception()
+        if error is not None and is_death(error):
+            self._replace(member, error, done)
+        elif error is not None and done is None:
+            raise error
+        elif error is not None and done is not None:
+            done.set_exception(error)
+        else:
+            member.is_ready = True
+            if done is not None:
+                done.set_result(call.result())
+
+    def _give_out(self) -> None:
+        """Gives waiting tasks to workers with room for them, in order."""
+        ready = {member.seat: member for member in self._members if member.is_ready}
+        waiting: deque[_Task] = deque()
+        while self._queue:
+            task = self._queue.popleft()
+            own = ready.get(task.seat) if task.seat is not None else None
+            choice = [own] if own is not None else list(ready.values())
+            member = min(choice, key=lambda each: len(each.doing), default=None)
+            if member is None or len(member.doing) >= IN_FLIGHT:
+                waiting.append(task)
+            else:
+                self._give(task, member)
+        self._queue = waiting
+
+    def _give(self, task: _Task, member: _Member) -> None:
+        if task.state is not None and member.state is not task.state:
+            member.state = task.state
+            taken = member.actor.perform.remote(task.state.method, task.state.argument).future()
+            taken.add_done_callback(lambda call: self._inbox.put(partial(self._has_state, member, call)))
+        task.started = time.monotonic()
+        member.doing.append(task)
+        call = member.actor.perform.remote(task.method, *task.args, **task.kwargs).future()
+        call.add_done_callback(lambda call: self._inbox.put(partial(self._is_done, member, task, call)))
+
+    def _has_state(self, member: _Member, call: Future[Any]) -> None:
+        error = call.exception()
+        if error is None or member not in self._members or is_death(error):
+            return
+        # Whoever waits is told: no task may be done without its state.
+        raise StateLost(self.role, str(cause_of(error))) if inputs_are_lost(error) else cause_of(error)
+
+    def _is_done(self, member: _Member, task: _Task, call: Future[tuple[Any, Spent]]) -> None:
+        if task not in member.doing:
+            return  # Its worker died, and the task was given to another.
+        error = call.exception()
+        if error is not None and is_death(error):
+            self._replace(member, error, None)
+            return
+        member.doing.remove(task)
+        if member.doing:
+            member.doing[0].started = time.monotonic()
+        if error is not None:
+            task.result.set_exception(error)
+        else:
+            self._deadlines.learn(task.method, call)
+            task.result.set_result(call.result())
+
+    def _replace(self, member: _Member, error: BaseException, done: Future[tuple[None, Spent]] | None) -> None:
+        """Another worker takes the seat of one that died; what that one was at is done again."""
+        if member not in self._members:
+            return
+        if member.doing:
+            member.doing[0].num_deaths += 1  # It was at this one; the others lay ready.
+        killer = next((task for task in member.doing if task.num_deaths >= MAX_DEATHS), None)
+        if killer is not None:
+            member.doing.remove(killer)
+            killer.result.set_exception(KillsWorkers(f"{self.role}: {MAX_DEATHS} workers died of {killer.method}"))
+        self._queue.extendleft(reversed(member.doing))
+        self._recoveries.begin(self.role, f"worker {member.seat} died: {str(error).splitlines()[0]}")
+        ray.kill(member.actor)
+        self._members[member.seat] = self._started(member.seat)
+        if self.path is not None:
+            self._set_up(self._members[member.seat], done)
+
+    def _kill_who_hangs(self) -> None:
+        now = time.monotonic()
+        for member in self._members:
+            if member.doing and now - member.doing[0].started > self._deadlines.of(member.doing[0].method):
+                ray.kill(member.actor)  # Its calls then fail as those of one that died.
+
+    def _fail_all(self, error: BaseException) -> None:
+        tasks = [*self._queue, *(task for member in self._members for task in member.doing)]
+        self._queue.clear()
+        for member in self._members:
+            member.doing.clear()
+        for task in tasks:
+            if not task.result.done():
+                task.result.set_exception(error)

@@ -1,0 +1,59 @@
+"""What all roles' workers have in common: they are started by role and settings, set up, and asked."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ray
+import torch
+
+from actors.engine.engine import Place
+from pipeline.config import Device, Recipe, Workers
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of a call, measured in the worker: at work, and without work before it."""
+
+    busy_s: float
+    idle_s: float
+
+
+class Worker:
+    """Base of all roles' plain classes. `recipe` is whole; `settings` are this role's own."""
+
+    keeps_weights: ClassVar[bool] = True
+    """Whether a worker holds its checkpoint's weights as they are, so that a later stage need not load them again."""
+
+    def __init__(self, recipe: Recipe, settings: Workers):
+        self.recipe = recipe
+        self.settings = settings
+        self._done_at = time.monotonic()
+        torch.set_num_threads(settings.threads_per_worker)
+
+    def perform(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, Spent]:
+        """Calls a method by its name; also returns what that took."""
+        started = time.monotonic()
+        found = getattr(self, method)(*args, **kwargs)
+        ended = time.monotonic()
+        spent, self._done_at = Spent(ended - started, started - self._done_at), ended
+        return found, spent
+
+    def warm_up(self, device: Device) -> None:
+        """Imports what `setup` needs, so that it is there by then."""
+        importlib.import_module("transformers.modeling_utils")
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address of this worker's node and a port that is free there."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+    def setup(self, place: Place, path: Path) -> None:
+        """Loads what the role needs from a checkpoint; a sharded role joins its world first."""
+        raise NotImplementedError

@@ -1,0 +1,100 @@
+"""What the loop does when something that it works with is lost: brings it back alone, and goes on to the same numbers.
+
+| lost | brought back | done again |
+|---|---|---|
+| prompts or features in the object store | they are encoded again | the phase that met it |
+| a rank of reference or reward model | its world, from its checkpoint | the phase that met it |
+| a rank of policy or critic, published weights | both worlds, from the run's last checkpoint | the steps since |
+
+Rollout and encoder workers bring themselves back (`actors.fleet.pool`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from actors.engine.files import Folder
+from actors.fleet.answer import gather
+from actors.fleet.failures import InputsLost, WorldLost
+from actors.fleet.pool import StateLost
+from actors.fleet.world import World
+from actors.loop import checkpoints
+from actors.loop.checkpoints import LoopState
+from actors.loop.crew import Roles
+from actors.loop.step import sync_weights
+from pipeline.config import Recipe
+
+T = TypeVar("T")
+LEARNERS = ("policy", "critic")
+
+
+class Recovery:
+    """Brings back what a run has lost, from its own checkpoints."""
+
+    def __init__(self, roles: Roles, recipe: Recipe):
+        self._roles = roles
+        self._recipe = recipe
+        self._saved: list[Folder] = []
+        """Checkpoints of this run, the newest first."""
+
+    def resumed(self) -> LoopState:
+        """Goes on from the newest checkpoint that an earlier process left."""
+        folder, state = checkpoints.resume(self._roles, self._recipe)
+        self._saved = [folder]
+        return state
+
+    def saved(self, state: LoopState, metrics: Mapping[str, float]) -> None:
+        """Writes the checkpoint of a state."""
+        self._saved.insert(0, checkpoints.save(self._roles, state, self._recipe, metrics))
+
+    def insist(self, phase: Callable[[], T], *, renew: Callable[[], None]) -> T:
+        """What a phase comes to, repeated until nothing that it needs is lost. renew: encodes its prompts again.
+
+        Raises:
+            WorldLost: it was a learner, which takes back more than a phase.
+            TooManyRecoveries: it does not come to an end.
+        """
+        while True:
+            try:
+                return phase()
+            except InputsLost as lost:
+                started = self._begin(lost)
+                renew()
+            except WorldLost as lost:
+                if lost.role in LEARNERS:
+                    raise
+                started = self._begin(lost)
+                _restart({lost.role: getattr(self._roles, lost.role)})
+            print(f"recovered after {time.monotonic() - started:.1f} s", flush=True)
+
+    def rolled_back(self, lost: WorldLost | StateLost) -> LoopState:
+        """Starts policy and critic again, and returns the state from which the steps are done again.
+
+        Raises:
+            TooManyRecoveries: this happens too often.
+        """
+        started = self._begin(lost)
+        while True:
+            try:
+                _restart({role: world for role in LEARNERS if (world := getattr(self._roles, role)) is not None})
+                state = LoopState.start(self._recipe.rlhf.algorithm.kl)
+                if self._saved:
+                    _, state = checkpoints.resume(self._roles, self._recipe, among=self._saved)
+                sync_weights(self._roles, state.step)
+                break
+            except WorldLost as again:
+                self._begin(again)
+        print(f"recovered after {time.monotonic() - started:.1f} s: goes on from step {state.step}", flush=True)
+        return state
+
+    def _begin(self, lost: Any) -> float:
+        self._roles.recoveries.begin(lost.role, lost.detail)
+        return time.monotonic()
+
+
+def _restart(worlds: Mapping[str, World[Any]]) -> None:
+    """Starts all ranks of worlds again, each from its checkpoint."""
+    paths = {role: world.restart() for role, world in worlds.items()}
+    gather({role: world.setup(paths[role]) for role, world in worlds.items()})
