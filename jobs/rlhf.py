@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from actors.fleet.failures import WorldLost
@@ -53,14 +54,14 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
         recovery = Recovery(roles, recipe)
         state = recovery.resumed() if resume else LoopState.start(settings.algorithm.kl)
         door = Door(roles, recipe, settings.split, stage="rlhf", needs=loop_needs(recipe), lacks=lacks(recipe))
-        if settings.parity.num_rows and not resume:
-            parity.check(roles, recipe, door, stage="after loading", stock=True)
-        sync_weights(roles, state.step)
-        if settings.parity.num_rows:
-            parity.check(roles, recipe, door, stage="after the first weight sync", stock=not resume)
         validator = validation.Validator(roles, recipe)
+        is_checked = not settings.parity.num_rows
         while True:
             try:
+                if not is_checked:
+                    recovery.insist(partial(check_parity, roles, recipe, door, state, is_resumed=resume))
+                    is_checked = True
+                sync_weights(roles, state.step)
                 state, end = train(roles, recipe, door, validator, recovery, state)
                 checkpoints.export(roles, recipe, state.step, target)
                 break
@@ -68,6 +69,14 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
                 state = recovery.rolled_back(lost)
         validation.record_end(recipe, end, state)
     return target
+
+
+def check_parity(roles: Roles, recipe: Recipe, door: Door, state: LoopState, *, is_resumed: bool) -> None:
+    """Makes sure that the copies of the model agree, as they were loaded and after weights have travelled."""
+    if not is_resumed:
+        parity.check(roles, recipe, door, stage="after loading", stock=True)
+    sync_weights(roles, state.step)
+    parity.check(roles, recipe, door, stage="after the first weight sync", stock=not is_resumed)
 
 
 def train(
@@ -89,11 +98,12 @@ def train(
         extra_sinks=ray_sinks(recipe.run, "rlhf"),
     )
     with tracker, closing(batches):
-        state = recovery.insist(lambda: validator.evaluated(state), renew=validator.renew)
+        state = recovery.insist(partial(validator.evaluated, state), renew=validator.renew)
         while (end := validator.end(state)) is None:
             started, before = time.monotonic(), state
             step = Step(roles, recipe, sampler, before)
             state, learned = recovery.insist(step.run, renew=step.renew)
+            recovery.step = state.step
             metrics = {
                 **step_metrics(
                     roles,
@@ -109,7 +119,7 @@ def train(
             tracker.log(before.step, {**metrics, **before.progress.at(before.step)})
             if before.step % settings.samples_every == 0:
                 tracker.samples(before.step, sample_rows(learned.batch))
-            state = recovery.insist(lambda state=state: validator.evaluated(state), renew=validator.renew)
+            state = recovery.insist(partial(validator.evaluated, state), renew=validator.renew)
             if state.step % settings.checkpoints.save_every == 0 or validator.end(state):
                 recovery.saved(state, {**metrics, **state.progress.at(state.step)})
         if evaluated := state.progress.at(state.step):

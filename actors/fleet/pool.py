@@ -11,9 +11,9 @@ it was submitted. One thread owns all that changes; others talk to it through it
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -32,7 +32,7 @@ from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
 from actors.fleet.failures import InputsLost, Lost, cause_of, inputs_are_lost, is_death
 from actors.fleet.placement import Seating
-from actors.fleet.recoveries import Recoveries
+from actors.fleet.recoveries import Recoveries, Recovery
 from actors.fleet.worker import Spent, Worker
 from pipeline.config import Recipe, Workers
 
@@ -108,7 +108,7 @@ class Pool(Generic[W]):
         self._worker = worker
         self._recipe = recipe
         self._seating = seating
-        self._recoveries = recoveries
+        self.recoveries = recoveries
         self._deadlines = Deadlines(recipe.cluster.deadlines)
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._members = [self._started(seat) for seat in range(len(seating.options[role]))]
@@ -203,7 +203,7 @@ class Pool(Generic[W]):
     def seat_of(self, key: str) -> int:
         """The seat whose worker does what belongs to `key`: a change of the number of seats moves few (rendezvous
         hashing, Thaler and Ravishankar 1998)."""
-        return max(range(len(self._members)), key=lambda seat: zlib.crc32(f"{seat}/{key}".encode()))
+        return max(range(len(self._members)), key=lambda seat: hashlib.blake2b(f"{seat}/{key}".encode()).digest())
 
     def failed(self, place: int, error: BaseException) -> BaseException:
         """What an error of a task is to those who submitted it."""
@@ -258,14 +258,20 @@ class Pool(Generic[W]):
         for member, future in zip(self._members, done, strict=True):
             self._set_up(member, future)
 
-    def _set_up(self, member: _Member, done: Future[tuple[None, Spent]] | None) -> None:
+    def _set_up(
+        self, member: _Member, done: Future[tuple[None, Spent]] | None, recovery: Recovery | None = None
+    ) -> None:
         member.is_ready, member.state = False, None
         place = Place(0, 1, "", 0, self._seating.device, self._recipe.cluster.collective_timeout_s)
         call = member.actor.perform.remote(Worker.setup.__name__, place, self.path).future()
-        call.add_done_callback(lambda call: self._inbox.put(partial(self._is_set_up, member, done, call)))
+        call.add_done_callback(lambda call: self._inbox.put(partial(self._is_set_up, member, done, recovery, call)))
 
     def _is_set_up(
-        self, member: _Member, done: Future[tuple[None, Spent]] | None, call: Future[tuple[None, Spent]]
+        self,
+        member: _Member,
+        done: Future[tuple[None, Spent]] | None,
+        recovery: Recovery | None,
+        call: Future[tuple[None, Spent]],
     ) -> None:
         error = call.exception()
         if error is not None and is_death(error):
@@ -276,6 +282,8 @@ class Pool(Generic[W]):
             done.set_exception(error)
         else:
             member.is_ready = True
+            if recovery is not None:
+                recovery.done()
             if done is not None:
                 done.set_result(call.result())
 
@@ -338,11 +346,11 @@ class Pool(Generic[W]):
             member.doing.remove(killer)
             killer.result.set_exception(KillsWorkers(f"{self.role}: {MAX_DEATHS} workers died of {killer.method}"))
         self._queue.extendleft(reversed(member.doing))
-        self._recoveries.begin(self.role, f"worker {member.seat} died: {str(error).splitlines()[0]}")
+        recovery = self.recoveries.begin(self.role, f"worker {member.seat} died: {str(error).splitlines()[0]}")
         ray.kill(member.actor)
         self._members[member.seat] = self._started(member.seat)
         if self.path is not None:
-            self._set_up(self._members[member.seat], done)
+            self._set_up(self._members[member.seat], done, recovery)
 
     def _kill_who_hangs(self) -> None:
         now = time.monotonic()

@@ -12,13 +12,20 @@ from actors.fleet.failures import TooManyRecoveries
 HOUR_S = 3600.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recovery:
-    """One loss: whose, why, and the seconds until it was made good; None where others went on meanwhile."""
+    """One loss: whose, why, and once it is made good, the seconds that took and the steps that were done again."""
 
     role: str
     cause: str
+    started: float
     seconds: float | None = None
+    steps: int = 0
+
+    def done(self, *, steps: int = 0) -> None:
+        """What was lost is back; so many steps are done again."""
+        self.seconds, self.steps = time.monotonic() - self.started, steps
+        print(f"back: {self.role}, after {self.seconds:.1f} s and {steps} steps", flush=True)
 
 
 class Recoveries:
@@ -30,7 +37,7 @@ class Recoveries:
         self._lock = threading.Lock()
         self.all: list[Recovery] = []
 
-    def begin(self, role: str, cause: str) -> None:
+    def begin(self, role: str, cause: str) -> Recovery:
         """Counts a loss that is about to be made good.
 
         Raises:
@@ -41,7 +48,8 @@ class Recoveries:
             self._recent.append(now)
             while self._recent[0] < now - HOUR_S:
                 self._recent.popleft()
-            self.all.append(Recovery(role, cause))
+            recovery = Recovery(role, cause, now)
+            self.all.append(recovery)
             print(f"lost: {role}: {cause}", flush=True)
             if len(self._recent) > self._max_an_hour:
                 often = Counter(f"{each.role}: {each.cause}" for each in self.all).most_common(3)
@@ -50,6 +58,7 @@ class Recoveries:
                     f"{len(self._recent)} losses within an hour, more than cluster.max_recoveries_an_hour="
                     f"{self._max_an_hour}: {told}"
                 )
+            return recovery
 
     def counts(self) -> dict[str, float]:
         """Losses so far by role, as metrics."""

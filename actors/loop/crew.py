@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from actors.fleet.answer import Answer, gather
+from actors.fleet.failures import WorldLost
 from actors.fleet.placement import Seating, resolve_device, seat
 from actors.fleet.pool import KillsWorkers, Pool
 from actors.fleet.recoveries import Recoveries
@@ -71,7 +72,15 @@ class Roles:
         self.reference: World[ReferenceWorker] | None = of("reference")
         self.reward: World[RewardWorker] | None = of("reward")
         self.recoveries = recoveries
-        gather({role: fleets[role].setup(path) for role, path in paths.items()})
+        while True:
+            try:
+                gather({role: fleets[role].setup(path) for role, path in paths.items()})
+                break
+            except WorldLost as lost:
+                recovery = recoveries.begin(lost.role, lost.detail)
+                world: World[Any] = fleets[lost.role]
+                world.restart()
+                recovery.done()
 
     def encode(
         self, rows: Sequence[RowRef], split: str, needs: Needs, *, shown: Mapping[RowKey, Showing] | None = None

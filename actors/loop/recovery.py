@@ -11,19 +11,18 @@ Rollout and encoder workers bring themselves back (`actors.fleet.pool`).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from actors.engine.files import Folder
 from actors.fleet.answer import gather
-from actors.fleet.failures import InputsLost, WorldLost
+from actors.fleet.failures import InputsLost, Lost, WorldLost
 from actors.fleet.pool import StateLost
+from actors.fleet.recoveries import Recovery as Recovered
 from actors.fleet.world import World
 from actors.loop import checkpoints
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Roles
-from actors.loop.step import sync_weights
 from pipeline.config import Recipe
 
 T = TypeVar("T")
@@ -36,6 +35,8 @@ class Recovery:
     def __init__(self, roles: Roles, recipe: Recipe):
         self._roles = roles
         self._recipe = recipe
+        self.step = 0
+        """Steps that the run has made."""
         self._saved: list[Folder] = []
         """Checkpoints of this run, the newest first."""
 
@@ -49,7 +50,7 @@ class Recovery:
         """Writes the checkpoint of a state."""
         self._saved.insert(0, checkpoints.save(self._roles, state, self._recipe, metrics))
 
-    def insist(self, phase: Callable[[], T], *, renew: Callable[[], None]) -> T:
+    def insist(self, phase: Callable[[], T], *, renew: Callable[[], None] = lambda: None) -> T:
         """What a phase comes to, repeated until nothing that it needs is lost. renew: encodes its prompts again.
 
         Raises:
@@ -60,14 +61,14 @@ class Recovery:
             try:
                 return phase()
             except InputsLost as lost:
-                started = self._begin(lost)
+                recovery = self._begin(lost)
                 renew()
             except WorldLost as lost:
                 if lost.role in LEARNERS:
                     raise
-                started = self._begin(lost)
+                recovery = self._begin(lost)
                 _restart({lost.role: getattr(self._roles, lost.role)})
-            print(f"recovered after {time.monotonic() - started:.1f} s", flush=True)
+            recovery.done()
 
     def rolled_back(self, lost: WorldLost | StateLost) -> LoopState:
         """Starts policy and critic again, and returns the state from which the steps are done again.
@@ -75,23 +76,22 @@ class Recovery:
         Raises:
             TooManyRecoveries: this happens too often.
         """
-        started = self._begin(lost)
+        recovery = self._begin(lost)
         while True:
             try:
                 _restart({role: world for role in LEARNERS if (world := getattr(self._roles, role)) is not None})
                 state = LoopState.start(self._recipe.rlhf.algorithm.kl)
                 if self._saved:
                     _, state = checkpoints.resume(self._roles, self._recipe, among=self._saved)
-                sync_weights(self._roles, state.step)
                 break
             except WorldLost as again:
                 self._begin(again)
-        print(f"recovered after {time.monotonic() - started:.1f} s: goes on from step {state.step}", flush=True)
+        recovery.done(steps=max(0, self.step - state.step))
+        self.step = state.step
         return state
 
-    def _begin(self, lost: Any) -> float:
-        self._roles.recoveries.begin(lost.role, lost.detail)
-        return time.monotonic()
+    def _begin(self, lost: Lost) -> Recovered:
+        return self._roles.recoveries.begin(lost.role, lost.detail)
 
 
 def _restart(worlds: Mapping[str, World[Any]]) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from actors.loop.checkpoints import LoopState
 from actors.loop.judge import OVERLONG, Judged
+from actors.loop.step import next_kl, shape
 from actors.roles.critic import CriticWorker
 from actors.roles.policy import LearningWorker, PolicyWorker, plan_update
-from jobs.rlhf import next_kl, shape
 from pipeline.algorithms.preference import bradley_terry_loss
 from pipeline.algorithms.shaping import combine, overlong_penalty
 from pipeline.config import (

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from numpy.typing import NDArray
 
-from actors.fleet.group import WorkerGroup
-from actors.loop.crew import Roles, loop_needs
+from actors.fleet.answer import gather
+from actors.loop.crew import Fleet, Roles, loop_needs
 from actors.loop.sampler import generate
+from actors.loop.step import sync_weights
 from actors.roles.encoder import PromptRef
 from actors.roles.policy import LearningWorker, Minibatch, PolicyWorker, Row
-from actors.roles.rollout import RolloutWorker
 from actors.roles.scoring import score
 from benchmarks.reusable import ReadyCrew, ReusableCritic, start
 from jobs import rlhf
@@ -42,10 +41,10 @@ def two_ranks(stage: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Workers:
-    """Groups that all tests here share: all roles with one rank, and policy and critic with two."""
+    """Fleets that all tests here share: all roles with one rank, and policy and critic with two."""
 
-    one: dict[str, WorkerGroup[Any]]
-    two: dict[str, WorkerGroup[Any]]
+    one: dict[str, Fleet]
+    two: dict[str, Fleet]
 
     def roles(self, recipe: Recipe, paths: Mapping[str, Path]) -> Roles:
         """The roles in `paths` with the number of ranks that `recipe` gives policy and critic."""
@@ -65,8 +64,8 @@ def workers(
     one = start(recipe, dict.fromkeys(("encoder", "rollout", *LEARNERS), 1))
     two = start(recipe, dict.fromkeys(LEARNERS, 2))
     yield Workers(one, two)
-    for group in (*one.values(), *two.values()):
-        group.shutdown()
+    for each in (*one.values(), *two.values()):
+        each.shutdown()
 
 
 def admitted(roles: Roles, recipe: Recipe, tasks: Sequence[str]) -> list[PromptRef]:
@@ -129,14 +128,19 @@ def learned(workers: Workers, recipe: Recipe) -> tuple[dict[str, dict[str, float
     rows = rows_of(admitted(roles, recipe, PAIRS))
     assert len(rows) == len(PAIRS)
     shares = minibatches(rows, num_ranks=len(roles.policy))
-    calls = {
-        role: group.on_each(LearningWorker.update, shares, step=0, kl_weight=0.0)
-        for role, group in (("policy", roles.policy), ("critic", roles.critic))
+    answers = {
+        role: world.on_each(LearningWorker.update, shares, step=0, kl_weight=0.0)
+        for role, world in (("policy", roles.policy), ("critic", roles.critic))
     }
-    metrics = {role: ray.get(refs, timeout=300)[0] for role, refs in calls.items()}
-    weights = ray.get(roles.policy.on_all(PolicyWorker.weights, 1)[0])
+    metrics = {role: ranks[0] for role, ranks in gather(answers)[0].items()}
+    return metrics, parameters_of(roles)
+
+
+def parameters_of(roles: Roles) -> dict[str, Any]:
+    """The parameters that learn, of policy and critic."""
+    weights = roles.policy.on_all(PolicyWorker.weights, 1).result()[0]
     critic: Any = roles.critic
-    return metrics, {"policy": weights.parameters, "critic": ray.get(critic.on_all(ReusableCritic.trained)[0])}
+    return {"policy": weights.parameters, "critic": critic.on_all(ReusableCritic.trained).result()[0]}
 
 
 def test_ranks_with_different_modalities_learn_what_one_rank_with_both_does(
@@ -165,15 +169,13 @@ def learned_nothing(workers: Workers, recipe: Recipe) -> dict[str, Any]:
     """Parameters of policy and critic before any update."""
     path = recipe.checkpoint("sft")
     roles = workers.roles(recipe, {"policy": path, "critic": path})
-    weights = ray.get(roles.policy.on_all(PolicyWorker.weights, 1)[0])
-    critic: Any = roles.critic
-    return {"policy": weights.parameters, "critic": ray.get(critic.on_all(ReusableCritic.trained)[0])}
+    return parameters_of(roles)
 
 
 def logprobs_of(roles: Roles, prompts: Sequence[PromptRef], completions: Sequence[Sequence[Any]]) -> list[Any]:
     groups = [(prompt, [each.token_ids for each in group]) for prompt, group in zip(prompts, completions, strict=True)]
     scoring = score(roles.policy, PolicyWorker.logprobs, groups, temperature=1.0)
-    return scoring.in_order(ray.get(scoring.calls))
+    return scoring.in_order(scoring.answer.result())
 
 
 def largest_difference(rows: Sequence[Any], completions: Sequence[Sequence[Completion]]) -> float:
@@ -196,23 +198,24 @@ def test_rollout_and_exported_checkpoint_follow_a_policy_with_adapters(
     prompts = admitted(roles, recipe, tasks)
 
     def sampled() -> list[Sequence[Completion]]:
-        calls = generate(roles, prompts, recipe.rlhf.sampling, group_size=GROUP_SIZE, seed=0)
-        return [rollout.completions for rollout in ray.get(calls[0])]
+        answer = generate(roles, prompts, recipe.rlhf.sampling, group_size=GROUP_SIZE, seed=0)
+        return [rollout.completions for rollout in answer.result()[0]]
 
     before = sampled()
     rows = rows_of(admitted(roles, recipe, PAIRS))
     for step in range(2):
-        ray.get(roles.policy.on_each(PolicyWorker.update, minibatches(rows, num_ranks=1), step=step, kl_weight=0.0))
-    weights = roles.policy.on_all(PolicyWorker.weights, 2)
-    assert ray.get(roles.rollout.on_all(RolloutWorker.update_weights, weights[0])) == [2]  # pyright: ignore[reportArgumentType]
+        shares = minibatches(rows, num_ranks=1)
+        roles.policy.on_each(PolicyWorker.update, shares, step=step, kl_weight=0.0).result()
+    sync_weights(roles, 2)
     after = sampled()
+    assert {each.weights_version for group in after for each in group} == {2}
     trained = logprobs_of(roles, prompts, after)
     assert largest_difference(trained, after) < 1e-5
     # The updates were no trifle: the same completions are not as likely as they were.
     assert largest_difference(logprobs_of(roles, prompts, before), before) > 0.01
 
     target = tmp_path / "exported"
-    ray.get(roles.policy.on_all(PolicyWorker.export, target))
+    roles.policy.on_all(PolicyWorker.export, target).result()
     # A plain policy whose own towers run: those of the encoder are others now.
     plain = make_recipe(*RULES_ONLY, "rlhf.encoder.cache_mib=0")
     roles = workers.roles(plain, {"encoder": target, "policy": target})

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from actors.engine.weights import Weights
 from actors.loop import parity
 from actors.loop.crew import Roles, crew_of, loop_needs, loop_paths
 from actors.loop.door import Door
+from actors.loop.step import sync_weights
 from actors.roles.policy import PolicyWorker
 from actors.roles.rollout import RolloutWorker
-from jobs.rlhf import sync_weights
 from pipeline.config import Recipe
 from pipeline.models.processing import load_processor
 from pipeline.parity import ParityError
@@ -71,17 +70,17 @@ def test_rollout_trainer_and_the_checkpoints_own_forward_agree_on_every_mix(
 
 def test_spoiled_rollout_weights_are_found_and_the_rows_named_that_they_touch(loop: Loop) -> None:
     """The rollout copy gets another embedding of the token that opens a picture or a video."""
-    good = ray.get(loop.roles.policy.on_all(PolicyWorker.weights, 0))[0]
+    good = loop.roles.policy.on_all(PolicyWorker.weights, 0).result()[0]
     tokenizer = load_processor(loop.recipe.checkpoint("sft")).tokenizer
     embedding = np.array(good.parameters[EMBEDDING])
     embedding[tokenizer.convert_tokens_to_ids("<|vision_bos|>")] += 1.0
     spoiled = Weights(good.version, {EMBEDDING: embedding})
-    assert ray.get(loop.roles.rollout.on_all(RolloutWorker.update_weights, spoiled)) == [0]
+    loop.roles.rollout.publish(RolloutWorker.update_weights, spoiled)
     try:
         with pytest.raises(ParityError) as caught:
             loop.check(stock=False)
     finally:
-        ray.get(loop.roles.rollout.on_all(RolloutWorker.update_weights, good))
+        loop.roles.rollout.publish(RolloutWorker.update_weights, good)
     message, *table = str(caught.value).splitlines()
     assert message == "in a test: copies of the model disagree"
     rows = [line.split() for line in table[table.index("") + 2 :]]

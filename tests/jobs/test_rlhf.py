@@ -159,7 +159,7 @@ def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe:
         ids = [info.id for info in door.datasets.infos()]
         first = door.admit(ids)
         again = door.admit(list(reversed(ids)))
-        calls = sum(ray.get(roles.encoder.on_all(EncoderWorker.num_tower_calls)))
+        calls = sum(roles.encoder.on_all(EncoderWorker.num_tower_calls))
         prompts = [row for row in table.read(ids) if isinstance(row, Prompt)]
         media = {medium.data for prompt in prompts for medium in prompt.media}
         encoded = fetch_encoded(first)
@@ -191,7 +191,7 @@ def test_workers_go_on_to_the_next_stage_with_what_they_hold(make_recipe: MakeRe
         assert [prompt.stored for prompt in again] == [prompt.stored for prompt in once]
         # Another checkpoint has other towers: nothing that the first ones encoded is used.
         third = crew.roles({"encoder": base})
-        assert ray.get(third.encoder.on_all(EncoderWorker.num_tower_calls)) == [0]
+        assert third.encoder.on_all(EncoderWorker.num_tower_calls) == [0]
 
 
 def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(make_recipe: MakeRecipe) -> None:

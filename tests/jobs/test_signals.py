@@ -12,22 +12,24 @@ import pytest
 import torch
 
 from actors.loop.judge import Judged
+from actors.loop.step import begin_scoring, metric_name, next_kl, shape
+from actors.loop.step_metrics import learning_counts
 from jobs.evaluate import scores
-from jobs.rlhf import begin_scoring, learning_counts, metric_name, next_kl, shape
 from pipeline.algorithms.kl import AdaptiveKl
 from pipeline.algorithms.off_policy import importance_weights
 from pipeline.algorithms.shaping import RunningScale
 from pipeline.config import Algorithm, Recipe, load_recipe
 from pipeline.experience import collate_experience, make_experience
 from pipeline.records import Completion, FinishReason, Rollout
+from tests.actors.at_once import AtOnce
 from tests.prompts import prompt_ref
 
 BEHAVIOUR = np.array([-1.0, -2.0], np.float32)
 ROLLOUT = Rollout("a", (Completion(np.array([5, 6]), BEHAVIOUR, FinishReason.STOP, 0, "yes"),))
 
 
-class World:
-    """Workers of a role that are asked and never answer."""
+class World(AtOnce):
+    """Workers of a role that are asked and have nothing to say."""
 
     def __init__(self, settings: Any):
         self.settings = settings
@@ -36,9 +38,9 @@ class World:
     def __len__(self) -> int:
         return 1
 
-    def on_each(self, method: Any, shares: Sequence[Any], **_: Any) -> list[Any]:
+    def on_each(self, method: Any, shares: Sequence[Any], **_: Any) -> Any:
         self.asked.append(method.__name__)
-        return []
+        return self.answer([])
 
 
 def _scored(recipe: Recipe) -> set[str]:
@@ -118,11 +120,11 @@ class Answering(World):
         super().__init__(settings)
         self._rows = rows
 
-    def on_each(self, method: Any, shares: Sequence[Any], **_: Any) -> list[Any]:
-        return [self._rows]
+    def on_each(self, method: Any, shares: Sequence[Any], **_: Any) -> Any:
+        return self.answer([self._rows])
 
 
-def test_an_evaluated_policy_is_at_no_distance_from_itself_under_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluated_policy_is_at_no_distance_from_itself_under_filters() -> None:
     # Filters left half of the probability: behaviour logprobs lie ln 2 above those of the same policy, whole.
     raw = np.array([-1.5, -0.5], np.float32)
     filtered = Completion(np.array([5, 6]), raw + np.float32(math.log(2)), FinishReason.STOP, 0, "yes", raw)
@@ -130,7 +132,6 @@ def test_an_evaluated_policy_is_at_no_distance_from_itself_under_filters(monkeyp
     roles: Any = type("Roles", (), {})()
     roles.reward = Answering(settings.reward, [np.array([0.25], np.float32)])
     roles.reference = Answering(settings.reference, [np.array([[-1.5, -1.5, 9.0]], np.float32)])
-    monkeypatch.setattr("jobs.evaluate.ray.get", lambda calls: calls)
     learned, token_kl = scores(roles, [prompt_ref("a")], [Rollout("a", (filtered,))], temperature=1.0)
     assert learned == [0.25]
     assert token_kl == [(0.0, 1.0)]

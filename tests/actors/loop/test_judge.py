@@ -17,6 +17,7 @@ from actors.loop.judge import Judged, check_tasks, groups_of, judge, judged_batc
 from actors.loop.sampler import Sampled, Sampler
 from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.records import Completion, FinishReason, Rollout
+from tests.actors.at_once import AtOnce
 from tests.prompts import prompt_ref
 
 ROLES = cast(Any, type("RolesWithoutRewardModel", (), {"reward": None}))()
@@ -52,7 +53,8 @@ class Batches:
     def take(self, step: int) -> Sampled:
         return _sampled(self._left.pop(0))
 
-    def more(self, step: int) -> Sampled:
+    def more(self, step: int, index: int) -> Sampled:
+        assert index == self.num_more
         self.num_more += 1
         return self.take(step)
 
@@ -165,9 +167,9 @@ class RewardModel:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *scores: float):
         self.reward = self
-        scoring = SimpleNamespace(calls=None, in_order=lambda _: [np.array([each], np.float32) for each in scores])
+        rows = [np.array([each], np.float32) for each in scores]
+        scoring = SimpleNamespace(answer=AtOnce().answer([rows]), in_order=lambda results: results[0])
         monkeypatch.setattr(judging, "score", lambda *_: scoring)
-        monkeypatch.setattr(judging, "collect", lambda calls: (calls, {"reward_score": 0.1}))
 
 
 def test_the_learned_reward_may_be_of_some_tasks_and_must_be_finite(monkeypatch: pytest.MonkeyPatch) -> None:

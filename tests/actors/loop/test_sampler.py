@@ -7,37 +7,38 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import ray
 
+from actors.fleet.answer import Answer
 from actors.loop.sampler import Sampler
 from actors.roles.encoder import PromptRef
 from pipeline.config import Recipe, Sampling, load_recipe
+from pipeline.config import Rollout as RolloutSettings
 from pipeline.records import Completion, FinishReason, Rollout
+from tests.actors.at_once import AtOnce
 from tests.prompts import prompt_ref
-
-pytestmark = pytest.mark.usefixtures("local_ray")
 
 IDS = [f"prompt-{index}" for index in range(7)]
 
 
-class TwoRolloutWorkers:
-    """Answers at once with weights of `version`, and remembers what it was asked."""
+class RolloutPool(AtOnce):
+    """Answers at once with weights of `version`, two prompts a task, and remembers what it was asked."""
+
+    settings = RolloutSettings(batch_size=2)
+    state = None
 
     def __init__(self) -> None:
         self.version = 0
         self.asked: list[dict[str, Any]] = []
 
-    def __len__(self) -> int:
-        return 2
-
-    def on_each(
+    def submit(
         self, method: object, shares: Sequence[list[PromptRef]], sampling: Sampling, *, group_size: int, step: int
-    ) -> list[Any]:
+    ) -> Answer[list[Rollout]]:
+        assert [len(share) for share in shares] == [2, 1]
         self.asked.append(
             {"seed": step, "group_size": group_size, "temperature": sampling.temperature, "version": self.version}
         )
         one = Completion(np.array([1]), np.zeros(1, np.float32), FinishReason.STOP, self.version, "")
-        return [ray.put([Rollout(prompt.id, (one,) * group_size) for prompt in share]) for share in shares]
+        return self.answer([[Rollout(prompt.id, (one,) * group_size) for prompt in share] for share in shares])
 
 
 class OpenBatches:
@@ -67,7 +68,7 @@ class Bench:
         self.recipe: Recipe = load_recipe(
             None, ["rlhf.prompts_per_step=3", "rlhf.group_size=2", "rlhf.num_steps=6", *overrides]
         )
-        self.rollout, self.batches = TwoRolloutWorkers(), OpenBatches(cursor)
+        self.rollout, self.batches = RolloutPool(), OpenBatches(cursor)
         roles = cast(Any, type("Roles", (), {"rollout": self.rollout}))
         self.sampler = Sampler(roles, self.recipe, cast(Any, self.batches))
 
@@ -124,7 +125,7 @@ def test_completions_older_than_the_window_stop_the_loop() -> None:
 def test_another_batch_of_a_step_comes_from_the_order_and_with_a_seed_of_its_own() -> None:
     bench = Bench("rlhf.staleness=1")
     bench.sampler.take(0)
-    more = bench.sampler.more(0)
+    more = bench.sampler.more(0, 0)
     assert [prompt.id for prompt in more.prompts] == _drawn(2)
     assert [each["seed"] for each in bench.rollout.asked] == [0, 1, 2]
     assert bench.batches.cursor == 3

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from actors.loop import validation
 from actors.loop.checkpoints import LoopState
@@ -23,9 +22,11 @@ from actors.loop.validation import Validator
 from actors.roles.encoder import PromptRef
 from jobs import evaluate, reward_model
 from pipeline.config import ConfigError, Recipe, Sampling
+from pipeline.config import Rollout as RolloutSettings
 from pipeline.data.datasets import Datasets, RowRef
 from pipeline.evaluation.validation import EndReason
 from pipeline.records import Completion, FinishReason, Rollout
+from tests.actors.at_once import AtOnce
 from tests.jobs.small import small_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -34,8 +35,11 @@ METRIC = "validation/greedy_exact_match"
 RUN = ("rlhf.num_steps=9", "rlhf.validation.num_prompts=6")
 
 
-class Workers:
+class Workers(AtOnce):
     """Both encoder and rollout: gives prompts in the order asked for, and at once the texts that `says` names."""
+
+    settings = RolloutSettings()
+    state = None
 
     def __init__(self, recipe: Recipe, says: Callable[[PromptRef, int, int], str]) -> None:
         self._recipe = recipe
@@ -46,9 +50,6 @@ class Workers:
         """Seed, group size and temperature of each round."""
         self.rollout = self
 
-    def __len__(self) -> int:
-        return 2
-
     def encode(self, rows: Sequence[RowRef], split: str, needs: object, **_: object) -> Any:
         datasets = Datasets(self._recipe.datasets, split)
         infos = datasets.infos()
@@ -57,9 +58,9 @@ class Workers:
         prompts = [PromptRef(found[row.key], row.key, num_tokens=3, stored=cast(Any, None)) for row in rows]
         return type("Encoded", (), {"result": lambda _: prompts})()
 
-    def on_each(
+    def submit(
         self, method: object, shares: Sequence[list[PromptRef]], sampling: Sampling, *, group_size: int, step: int
-    ) -> list[Any]:
+    ) -> Any:
         self.asked.append((step, group_size, sampling.temperature))
         tokens, logprobs = np.array([1]), np.zeros(1, np.float32)
 
@@ -70,7 +71,7 @@ class Workers:
                 tuple(Completion(tokens, logprobs, FinishReason.STOP, self.version, text) for text in texts),
             )
 
-        return [ray.put([group(prompt) for prompt in share]) for share in shares]
+        return self.answer([[group(prompt) for prompt in share] for share in shares])
 
 
 def right_from(version: int) -> Callable[[PromptRef, int, int], str]:

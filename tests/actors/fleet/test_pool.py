@@ -1,0 +1,153 @@
+"""Pools of real processes that are killed, hang and get new states: results are those of one worker that lives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from actors.engine.engine import Place
+from actors.fleet.failures import TooManyRecoveries
+from actors.fleet.pool import KillsWorkers, Pool
+from actors.fleet.recoveries import Recoveries
+from actors.fleet.worker import Worker
+from pipeline.config import Deadlines, Device, Recipe, Workers, load_recipe
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Adder(Worker):
+    """Adds what it was told to numbers; some kill it, stop it, or cannot be added to."""
+
+    def warm_up(self, device: Device) -> None:
+        pass
+
+    def setup(self, place: Place, path: Path) -> None:
+        self._path = path
+        self._more = 0
+
+    def take(self, more: int) -> None:
+        self._more = more
+
+    def add(self, number: int, *, deaths: str = "", hang: bool = False) -> tuple[int, int, int]:
+        """The sum, what was added, and the process that did it."""
+        log = self._path / deaths
+        if deaths and number == 3 and len(list(log.iterdir())) < int(log.suffix[1:]):
+            (log / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGSTOP if hang else signal.SIGKILL)
+        if number < 0:
+            raise ValueError(f"{number} is below 0")
+        time.sleep(0.02)
+        return number + self._more, self._more, os.getpid()
+
+
+def adders(path: Path, *, num_workers: int = 2, max_an_hour: int = 20) -> Pool[Adder]:
+    deadlines = Deadlines(first_s=3.0, least_s=3.0, factor=1.0)
+    recipe: Recipe = load_recipe(None, [])
+    recipe = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"deadlines": deadlines})})
+    seating: Any = SimpleNamespace(options={"adder": [{"num_cpus": 0}] * num_workers}, device=Device.CPU)
+    found = Pool(Adder, "adder", seating, recipe, Workers(), Recoveries(max_an_hour=max_an_hour))
+    found.setup(path).result()
+    return found
+
+
+@pytest.fixture(scope="module")
+def pool(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool[Adder]]:
+    found = adders(tmp_path_factory.mktemp("pool"))
+    yield found
+    found.shutdown()
+
+
+def deaths(pool: Pool[Adder], name: str) -> Path:
+    """Where the workers of a test that die leave their numbers; the suffix says how many do."""
+    directory = cast(Path, pool.path) / name
+    directory.mkdir()
+    return directory
+
+
+def test_results_lie_in_the_order_of_the_tasks_and_both_workers_have_a_share(pool: Pool[Adder]) -> None:
+    found = pool.submit(Adder.add, list(range(12))).result()
+    assert [sum_ for sum_, _, _ in found] == list(range(12))
+    assert len({process for _, _, process in found}) == 2
+
+
+def test_what_a_killed_worker_was_at_is_done_by_others_and_another_one_joins(pool: Pool[Adder]) -> None:
+    pool.publish(Adder.take, 100)
+    before = dict(pool.recoveries.counts())
+    log = deaths(pool, "killed.1")
+    found = pool.submit(Adder.add, list(range(12)), deaths=log.name).result()
+    assert [sum_ for sum_, _, _ in found] == list(range(100, 112))
+    assert [path.name for path in log.iterdir()] not in ([], [str(process) for *_, process in found])
+    assert pool.recoveries.counts()["counts/recoveries:adder"] == before.get("counts/recoveries:adder", 0) + 1
+    # The one that joined has the state that was published before it came.
+    processes: set[int] = set()
+    while len(processes) < 2:  # It takes its seconds to start.
+        again = pool.submit(Adder.add, list(range(12))).result()
+        processes = {process for *_, process in again}
+        assert {more for _, more, _ in again} == {100}
+
+
+def test_a_worker_that_hangs_is_killed_after_its_deadline(pool: Pool[Adder]) -> None:
+    pool.publish(Adder.take, 0)
+    log = deaths(pool, "stopped.1")
+    found = pool.submit(Adder.add, list(range(6)), deaths=log.name, hang=True).result()
+    assert [sum_ for sum_, _, _ in found] == list(range(6))
+    assert len(list(log.iterdir())) == 1
+
+
+def test_a_task_is_done_under_the_state_in_which_it_was_submitted(pool: Pool[Adder]) -> None:
+    answers: list[Any] = []
+    for more in (1, 2):
+        pool.publish(Adder.take, more)
+        old = pool.state
+        answers.append(pool.submit(Adder.add, list(range(9))))
+    pool.publish(Adder.take, 3)
+    with pool.under(old):
+        answers.append(pool.submit(Adder.add, [0]))
+    answers.append(pool.submit(Adder.add, [0]))
+    assert [{more for _, more, _ in answer.result()} for answer in answers] == [{1}, {2}, {2}, {3}]
+
+
+def test_an_error_is_the_tasks_own(pool: Pool[Adder]) -> None:
+    bad, good = pool.submit(Adder.add, [-1]), pool.submit(Adder.add, [4])
+    with pytest.raises(ValueError, match="-1 is below 0"):
+        bad.result()
+    assert good.result()[0][1:] == (3, good.result()[0][2])
+
+
+def test_what_kills_four_workers_is_given_up_and_the_rest_is_done(pool: Pool[Adder]) -> None:
+    log = deaths(pool, "always.9")
+    fatal = pool.submit(Adder.add, [3], deaths=log.name)
+    with pytest.raises(KillsWorkers, match="adder: 4 workers died of add"):
+        fatal.result()
+    assert len(list(log.iterdir())) == 4
+    assert pool.submit(Adder.add, [5]).result()[0][0] == 8
+
+
+def test_a_seat_keeps_what_belongs_to_it_and_a_third_takes_a_third_of_all(pool: Pool[Adder], tmp_path: Path) -> None:
+    keys = [str(number) for number in range(300)]
+    two = [pool.seat_of(key) for key in keys]
+    other = adders(tmp_path, num_workers=3)
+    try:
+        three = [other.seat_of(key) for key in keys]
+    finally:
+        other.shutdown()
+    assert set(two) == {0, 1}
+    moved = [new for old, new in zip(two, three, strict=True) if old != new]
+    assert set(moved) == {2} and 70 < len(moved) < 130
+
+
+def test_more_losses_than_the_budget_end_the_work_and_say_what_kept_failing(tmp_path: Path) -> None:
+    small = adders(tmp_path, num_workers=1, max_an_hour=1)
+    try:
+        log = deaths(small, "often.3")
+        with pytest.raises(TooManyRecoveries, match=r"max_recoveries_an_hour=1: .*adder: worker 0 died"):
+            small.submit(Adder.add, [3], deaths=log.name).result()
+    finally:
+        small.shutdown()
