@@ -6,7 +6,7 @@
     python -m benchmarks.kills --kills 100 --seed 0
 
 All runs have two ranks a world and two workers a pool on CPUs, a checkpoint a step, and evaluate as they go. A kill is
-SIGKILL to the process of a worker while it is at the call, or (one in `--hangs`) SIGSTOP, until its deadline has passed.
+SIGKILL to the process of a worker at the call, or (one in `--hangs`) SIGSTOP, until its deadline has passed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import ray
+from ray.exceptions import RayError
 
 from actors.fleet.pool import Pool
 from actors.fleet.recoveries import Recoveries, Recovery
@@ -115,12 +117,10 @@ class Killer:
                 threading.Timer(kill.delay_s, self._kill, (kill, actor)).start()
 
     def _kill(self, kill: Kill, actor: Any) -> None:
-        import ray
-
         try:
-            process = ray.get(self._processes[actor], timeout=20)
+            process: int = ray.get(self._processes[actor], timeout=20)
             os.kill(process, signal.SIGSTOP if kill.hangs else signal.SIGKILL)
-        except (ray.exceptions.RayError, ProcessLookupError):
+        except (RayError, ProcessLookupError):
             return  # It has died of another one, or with its world.
         self.killed.append(kill)
 
@@ -294,7 +294,7 @@ def summary(outcomes: Sequence[Outcome], peaceful: Outcome) -> dict[str, Any]:
 def only_the_failed(outcome: Outcome) -> bool:
     """Whether no role was started again that was not killed; policy and critic go together."""
     killed = {kill.call[0] for kill in outcome.killed}
-    allowed = killed | ({"policy", "critic"} if killed & {"policy", "critic"} else set())
+    allowed = killed | {"features"} | ({"policy", "critic"} if killed & {"policy", "critic"} else set())
     return {each.role for each in outcome.recoveries} <= allowed
 
 

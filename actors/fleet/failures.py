@@ -9,9 +9,12 @@ class Lost(RuntimeError):
     """Something that can be brought back: `role` names whose it was. The step can be repeated."""
 
     def __init__(self, role: str, detail: str):
-        super().__init__(f"{role}: {detail}")
+        super().__init__(role, detail)
         self.role = role
-        self.detail = detail
+        self.detail = detail.splitlines()[0]
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.detail}"
 
 
 class WorldLost(Lost):
@@ -26,6 +29,8 @@ class TooManyRecoveries(RuntimeError):
     """What was brought back keeps failing."""
 
 
+FEATURES = "features"
+"""Whose a loss from the object store is."""
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, AssertionError, FileNotFoundError)
 """Errors that come again however often a call is repeated."""
 

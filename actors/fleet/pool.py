@@ -30,7 +30,7 @@ import ray
 from actors.engine.engine import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
-from actors.fleet.failures import InputsLost, Lost, cause_of, inputs_are_lost, is_death
+from actors.fleet.failures import FEATURES, InputsLost, Lost, cause_of, inputs_are_lost, is_death
 from actors.fleet.placement import Seating
 from actors.fleet.recoveries import Recoveries, Recovery
 from actors.fleet.worker import Spent, Worker
@@ -209,7 +209,11 @@ class Pool(Generic[W]):
         """What an error of a task is to those who submitted it."""
         if isinstance(error, Lost):
             return error
-        return InputsLost(self.role, str(cause_of(error))) if inputs_are_lost(error) else cause_of(error)
+        return (
+            InputsLost(FEATURES, f"{self.role} cannot read them: {cause_of(error)}")
+            if inputs_are_lost(error)
+            else cause_of(error)
+        )
 
     def hangs(self, places: Sequence[int], seconds: float) -> BaseException:
         """The pool looks after its deadlines itself."""

@@ -13,7 +13,7 @@ import ray
 from actors.engine.engine import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
-from actors.fleet.failures import MISTAKES, InputsLost, WorldLost, cause_of, inputs_are_lost, is_death
+from actors.fleet.failures import FEATURES, MISTAKES, InputsLost, WorldLost, cause_of, inputs_are_lost, is_death
 from actors.fleet.placement import Seating
 from actors.fleet.worker import Spent, Worker
 from pipeline.config import Recipe, Workers
@@ -113,7 +113,7 @@ class World(Generic[W]):
         """A death or an error of one rank is the world's: the others wait for it until they are started again."""
         cause = cause_of(error)
         if inputs_are_lost(error):
-            return InputsLost(self.role, f"rank {place}: {cause}")
+            return InputsLost(FEATURES, f"{self.role} cannot read them: {cause}")
         if is_death(error):
             return WorldLost(self.role, f"rank {place} died: {str(error).splitlines()[0]}")
         if isinstance(cause, MISTAKES):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 
@@ -78,8 +78,7 @@ class Roles:
                 break
             except WorldLost as lost:
                 recovery = recoveries.begin(lost.role, lost.detail)
-                world: World[Any] = fleets[lost.role]
-                world.restart()
+                cast(World[Any], fleets[lost.role]).restart()
                 recovery.done()
 
     def encode(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from actors.engine.engine import Engine, Place, import_deepspeed, join
 from actors.fleet.answer import Answer
-from actors.fleet.failures import InputsLost
+from actors.fleet.failures import FEATURES, InputsLost
 from actors.fleet.worker import Worker
 from actors.fleet.world import World
 from actors.roles.encoder import PromptRef, fetch_encoded, own_towers
@@ -141,7 +141,7 @@ class ShardedWorker(Worker):
         except RayError as error:
             encoded, lost = [], str(error).splitlines()[0]
         if self.engine.max_over_ranks(float(bool(lost))):
-            raise InputsLost(self.role, lost or "another rank's prompts")
+            raise InputsLost(FEATURES, lost or "those of another rank")
         self._fetched = {prompt.stored: found for prompt, found in zip(wanted, encoded, strict=True)}
         try:
             yield
