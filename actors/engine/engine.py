@@ -186,7 +186,7 @@ class Engine:
         A step whose gradient is not finite is skipped: parameters, moments and schedule stay as they are.
 
         Raises:
-            RuntimeError: the gradients of `MAX_SKIPPED_IN_A_ROW` steps in a row were not finite.
+            FloatingPointError: the gradients of `MAX_SKIPPED_IN_A_ROW` steps in a row were not finite.
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss() * self.world.size, scale_wrt_gas=False)
@@ -208,7 +208,7 @@ class Engine:
     def _note_skipped(self, is_skipped: bool) -> None:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_skipped else 0
         if self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-            raise RuntimeError(
+            raise FloatingPointError(
                 f"the gradients of {MAX_SKIPPED_IN_A_ROW} optimizer steps in a row were not finite, so none was taken; "
                 "look for the first of `counts/steps_skipped` in the metrics, lower learning_rate, or use float32"
             )

@@ -31,7 +31,17 @@ class TooManyRecoveries(RuntimeError):
 
 FEATURES = "features"
 """Whose a loss from the object store is."""
-MISTAKES = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, AssertionError, FileNotFoundError)
+MISTAKES = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    NotImplementedError,
+    FileNotFoundError,
+)
 """Errors that come again however often a call is repeated."""
 
 

@@ -117,6 +117,7 @@ class World(Generic[W]):
         if is_death(error):
             return WorldLost(self.role, f"rank {place} died: {str(error).splitlines()[0]}")
         if isinstance(cause, MISTAKES):
+            cause.add_note(f"raised by rank {place} of {self.role}")
             return cause
         return WorldLost(self.role, f"rank {place} raised {type(cause).__name__}: {cause}")
 

@@ -11,12 +11,13 @@ Rollout and encoder workers bring themselves back (`actors.fleet.pool`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from actors.engine.files import Folder
 from actors.fleet.answer import gather
-from actors.fleet.failures import InputsLost, Lost, WorldLost
+from actors.fleet.failures import InputsLost, Lost, TooManyRecoveries, WorldLost
 from actors.fleet.pool import StateLost
 from actors.fleet.recoveries import Recovery as Recovered
 from actors.fleet.world import World
@@ -27,6 +28,8 @@ from pipeline.config import Recipe
 
 T = TypeVar("T")
 LEARNERS = ("policy", "critic")
+MAX_SAME = 4
+"""Times that a step may be lost in the same way, before that is taken for what always happens."""
 
 
 class Recovery:
@@ -37,6 +40,7 @@ class Recovery:
         self._recipe = recipe
         self.step = 0
         """Steps that the run has made."""
+        self._same: Counter[tuple[int, str]] = Counter()
         self._saved: list[Folder] = []
         """Checkpoints of this run, the newest first."""
 
@@ -91,6 +95,9 @@ class Recovery:
         return state
 
     def _begin(self, lost: Lost) -> Recovered:
+        self._same[self.step, str(lost)] += 1
+        if self._same[self.step, str(lost)] >= MAX_SAME:
+            raise TooManyRecoveries(f"step {self.step} was lost {MAX_SAME} times in the same way: {lost}") from lost
         return self._roles.recoveries.begin(lost.role, lost.detail)
 
 
