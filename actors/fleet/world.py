@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
+from ray.exceptions import RayError
 
 from actors.engine.engine import Place
 from actors.fleet.answer import Answer
@@ -62,7 +63,12 @@ class World(Generic[W]):
         if self.path == path and self._worker.keeps_weights:
             return Answer(self, [])
         self.path = path
-        address, port = ray.get(self.actors[0].rendezvous.remote())
+        try:
+            address, port = ray.get(
+                self.actors[0].rendezvous.remote(), timeout=self._deadlines.of(Worker.setup.__name__)
+            )
+        except RayError as error:
+            raise self.failed(0, error) from error
         places = [
             Place(
                 rank=rank,
@@ -133,7 +139,7 @@ class World(Generic[W]):
         """Starts all ranks again, in their seats; returns the checkpoint that they had. Set them up with it."""
         if self.path is None:
             raise ValueError(f"{self.role}: has no checkpoint to start again from")
-        path, self.path = self.path, None
+        path, self.path = self.path, None  # Else it would be taken for set up.
         self.shutdown()
         self._start()
         return path

@@ -12,7 +12,7 @@ Rollout and encoder workers bring themselves back (`actors.fleet.pool`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from actors.engine.files import Folder
@@ -71,7 +71,7 @@ class Recovery:
                 if lost.role in LEARNERS:
                     raise
                 recovery = self._begin(lost)
-                _restart({lost.role: getattr(self._roles, lost.role)})
+                self._restart([lost.role])
             recovery.done()
 
     def rolled_back(self, lost: WorldLost | StateLost) -> LoopState:
@@ -82,8 +82,8 @@ class Recovery:
         """
         recovery = self._begin(lost)
         while True:
+            self._restart([role for role in LEARNERS if getattr(self._roles, role) is not None])
             try:
-                _restart({role: world for role in LEARNERS if (world := getattr(self._roles, role)) is not None})
                 state = LoopState.start(self._recipe.rlhf.algorithm.kl)
                 if self._saved:
                     _, state = checkpoints.resume(self._roles, self._recipe, among=self._saved)
@@ -100,8 +100,13 @@ class Recovery:
             raise TooManyRecoveries(f"step {self.step} was lost {MAX_SAME} times in the same way: {lost}") from lost
         return self._roles.recoveries.begin(lost.role, lost.detail)
 
-
-def _restart(worlds: Mapping[str, World[Any]]) -> None:
-    """Starts all ranks of worlds again, each from its checkpoint."""
-    paths = {role: world.restart() for role, world in worlds.items()}
-    gather({role: world.setup(paths[role]) for role, world in worlds.items()})
+    def _restart(self, roles: Sequence[str]) -> None:
+        """Starts all ranks of worlds again, each from its checkpoint."""
+        worlds: dict[str, World[Any]] = {role: getattr(self._roles, role) for role in roles}
+        while True:
+            paths = {role: world.restart() for role, world in worlds.items()}
+            try:
+                gather({role: world.setup(paths[role]) for role, world in worlds.items()})
+                return
+            except WorldLost as again:
+                self._begin(again)

@@ -86,9 +86,7 @@ def test_a_learner_takes_the_step_with_it_and_both_learners_start_again() -> Non
 def test_what_fails_in_the_same_way_again_and_again_ends_the_run() -> None:
     bench = Bench()
     always = [WorldLost("reference", "rank 0 raised OutOfMemoryError: 9 GiB")] * 9
-    with pytest.raises(
-        TooManyRecoveries, match="step 0 was lost 4 times in the same way: reference: rank 0 raised Out"
-    ):
+    with pytest.raises(TooManyRecoveries, match="step 0 was lost 4 times in the same way: reference: rank 0"):
         bench.recovery.insist(failing(*always))
     assert bench.starts() == {"reference": 3}
 
