@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ def asked(recipe: Recipe, stage: str, kind: str) -> tuple[dict[str, Workers], Ra
     return {role: getattr(recipe.rlhf, role).model_copy(update=there) for role in roles}, ranks
 
 
-def sit(roles: dict[str, Workers], settings: Settings, ranks: Ranks | None) -> dict[str, list[Gpu]]:
+def sit(roles: Mapping[str, Workers], settings: Settings, ranks: Ranks | None) -> dict[str, list[Gpu]]:
     """The GPUs of each role's workers and of the training's ranks, which are asked for as Ray Train asks."""
     seating = seat(roles, settings, training=ranks)
     groups = [seating.group]
