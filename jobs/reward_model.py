@@ -57,7 +57,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     if not table.is_file() and (first := next(preferences := given_preferences(recipe, source), None)):
         write_preferences(table, chain([first], preferences))
     roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}
-    with crew_of(recipe, crew) as workers:
+    with crew_of(recipe, crew, training="reward_model") as workers:
         roles = workers.roles(roles_needed)
         needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
         # Comparisons that are there speak for themselves.

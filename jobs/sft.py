@@ -34,7 +34,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     source, target = recipe.checkpoint("base"), recipe.checkpoint("sft")
     settings = recipe.sft
     Datasets(recipe.datasets, "train").check("the demonstrations' split")
-    with crew_of(recipe, crew) as workers:
+    with crew_of(recipe, crew, training="sft") as workers:
         roles = workers.roles({"encoder": source})
         needs = needs_of(recipe, source, settings.parts)
         door = Door(roles, recipe, "train", stage="sft", needs=needs, lacks=lacks)

@@ -1,8 +1,7 @@
-"""What surrounds the code: cluster.yaml, the recipes, the Makefile, and rules that no linter knows."""
+"""What surrounds the code: the recipes, the Makefile, and rules that no linter knows."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -11,11 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import psutil
 import pytest
-import ray.autoscaler
-import yaml
 
 from pipeline.config import load_recipe
 
@@ -25,44 +21,8 @@ RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 ALLOWED_NAMES = {("pipeline/config/recipe.py", 'tiny_architecture: str = "qwen2_5_omni_thinker"')}
 
 
-@pytest.fixture(scope="module")
-def cluster() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
-
-
 def _project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-def test_cluster_yaml_follows_rays_schema(cluster: dict[str, Any]) -> None:
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
-    jsonschema.validate(cluster, schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(cluster | {"autoscaling_mode": "default"}, schema)
-
-
-def test_cluster_scales_workers_from_zero_and_runs_rollout_on_spot_nodes(cluster: dict[str, Any]) -> None:
-    types = cluster["available_node_types"]
-    workers = {name: each for name, each in types.items() if name != cluster["head_node_type"]}
-    assert workers.keys() == types.keys() - {cluster["head_node_type"]} == {"trainer", "rollout_spot"}
-    for each in workers.values():
-        assert each["min_workers"] == 0
-        assert 0 < each["max_workers"] <= cluster["max_workers"]
-    spot = {name for name, each in types.items() if "InstanceMarketOptions" in each["node_config"]}
-    assert spot == {"rollout_spot"}
-
-
-def test_cluster_images_hold_the_ray_that_pyproject_asks_for(cluster: dict[str, Any]) -> None:
-    (requirement,) = (each for each in _project()["project"]["dependencies"] if each.startswith("ray["))
-    for image in (cluster["docker"]["head_image"], cluster["docker"]["worker_image"]):
-        found = re.fullmatch(r"rayproject/ray:(\d+\.\d+)\.\d+-py311-(cpu|gpu)", image)
-        assert found is not None, image
-        assert f">={found[1]}," in requirement
-
-
-def test_cluster_mounts_only_files_of_this_project_and_the_token(cluster: dict[str, Any]) -> None:
-    local = set(cluster["file_mounts"].values()) - {"~/.ray/auth_token"}
-    assert {name for name in local if not (ROOT / name).is_file()} == set()
 
 
 def test_there_is_a_recipe_for_two_cpu_cores() -> None:

@@ -12,7 +12,7 @@ import ray
 
 from actors.fleet.answer import Answer, gather
 from actors.fleet.failures import WorldLost
-from actors.fleet.placement import Seating, resolve_device, seat
+from actors.fleet.placement import Ranks, Seating, resolve_device, seat
 from actors.fleet.pool import KillsWorkers, Pool
 from actors.fleet.recoveries import Recoveries
 from actors.fleet.worker import Worker
@@ -142,9 +142,11 @@ class Crew:
     Roles and trainings start when a stage asks for them, or before that: `plan` names them, `start_next` starts them.
     """
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, *, training: str | None = None):
+        """training: the one of `TRAININGS` that will be asked for, so that roles leave it room on GPUs."""
         self._recipe = recipe
         self.recoveries = Recoveries(max_an_hour=recipe.cluster.max_recoveries_an_hour)
+        self._training = training
         self._seatings: list[Seating] = []
         self._fleets: dict[str, Fleet] = {}
         self._trainings: dict[str, Training] = {}
@@ -174,7 +176,7 @@ class Crew:
 
     def fits_whole(self) -> bool:
         """Whether the workers of all stages fit beside each other: on CPUs, where there are enough. GPUs take turns."""
-        if resolve_device(self._recipe.cluster.device) is not Device.CPU:
+        if resolve_device(self._recipe.cluster) is not Device.CPU:
             return False
         workers = [*self._settings(WORKERS).values(), *(getattr(self._recipe, stage) for stage in TRAININGS)]
         asked = sum(each.num_workers * each.cpus_per_worker for each in workers)
@@ -203,7 +205,10 @@ class Crew:
     def _start(self, roles: Iterable[str]) -> None:
         settings = self._settings(role for role in roles if role not in self._fleets)
         if settings:
-            seating = seat(settings, self._recipe.cluster)
+            # Once the training has started it has its seats.
+            stage = None if self._trainings else self._training
+            ranks = Ranks(stage, getattr(self._recipe, stage)) if stage else None
+            seating = seat(settings, self._recipe.cluster, training=ranks)
             self._seatings.append(seating)
             for role, workers in settings.items():
                 self._fleets[role] = fleet(WORKERS[role], role, seating, self._recipe, workers, self.recoveries)
@@ -222,12 +227,12 @@ class Crew:
 
 
 @contextmanager
-def crew_of(recipe: Recipe, crew: Crew | None = None) -> Generator[Crew, None, None]:
+def crew_of(recipe: Recipe, crew: Crew | None = None, *, training: str | None = None) -> Generator[Crew, None, None]:
     """The crew that a stage works with: the one it was given, or one of its own that ends with it."""
     if crew is not None:
         yield crew
         return
-    own = Crew(recipe)
+    own = Crew(recipe, training=training)
     try:
         yield own
     finally:

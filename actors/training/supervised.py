@@ -6,6 +6,7 @@ SFT trains the towers too, from processed media; the reward model trains on towe
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import threading
 import uuid
@@ -26,7 +27,7 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from actors.engine.engine import Engine, Place, join
-from actors.fleet.placement import resolve_device
+from actors.fleet.placement import rank_resources, resolve_device
 from actors.roles.encoder import PromptRef, fetch_encoded
 from actors.roles.scoring import blank_media, own_towers
 from pipeline.algorithms.likelihood import negative_log_likelihood
@@ -86,10 +87,7 @@ class Training:
         settings: Supervised | RewardModel = getattr(recipe, stage)
         if settings.batch_size % settings.num_workers:
             raise ConfigError(f"batch_size={settings.batch_size} is no multiple of num_workers={settings.num_workers}")
-        device = resolve_device(recipe.cluster.device)
-        resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
-        if device is Device.CUDA:
-            resources["GPU"] = settings.gpus_per_worker
+        device = resolve_device(recipe.cluster)
         self._num_workers = settings.num_workers
         self._queue, self._inbox = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
         trainer = TorchTrainer(
@@ -103,12 +101,19 @@ class Training:
                 "inbox": self._inbox,
             },
             scaling_config=ray.train.ScalingConfig(
-                num_workers=settings.num_workers, use_gpu=device is Device.CUDA, resources_per_worker=resources
+                num_workers=settings.num_workers,
+                use_gpu=device is Device.CUDA,
+                resources_per_worker=rank_resources(settings, recipe.cluster.placement, device),
             ),
             torch_config=TorchConfig(backend="nccl" if device is Device.CUDA else "gloo"),
             # A name of its own: Train would take up an earlier run of the same name where that ended.
             run_config=ray.train.RunConfig(
-                name=uuid.uuid4().hex, storage_path=str((recipe.run.directory / "ray_train").absolute())
+                name=uuid.uuid4().hex,
+                storage_path=str((recipe.run.directory / "ray_train").absolute()),
+                # Train asks for its seats again each minute, by itself for ever.
+                failure_config=ray.train.FailureConfig(
+                    controller_failure_limit=math.ceil(recipe.cluster.resource_timeout_s / 60)
+                ),
             ),
         )
         self._is_waiting = True

@@ -41,7 +41,7 @@ from pipeline.config.sampling import Sampling
 from pipeline.config.section import ConfigError, Section, section_of
 from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
 from pipeline.config.validation import TASK_MEASURES, VALIDATION, Measure, Validation
-from pipeline.config.workers import Encoder, Learner, Rollout, Sharded, Trained, Workers
+from pipeline.config.workers import Encoder, Learner, Pooled, Rollout, Sharded, Trained, Workers
 
 __all__ = [
     "FROZEN",
@@ -91,6 +91,7 @@ __all__ = [
     "Parts",
     "Placement",
     "PolicyLossName",
+    "Pooled",
     "Preferences",
     "Prepare",
     "Recipe",

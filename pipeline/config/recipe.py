@@ -62,9 +62,12 @@ class Deadlines(Section):
 
 class Cluster(Section):
     device: Device = Device.AUTO
-    """`cpu` (gloo), `cuda` (NCCL), or `auto`: cuda where the cluster has GPUs."""
+    """`cpu` (gloo), `cuda` (NCCL), or `auto`: cuda where the cluster has GPUs, or may get some (`max_gpus`)."""
+    max_gpus: int | None = Field(default=None, ge=1)
+    """GPUs that the cluster has once its autoscaler has brought all that it may: a stage waits for those it needs, and
+    ends at once where it needs more. Null: the cluster stays as it is."""
     placement: Placement = Placement.COLOCATED
-    """`colocated`: the roles share the same bundles; `apart`: each worker has a bundle of its own."""
+    """`colocated`: the k-th workers of all roles share a GPU; `apart`: each role has GPUs of its own."""
     resource_timeout_s: float = Field(default=60.0, gt=0)
     """How long a stage waits for the resources of its roles, in seconds; give an autoscaler time to bring nodes."""
     collective_timeout_s: float = Field(default=600.0, gt=0)

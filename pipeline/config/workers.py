@@ -7,25 +7,58 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.parts import LoopParts
 from pipeline.config.section import Section
 
+OF_RAY = {
+    "CPU": "this is cpus_per_worker",
+    "GPU": "GPUs follow from num_workers and gpus_per_worker",
+    "memory": "seats count CPUs and GPUs only",
+    "object_store_memory": "seats count CPUs and GPUs only",
+}
+"""Resources that Ray knows by itself, and where they are asked for."""
+
 
 class Workers(Section):
     num_workers: int = Field(default=1, ge=1)
     """Ray actors (ranks) of this role."""
     cpus_per_worker: float = Field(default=0.2, gt=0)
     """CPUs that Ray reserves for each worker."""
-    gpus_per_worker: float = Field(default=1.0, ge=0)
-    """GPUs that Ray reserves for each worker where the device is cuda; a fraction where roles are colocated."""
+    resources: dict[str, float] = Field(default={})
+    """Custom resources of Ray that a node must have for these workers, and how much of them each takes, such as
+    `{on_demand: 0.001}`: so they lie on nodes of that kind only. Roles that ask for others share no GPU."""
     threads_per_worker: int = Field(default=1, ge=1)
     """Threads for torch in each worker."""
 
+    @field_validator("resources")
+    @classmethod
+    def _check_resources(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name, amount in resources.items():
+            if name in OF_RAY:
+                raise ValueError(f"resources.{name}={amount:g}: {OF_RAY[name]}; name a custom resource of your nodes")
+            if amount <= 0:
+                raise ValueError(f"resources.{name}={amount:g}: must be above 0; use 0.001 to ask for the kind of node")
+        return resources
 
-class Encoder(Workers):
+
+class Pooled(Workers):
+    gpus_per_worker: float = Field(default=1.0, gt=0)
+    """GPUs of each worker where the device is cuda: a whole number, or a share of one, such as 0.25 where four lie on a
+    GPU. (A rank of a sharded role or of a training has always one.) Colocated, other roles lie on the same GPU."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _check_gpus(cls, gpus: float) -> float:
+        if gpus > 1 and not gpus.is_integer():
+            whole = int(gpus)
+            raise ValueError(f"gpus_per_worker={gpus:g}: whole GPUs, or a share of one; use {whole} or {whole + 1}")
+        return gpus
+
+
+class Encoder(Pooled):
     cache_mib: float = Field(default=4096.0, ge=0)
     """Processed prompts and tower features that each encoder worker keeps, in MiB of the object store; what was used
     longest ago goes first. 0 shares no features: every role runs towers of its own in every pass."""
 
 
-class Rollout(Workers):
+class Rollout(Pooled):
     batch_size: int = Field(default=64, ge=1)
     """Prompts (with all completions of their group) that a worker decodes at once."""
 

@@ -141,6 +141,9 @@ def test_an_unknown_key_like_no_other_lists_those_of_its_section() -> None:
         ("rlhf.rewards={wer: {tasks: [speech]}}", ("rlhf.rewards.wer.weight:", "required")),
         ("rlhf=3", ("rlhf:", "got 3")),
         ("run.seed=null", ("run.seed:", "valid integer", "got None")),
+        ("rlhf.rollout.gpus_per_worker=1.5", ("rlhf.rollout.gpus_per_worker:", "gpus_per_worker=1.5", "use 1 or 2")),
+        ("sft.resources.GPU=1", ("sft.resources:", "resources.GPU=1", "num_workers", "custom resource")),
+        ("sft.resources={on_demand: 0}", ("sft.resources:", "resources.on_demand=0", "above 0; use 0.001")),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field_and_its_bound(override: str, parts: tuple[str, ...]) -> None:
