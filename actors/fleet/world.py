@@ -64,9 +64,9 @@ class World(Generic[W]):
             return Answer(self, [])
         self.path = path
         try:
-            address, port = ray.get(
-                self.actors[0].rendezvous.remote(), timeout=self._deadlines.of(Worker.setup.__name__)
-            )
+            # The first call of a process comes after all that it imports.
+            first_s = self._recipe.cluster.deadlines.first_s
+            address, port = ray.get(self.actors[0].rendezvous.remote(), timeout=first_s)
         except RayError as error:
             raise self.failed(0, error) from error
         places = [
