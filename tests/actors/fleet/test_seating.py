@@ -110,7 +110,7 @@ def sit(roles: Mapping[str, Workers], settings: Settings, ranks: Ranks | None) -
 def test_gpu_nodes_that_come_later_are_waited_for(cluster: Cluster) -> None:
     role: dict[str, Workers] = {"policy": Learner(resources={"one": HERE})}
     settings = Settings(max_gpus=100, resource_timeout_s=0.1)
-    with pytest.raises(NotEnoughResources, match=r"after cluster.resource_timeout_s=0.1; .*: lower .* or raise cluster.max_gpus"):
+    with pytest.raises(NotEnoughResources, match=r"resource_timeout_s=0.1; .*: lower .* or raise cluster.max_gpus"):
         seat(role, settings)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(sit, role, settings.model_copy(update={"resource_timeout_s": 60.0}), None)
