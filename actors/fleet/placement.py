@@ -269,7 +269,7 @@ def _cure(roles: Mapping[str, Workers], training: Ranks | None, cluster: Cluster
     if training is not None:
         asked[training.stage] = training.workers
     fields = ", ".join(f"{field}.num_workers={workers.num_workers}" for field, workers in asked.items())
-    nodes = "raise it" if cluster.max_gpus else "name with cluster.max_gpus what its autoscaler may bring"
+    nodes = "raise cluster.max_gpus" if cluster.max_gpus else "name with cluster.max_gpus what its autoscaler may bring"
     colocate = ", take cluster.placement=colocated" if cluster.placement is Placement.APART else ""
     return f"lower {fields} or their cpus_per_worker{colocate}, add nodes, or {nodes}"
 
