@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+import ray
 
-from actors.fleet.placement import Plan, Ranks, Share, plan, rank_resources, shortage
-from pipeline.config import Device, Encoder, Learner, Placement, Rollout, Sharded, Supervised, Workers
+from actors.fleet.placement import Plan, Ranks, Share, plan, rank_resources, resolve_device, shortage
+from pipeline.config import Cluster, Device, Encoder, Learner, Placement, Rollout, Sharded, Supervised, Workers
 
 NODE = {"CPU": 16.0, "GPU": 8.0, "memory": 1e9, "node:10.0.0.1": 1.0}
 
@@ -156,3 +157,12 @@ def test_gpus_on_nodes_of_another_kind_do_not_count() -> None:
 def test_seats_with_roles_come_first_as_the_bundles_of_their_group_do(num_gpus: int) -> None:
     found = planned({"encoder": Encoder()}, training=Supervised(num_workers=num_gpus))
     assert [bool(each.roles) for each in found.seats] == [True] + [False] * (num_gpus - 1)
+
+
+def test_auto_is_the_gpus_that_are_there_or_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert resolve_device(Cluster()) is Device.CPU
+    assert resolve_device(Cluster(max_gpus=8)) is Device.CUDA
+    assert resolve_device(Cluster(device=Device.CPU, max_gpus=8)) is Device.CPU
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    assert resolve_device(Cluster()) is Device.CUDA
