@@ -149,9 +149,8 @@ class _Child:
         what = f"{medium.kind.value} of {len(medium.data)} bytes"
         request = {"task": task.value, "kind": medium.kind.value, "num_bytes": len(medium.data)}
         try:
-            for data in (header_frame(request), medium.data):
-                self._socket.settimeout(self._left())
-                self._socket.sendall(data)
+            self._socket.settimeout(self._left())
+            self._socket.sendall(header_frame(request) + medium.data)
             return self._answer(task, medium.kind)
         except TimeoutError:
             detail = f"{what}; data.limits.max_decode_s is {self.limits.max_decode_s:g}"

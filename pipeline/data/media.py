@@ -14,6 +14,7 @@ import struct
 import warnings
 import zlib
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -156,15 +157,21 @@ def resample(audio: Audio, sampling_rate: int) -> Audio:
     return Audio(samples=np.asarray(samples, dtype=np.float32), sampling_rate=sampling_rate)
 
 
-def content_key(decoded: DecodedMedium) -> str:
-    """sha256 (hex) of a decoded medium: kind, shape, rate and bytes. The same content has the same key in any file."""
+def flat(decoded: DecodedMedium) -> tuple[MediaKind, NDArray[Any], float | None]:
+    """Kind, array and rate of a decoded medium."""
     match decoded:
         case Image(pixels=array):
-            head = f"image {array.shape}"
+            return MediaKind.IMAGE, array, None
         case Audio(samples=array, sampling_rate=rate):
-            head = f"audio {array.shape} {rate}"
+            return MediaKind.AUDIO, array, rate
         case Video(frames=array, frames_per_second=rate):
-            head = f"video {array.shape} {rate!r}"
+            return MediaKind.VIDEO, array, rate
+
+
+def content_key(decoded: DecodedMedium) -> str:
+    """sha256 (hex) of a decoded medium: kind, shape, rate and bytes. The same content has the same key in any file."""
+    kind, array, rate = flat(decoded)
+    head = f"{kind.value} {array.shape}" + ("" if rate is None else f" {rate!r}")
     digest = hashlib.sha256(head.encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
