@@ -25,6 +25,8 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 2**16
+THREAD = "fetch"
+"""The name of the threads that fetch."""
 
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -48,7 +50,7 @@ def fetch(address: str, *, access: Access, limits: MediaLimits, tls: ssl.SSLCont
             answers.put(error)
 
     # A thread of its own: a resolver takes no timeout, and a slow drip renews every one.
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=ask, name=THREAD, daemon=True).start()
     try:
         answer = answers.get(timeout=access.timeout_s)
     except queue.Empty:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, cast
 
@@ -187,6 +188,19 @@ def messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
     return tuple(Message(role=turn["role"] or "", content=turn["content"] or "") for turn in turns)
 
 
+def bare_prompt(row: Mapping[str, Any]) -> Prompt:
+    """The prompt of a row without its media, unchecked."""
+    return Prompt(
+        id=row.get("id") or "",
+        task=row.get("task") or "",
+        messages=messages_of(row),
+        media=(),
+        answer=row.get("answer"),
+        demonstration=row.get("demonstration") or None,
+        accepted=tuple(row.get("accepted") or ()),
+    )
+
+
 def from_row(row: Mapping[str, Any]) -> Prompt:
     """The prompt of a row, its media interleaved in the order of their tags. Media are not decoded here.
 
@@ -204,18 +218,9 @@ def from_row(row: Mapping[str, Any]) -> Prompt:
             raise RowError(Reason.BAD_ROLE, f"role {message.role!r} is none of {', '.join(ROLES)}")
     if messages[-1].role != "user":
         raise RowError(Reason.BAD_ROLE, f"the last message is by {messages[-1].role!r}; a prompt ends with the user")
-    answer = cast("str | None", row.get("answer"))
-    if answer is not None and not answer.strip():
+    if row.get("answer") is not None and not row["answer"].strip():
         raise RowError(Reason.EMPTY_ANSWER, "the answer is blank; where nobody knows one it must be null")
-    return Prompt(
-        id=cast(str, row["id"]),
-        task=cast("str | None", row.get("task")) or "",
-        messages=messages,
-        media=_interleave(row, media_places(messages)),
-        answer=answer,
-        demonstration=cast("str | None", row.get("demonstration")) or None,
-        accepted=tuple(row.get("accepted") or ()),
-    )
+    return replace(bare_prompt(row), media=_interleave(row, media_places(messages)))
 
 
 def _interleave(row: Mapping[str, Any], places: Sequence[MediaKind]) -> tuple[Medium, ...]:
