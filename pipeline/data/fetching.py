@@ -246,8 +246,8 @@ class _Pinned(http.client.HTTPConnection):
                 if place == len(self._addresses):
                     raise
         if self._tls is not None:
-            options = {"server_hostname": self.host, "do_handshake_on_connect": False}
-            self.line = self.sock = tls = self._tls.wrap_socket(self.sock, **options)
+            tls = self._tls.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self.line = self.sock = tls
             tls.do_handshake()
 
 

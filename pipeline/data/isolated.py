@@ -123,8 +123,8 @@ class _Child:
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pipeline.data.decoder_child", limits.model_dump_json()],
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 env=environment,
                 start_new_session=True,  # an interrupt from the keyboard is the parent's to handle
             )
@@ -162,7 +162,8 @@ class _Child:
 
     def _answer(self, task: Task, kind: MediaKind) -> DecodedMedium | None:
         header, limits = self._header(), self.limits
-        reason, sent, shape, rate = (header.get(name) for name in ("reason", "kind", "shape", "rate"))
+        reason, sent, rate = (header.get(name) for name in ("reason", "kind", "rate"))
+        shape: Any = header.get("shape")
         if isinstance(reason, str) and reason in set(Reason):
             raise RowError(Reason(reason), str(header.get("detail"))[:MAX_DETAIL])
         if task is Task.SOUND_TRACK:

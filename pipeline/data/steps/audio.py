@@ -303,7 +303,7 @@ def _transform(
     import torchaudio.transforms
 
     window = max(2, round(window_s * sampling_rate))
-    settings = {
+    settings: dict[str, Any] = {
         "n_fft": 2 ** math.ceil(math.log2(window)),
         "win_length": window,
         "hop_length": max(1, round(hop_s * sampling_rate)),
