@@ -5,7 +5,7 @@
 
 All three read the same JSON Lines with pictures by path, decode each picture, hash its pixels, shrink it to half,
 encode it again and write Parquet with the bytes inside. The loop does it in one process, `datasets` in two; neither
-checks anything. Both write PNG at the level at which `jobs.prepare` wrote it before it told photographs from drawings.
+checks anything. Both write PNG as Pillow does at level 4; `jobs.prepare` writes photographs by one filter, no larger.
 `jobs.prepare` on two CPUs also looks at every file before it decodes it, decodes in a process apart, checks rows and
 repeated ids, finds duplicates and leaks, splits, and writes card and quarantine.
 

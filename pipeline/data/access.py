@@ -21,8 +21,11 @@ import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+import fsspec.core
+from pyarrow import fs
 
 from pipeline.config import Access, MediaLimits
 from pipeline.data.fetching import fetch, short, too_large
@@ -37,8 +40,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\")
 """A drive, a share, or the top of a drive."""
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
-_Store = tuple[Any, str, bool]
-"""A file system, the root's path in it, and whether it is PyArrow's (else fsspec's)."""
+_Store = tuple[fs.FileSystem, str]
+"""A file system, and the root's path in it."""
 
 
 class Reader:
@@ -155,9 +158,16 @@ class Reader:
             if root not in self._stores:
                 place, _, options = (root, "", "") if root == self._base else root.partition("?")
                 self._stores[root] = _open_store(place, options)
-            files, root_path, is_arrow = self._stores[root]
-            path = f"{root_path.rstrip('/')}/{rest}"
-            return (_from_arrow if is_arrow else _from_fsspec)(files, path, address, self._limits)
+            files, root_path = self._stores[root]
+            info = files.get_file_info(f"{root_path.rstrip('/')}/{rest}")
+            if info.type == fs.FileType.NotFound:
+                raise FileNotFoundError
+            if info.type != fs.FileType.File:
+                raise RowError(Reason.BAD_ADDRESS, f"{short(address)} is no file")
+            if (info.size or 0) > self._limits.max_bytes:
+                raise too_large(address, info.size, self._limits)
+            with files.open_input_stream(info.path) as file:
+                return _bounded(file.read, address, self._limits)
         except RowError:
             raise
         except FileNotFoundError:
@@ -267,32 +277,6 @@ def _inline(address: str, limits: MediaLimits) -> bytes:
 
 def _open_store(root: str, options: str) -> _Store:
     if _scheme(root) in ("s3", "gs", "gcs"):
-        return *filesystem(root, options), True
-    import fsspec.core
-
+        return filesystem(root, options)
     files, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(f"{root}?{options}" if options else root))
-    return files, path, False
-
-
-def _from_arrow(files: Any, path: str, address: str, limits: MediaLimits) -> bytes:
-    from pyarrow import fs
-
-    info = files.get_file_info(path)
-    if info.type == fs.FileType.NotFound:
-        raise FileNotFoundError(path)
-    if info.type != fs.FileType.File:
-        raise RowError(Reason.BAD_ADDRESS, f"{short(address)} is no file")
-    if info.size > limits.max_bytes:
-        raise too_large(address, info.size, limits)
-    with files.open_input_stream(path) as file:
-        return _bounded(file.read, address, limits)
-
-
-def _from_fsspec(files: Any, path: str, address: str, limits: MediaLimits) -> bytes:
-    info = files.info(path)
-    if info["type"] != "file":
-        raise RowError(Reason.BAD_ADDRESS, f"{short(address)} is no file")
-    if (info.get("size") or 0) > limits.max_bytes:
-        raise too_large(address, info["size"], limits)
-    with cast(BinaryIO, files.open(path, "rb")) as file:
-        return _bounded(file.read, address, limits)
+    return fs.PyFileSystem(fs.FSSpecHandler(files)), path

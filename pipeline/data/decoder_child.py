@@ -19,20 +19,21 @@ from enum import StrEnum
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from pipeline.config import MediaLimits
 from pipeline.data.film import sound_track
-from pipeline.data.media import decode
+from pipeline.data.media import decode, flat
 from pipeline.data.schema import RowError
-from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Video
+from pipeline.records import MediaKind, Medium
 
 LENGTH_BYTES = 4
 MAX_HEADER_BYTES = 2**16
 MAX_DETAIL = 2_000
 """Characters of a refusal's detail: file names and tags in it are a stranger's."""
 
+_BUFFER_BYTES = 2**17
+"""A picture of a common size, and what is said of it, go in one piece."""
 _GRACE_S = 5.0
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -58,10 +59,11 @@ def main(limits: MediaLimits) -> None:
     process for the end of the parent.
     """
     _stand_apart()
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    requests, answers = os.fdopen(os.dup(0), "rb", _BUFFER_BYTES), os.fdopen(os.dup(1), "wb", _BUFFER_BYTES)
     pillow.init()
     _confine(limits)
     answers.write(header_frame({"ready": True}))
+    answers.flush()
     # What decoders print must not lie between frames, nor in the log: it is a stranger's text.
     with open(os.devnull, "r+b") as nowhere:
         for stream in (0, 1, 2):
@@ -71,6 +73,7 @@ def main(limits: MediaLimits) -> None:
         medium = Medium(MediaKind(request["kind"]), requests.read(request["num_bytes"]))
         signal.setitimer(signal.ITIMER_REAL, limits.max_decode_s + _GRACE_S)
         _answer(Task(request["task"]), medium, limits, answers)
+        answers.flush()
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -103,20 +106,7 @@ def _answer(task: Task, medium: Medium, limits: MediaLimits, answers: BinaryIO) 
         return
     kind, array, rate = flat(made)
     answers.write(header_frame({"kind": kind.value, "shape": array.shape, "rate": rate}))
-    rest = np.ascontiguousarray(array).data.cast("B")
-    while rest:
-        rest = rest[answers.write(rest) :]
-
-
-def flat(decoded: DecodedMedium) -> tuple[MediaKind, NDArray[Any], float | None]:
-    """Kind, array and rate of a decoded medium."""
-    match decoded:
-        case Image(pixels=array):
-            return MediaKind.IMAGE, array, None
-        case Audio(samples=array, sampling_rate=rate):
-            return MediaKind.AUDIO, array, rate
-        case Video(frames=array, frames_per_second=rate):
-            return MediaKind.VIDEO, array, rate
+    answers.write(np.ascontiguousarray(array).data.cast("B"))
 
 
 if __name__ == "__main__":

@@ -107,13 +107,6 @@ class NearDuplicates:
         """Takes in a text that later ones are compared with."""
         self._buckets.insert(id, signature.tobytes(), self._keys(signature))
 
-    def add(self, id: str, signature: NDArray[np.uint64]) -> str | None:
-        """The id of the earliest near duplicate; where there is none, takes the text in and gives None."""
-        found = self.find(signature)
-        if found is None:
-            self.insert(id, signature)
-        return found
-
     def _keys(self, signature: NDArray[np.uint64]) -> list[int]:
         bands = signature[: self._num_bands * self._band_rows].reshape(self._num_bands, self._band_rows)
         return [_hash64(number.to_bytes(2, "big") + band.tobytes()) for number, band in enumerate(bands)]
@@ -199,13 +192,6 @@ class NearImages:
         """Takes in the pictures of a row that later ones are compared with."""
         keys = [_picture_key(group, part) for part in _parts(hashes[0])]
         self._buckets.insert(id, json.dumps([group, *hashes]).encode(), keys)
-
-    def add(self, id: str, hashes: Sequence[int], *, group: str = "") -> str | None:
-        """The id of the earliest row whose pictures look the same; where there is none, takes them in, gives None."""
-        found = self.find(hashes, group=group)
-        if found is None:
-            self.insert(id, hashes, group=group)
-        return found
 
 
 def _picture_key(group: str, part: int) -> int:

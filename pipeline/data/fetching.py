@@ -14,19 +14,19 @@ import queue
 import socket
 import ssl
 import threading
-import time
-from typing import Any, cast
+from contextlib import closing, suppress
 from urllib.parse import quote, urljoin, urlsplit
 
 from pipeline.config import Access, MediaLimits
 from pipeline.data.schema import Reason, RowError
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 2**16
+THREAD = "fetch"
+"""The name of the threads that fetch."""
 
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -40,21 +40,87 @@ def fetch(address: str, *, access: Access, limits: MediaLimits, tls: ssl.SSLCont
     Raises:
         RowError: a host, port or network that is not allowed, a body that is too large, or no answer of status 200.
     """
-    deadline = time.monotonic() + access.timeout_s
-    for _ in range(access.max_redirects + 1):
+    line = _Line(access, limits, tls)
+    answers: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
         try:
-            status, found = _request(address, access, limits, tls, deadline)
-        except RowError:
-            raise
-        except TimeoutError:
+            answers.put(line.follow(address))
+        except Exception as error:  # whatever it is, the caller waits for it
+            answers.put(error)
+
+    # A thread of its own: a resolver takes no timeout, and a slow drip renews every one.
+    threading.Thread(target=ask, name=THREAD, daemon=True).start()
+    try:
+        answer = answers.get(timeout=access.timeout_s)
+    except queue.Empty:
+        line.hang_up()
+        answer = TimeoutError()
+    match answer:
+        case bytes():
+            return answer
+        case RowError():
+            raise answer
+        case TimeoutError():
             detail = f"{short(address)} takes longer than data.access.timeout_s={access.timeout_s:g}"
-            raise RowError(Reason.FETCH_FAILED, detail) from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise RowError(Reason.FETCH_FAILED, f"{short(address)}: {type(error).__name__}: {error}") from None
-        if status == 200:
-            return cast(bytes, found)
-        address = _redirected(address, cast(str, found))
-    raise RowError(Reason.FETCH_FAILED, f"more than data.access.max_redirects={access.max_redirects} redirects")
+            raise RowError(Reason.FETCH_FAILED, detail)
+        case OSError() | http.client.HTTPException() | ValueError():
+            raise RowError(Reason.FETCH_FAILED, f"{short(address)}: {type(answer).__name__}: {answer}")
+        case _:
+            raise answer
+
+
+class _Line:
+    """A fetch, and what it takes to end it from outside."""
+
+    def __init__(self, access: Access, limits: MediaLimits, tls: ssl.SSLContext) -> None:
+        self._access, self._limits, self._tls = access, limits, tls
+        self._connection: _Pinned | None = None
+        self._is_late = False
+
+    def hang_up(self) -> None:
+        """Ends the connection: whoever reads from it stops."""
+        self._is_late = True
+        if self._connection is not None and self._connection.line is not None:
+            with suppress(OSError):
+                self._connection.line.shutdown(socket.SHUT_RDWR)
+
+    def follow(self, address: str) -> bytes:
+        """The body behind an address."""
+        for _ in range(self._access.max_redirects + 1):
+            found = self._request(address)
+            if isinstance(found, bytes):
+                return found
+            address = _redirected(address, found)
+        detail = f"more than data.access.max_redirects={self._access.max_redirects} redirects"
+        raise RowError(Reason.FETCH_FAILED, detail)
+
+    def _request(self, address: str) -> bytes | str:
+        """The body, or where a redirect leads."""
+        access = self._access
+        scheme, host, port, target = _parts(address)
+        _check_host(host, port, access, default=_PORTS[scheme])
+        addresses = _resolve(host, port)
+        for found in addresses:
+            check_public(found, host, access)
+        self._connection = _Pinned(host, port, addresses, self._tls if scheme == "https" else None, access.timeout_s)
+        with closing(self._connection) as connection:
+            connection.connect()
+            if self._is_late:
+                raise TimeoutError
+            connection.request(
+                "GET", target, headers={"User-Agent": "polyphony", "Accept": "*/*", "Connection": "close"}
+            )
+            with connection.getresponse() as response:
+                if response.status in _REDIRECTS and (where := response.getheader("Location")):
+                    return where
+                if response.status != 200:
+                    detail = f"{short(address)}: status {response.status} {response.reason[:80]}"
+                    raise RowError(Reason.FETCH_FAILED, detail)
+                encoding = response.getheader("Content-Encoding", "identity")
+                if encoding != "identity":  # we asked for none, and a body that unpacks is a bomb in waiting
+                    raise RowError(Reason.FETCH_FAILED, f"{short(address)}: Content-Encoding {encoding[:40]!r}")
+                return _body(response, address, self._limits)
 
 
 def _redirected(address: str, where: str) -> str:
@@ -71,31 +137,6 @@ def _redirected(address: str, where: str) -> str:
 def short(address: str) -> str:
     """An address as a refusal's detail shows it."""
     return repr(address if len(address) <= 200 else address[:200] + "...")
-
-
-def _request(
-    address: str, access: Access, limits: MediaLimits, tls: ssl.SSLContext, deadline: float
-) -> tuple[int, bytes | str]:
-    """Status 200 and the body, or a redirect's status and where it leads."""
-    scheme, host, port, target = _parts(address)
-    _check_host(host, port, access, default=_PORTS[scheme])
-    addresses = _resolve(host, port, deadline)
-    for found in addresses:
-        check_public(found, host, access)
-    connection = _Pinned(host, port, addresses, tls if scheme == "https" else None, deadline)
-    try:
-        connection.request("GET", target, headers={"User-Agent": "polyphony", "Accept": "*/*", "Connection": "close"})
-        response = connection.getresponse()
-        if response.status in _REDIRECTS and (where := response.getheader("Location")):
-            return response.status, where
-        if response.status != 200:
-            raise RowError(Reason.FETCH_FAILED, f"{short(address)}: status {response.status} {response.reason[:80]}")
-        encoding = response.getheader("Content-Encoding", "identity")
-        if encoding != "identity":  # we asked for none, and a body that unpacks is a bomb in waiting
-            raise RowError(Reason.FETCH_FAILED, f"{short(address)}: Content-Encoding {encoding[:40]!r}")
-        return 200, _body(response, address, limits)
-    finally:
-        connection.hang_up()
 
 
 def _parts(address: str) -> tuple[str, str, int, str]:
@@ -139,24 +180,13 @@ def split_host(allowed: str) -> tuple[str, int | None]:
     return allowed, None
 
 
-def _resolve(host: str, port: int, deadline: float) -> list[str]:
-    """The addresses of a name, in the resolver's order. A thread of its own: the resolver takes no timeout."""
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:  # whatever it is, the caller waits for it
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
+def _resolve(host: str, port: int) -> list[str]:
+    """The addresses of a name, in the resolver's order."""
     try:
-        answer = answers.get(timeout=_left(deadline))
-    except queue.Empty:
-        raise TimeoutError from None
-    if isinstance(answer, Exception):
-        raise RowError(Reason.FETCH_FAILED, f"{host[:200]} has no address: {answer}")
-    return list(dict.fromkeys(str(found[4][0]) for found in answer))
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except Exception as error:
+        raise RowError(Reason.FETCH_FAILED, f"{host[:200]} has no address: {error}") from None
+    return list(dict.fromkeys(str(each[4][0]) for each in found))
 
 
 def check_public(address: str, host: str, access: Access) -> None:
@@ -198,72 +228,27 @@ def _is_public(address: IpAddress) -> bool:
 class _Pinned(http.client.HTTPConnection):
     """A connection to one of the addresses given, whatever the name resolves to by now."""
 
-    def __init__(self, host: str, port: int, addresses: list[str], tls: ssl.SSLContext | None, deadline: float) -> None:
-        super().__init__(host, port)
+    def __init__(
+        self, host: str, port: int, addresses: list[str], tls: ssl.SSLContext | None, timeout_s: float
+    ) -> None:
+        super().__init__(host, port, timeout=timeout_s)
         self.default_port = 443 if tls else 80  # left out of the Host header
-        self._addresses, self._tls, self._deadline = addresses, tls, deadline
-        self._raw: socket.socket | None = None
+        self._addresses, self._tls = addresses, tls
+        self.line: socket.socket | None = None
+        """The connection itself: http.client lets go of it while the answer is still being read."""
 
     def connect(self) -> None:
-        last: OSError | None = None
-        for address in self._addresses:
+        for place, address in enumerate(self._addresses, 1):
             try:
-                raw = socket.create_connection((address, self.port), timeout=_left(self._deadline))
+                self.line = self.sock = socket.create_connection((address, self.port), self.timeout)
                 break
-            except OSError as error:
-                last = error
-        else:
-            raise last or OSError("no address")
-        try:
-            if self._tls is not None:
-                raw.settimeout(_left(self._deadline))
-                raw = self._tls.wrap_socket(raw, server_hostname=self.host)
-        except BaseException:
-            raw.close()
-            raise
-        self._raw = raw
-        self.sock = cast(Any, _Timed(raw, self._deadline))
-
-    def hang_up(self) -> None:
-        """Closes the connection itself."""
-        self.close()
-        if self._raw is not None:
-            self._raw.close()
-
-
-class _Timed:
-    """As much of a socket as http.client needs, with one deadline over all reads: a slow drip cannot renew it."""
-
-    def __init__(self, raw: socket.socket, deadline: float) -> None:
-        self._raw, self._deadline = raw, deadline
-
-    def sendall(self, data: bytes) -> None:
-        self._raw.settimeout(_left(self._deadline))
-        self._raw.sendall(data)
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_TimedReader(self._raw, self._deadline))
-
-    def close(self) -> None:
-        """Nothing: http.client lets go of its socket while the answer is still being read. See `_Pinned.hang_up`."""
-
-
-class _TimedReader(io.RawIOBase):
-    def __init__(self, raw: socket.socket, deadline: float) -> None:
-        self._raw, self._deadline = raw, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._raw.settimeout(_left(self._deadline))
-        return self._raw.recv_into(buffer)
-
-
-def _left(deadline: float) -> float:
-    if (left := deadline - time.monotonic()) <= 0:
-        raise TimeoutError
-    return left
+            except OSError:
+                if place == len(self._addresses):
+                    raise
+        if self._tls is not None:
+            tls = self._tls.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self.line = self.sock = tls
+            tls.do_handshake()
 
 
 def _body(response: http.client.HTTPResponse, address: str, limits: MediaLimits) -> bytes:

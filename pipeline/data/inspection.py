@@ -16,13 +16,6 @@ from dataclasses import dataclass
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import MediaKind, Medium
 
-CORRUPT = {
-    MediaKind.IMAGE: Reason.CORRUPT_IMAGE,
-    MediaKind.AUDIO: Reason.CORRUPT_AUDIO,
-    MediaKind.VIDEO: Reason.CORRUPT_VIDEO,
-}
-"""Why a file of a kind is refused that cannot be decoded."""
-
 EDGE_BYTES = 4_096
 """How far from either end markup is looked for: browsers and servers look less far."""
 
@@ -154,14 +147,16 @@ def _refusal(data: bytes, found: Format | None, kind: MediaKind) -> RowError:
             cure = found.cure or _CURES[kind]
         return RowError(Reason.UNSUPPORTED_FORMAT, f"{found.name}, where {kind.value} is asked for: {cure}; {taken}")
     if not data.strip(b"\0"):
-        return RowError(CORRUPT[kind], f"an empty file (of {len(data)} bytes, all of them zero); {taken}")
+        return RowError(Reason.corrupt(kind), f"an empty file (of {len(data)} bytes, all of them zero); {taken}")
     if head.lstrip()[:1] == b"<":
         detail = "markup (HTML or XML), as servers send it to say that there is no such file: fetch it again"
         return RowError(Reason.UNSUPPORTED_FORMAT, f"{detail}; {taken}")
     if re.fullmatch(rb"[^\0-\x08\x0e-\x1f\x7f]+", head) and re.search(rb"[ -~]{4}", head):
         begin = head[:40].decode(errors="replace")
-        return RowError(CORRUPT[kind], f"a text that begins with {begin!r}, and no format that is known; {taken}")
-    return RowError(CORRUPT[kind], f"no format that is known; {taken}")
+        return RowError(
+            Reason.corrupt(kind), f"a text that begins with {begin!r}, and no format that is known; {taken}"
+        )
+    return RowError(Reason.corrupt(kind), f"no format that is known; {taken}")
 
 
 def _text_head(data: bytes) -> bytes:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Self, cast
 
@@ -34,8 +33,6 @@ START_S = 120.0
 
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 """All that the process learns of its parent's environment: keys and tokens are none of its business."""
-
-_CHUNK_BYTES = 2**20
 
 
 class Decoder:
@@ -110,40 +107,34 @@ class Decoder:
         return type(self), (self.limits,)
 
 
-class _Gone(Exception):
-    """The child closed its end of a pipe."""
-
-
 class _Misread(Exception):
     """The child sent what the protocol does not know."""
 
 
 class _Child:
+    """The process, at the other end of a socket: its timeouts bound every read and write."""
+
     def __init__(self, limits: MediaLimits) -> None:
         self.limits = limits
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.data.decoder_child", limits.model_dump_json()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env=environment,
-            start_new_session=True,  # an interrupt from the keyboard is the parent's to handle
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self._requests, self._answers = self.process.stdin.fileno(), self.process.stdout.fileno()
-        for stream in (self._requests, self._answers):
-            os.set_blocking(stream, False)
-            _widen(stream)
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pipeline.data.decoder_child", limits.model_dump_json()],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                env=environment,
+                start_new_session=True,  # an interrupt from the keyboard is the parent's to handle
+            )
+        self._deadline = time.monotonic() + START_S
         try:
-            self._header(time.monotonic() + START_S)
-        except (_Gone, _Misread, TimeoutError) as error:
+            self._header()
+        except (ConnectionError, _Misread, TimeoutError) as error:
+            end = self._end()
             self.kill()
-            raise RuntimeError(
-                f"the decoder process does not start: {self._end() or error!r}; see its output"
-            ) from None
+            raise RuntimeError(f"the decoder process does not start: {end or repr(error)}; see its output") from None
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -151,98 +142,87 @@ class _Child:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
+        self._socket.close()
 
     def ask(self, task: Task, medium: Medium) -> DecodedMedium | None:
-        deadline = time.monotonic() + self.limits.max_decode_s
+        self._deadline = time.monotonic() + self.limits.max_decode_s
         what = f"{medium.kind.value} of {len(medium.data)} bytes"
-        header = {"task": task.value, "kind": medium.kind.value, "num_bytes": len(medium.data)}
+        request = {"task": task.value, "kind": medium.kind.value, "num_bytes": len(medium.data)}
         try:
-            self._send(header_frame(header), deadline)
-            self._send(medium.data, deadline)
-            return self._receive(medium.kind if task is Task.DECODE else MediaKind.AUDIO, task, deadline)
+            self._socket.settimeout(self._left())
+            self._socket.sendall(header_frame(request) + medium.data)
+            return self._answer(task, medium.kind)
         except TimeoutError:
             detail = f"{what}; data.limits.max_decode_s is {self.limits.max_decode_s:g}"
             raise RowError(Reason.DECODER_TOO_SLOW, detail) from None
-        except _Gone:
+        except ConnectionError:
             raise RowError(Reason.DECODER_CRASHED, f"{what}: {self._end() or 'the decoder hung up'}") from None
         except _Misread as error:
             raise RowError(Reason.DECODER_CRASHED, f"{what}: the decoder sent {error}") from None
 
-    def _receive(self, kind: MediaKind, task: Task, deadline: float) -> DecodedMedium | None:
-        header = self._header(deadline)
-        if "reason" in header:
-            raise _refusal(header)
-        if header.get("kind") is None and task is Task.SOUND_TRACK:
-            return None
-        if header.get("kind") != kind.value:
-            raise _Misread(f"the kind {str(header.get('kind'))[:40]!r} for {kind.value!r}")
-        shape, rate = _shape(header), header.get("rate")
+    def _answer(self, task: Task, kind: MediaKind) -> DecodedMedium | None:
+        header, limits = self._header(), self.limits
+        reason, sent, rate = (header.get(name) for name in ("reason", "kind", "rate"))
+        shape: Any = header.get("shape")
+        if isinstance(reason, str) and reason in set(Reason):
+            raise RowError(Reason(reason), str(header.get("detail"))[:MAX_DETAIL])
+        if task is Task.SOUND_TRACK:
+            if sent is None and reason is None:
+                return None
+            kind = MediaKind.AUDIO
+        is_known = reason is None and sent == kind.value
+        match kind, shape, rate:
+            case MediaKind.IMAGE, [int() as height, int() as width, 3], None:
+                fits = height * width <= limits.max_pixels
+            case MediaKind.AUDIO, [int() as length], int() if 0 < rate <= MAX_SAMPLING_RATE:
+                fits = length <= (limits.max_seconds + ROUNDING_S) * rate
+            case MediaKind.VIDEO, [int() as length, int() as height, int() as width, 3], float() if 0 < rate < math.inf:
+                fits = length <= limits.max_frames and height * width <= limits.max_pixels
+            case _:
+                fits = False
+        if not (is_known and fits and min(shape) > 0):
+            raise _Misread(f"{str(reason or sent)[:40]!r} of shape {str(shape)[:80]} at {str(rate)[:40]}")
+        dtype = np.dtype(np.float32 if kind is MediaKind.AUDIO else np.uint8)
+        # No array is larger than the address space that the child had for it.
+        if (num_bytes := math.prod(shape) * dtype.itemsize) > limits.max_decode_mib * 2**20:
+            raise _Misread(f"an array of {num_bytes} bytes")
+        array: Any = np.frombuffer(self._read(num_bytes), dtype).reshape(shape)
         match kind:
             case MediaKind.IMAGE:
-                _expect(len(shape) == 3 and shape[2] == 3, f"pixels {shape}")
-                _expect(shape[0] * shape[1] <= self.limits.max_pixels, f"pixels {shape}")
-                return Image(pixels=self._array(shape, np.uint8, deadline))
+                return Image(pixels=array)
             case MediaKind.AUDIO:
-                _expect(len(shape) == 1 and type(rate) is int and 0 < rate <= MAX_SAMPLING_RATE, f"{shape} at {rate}")
-                _expect(
-                    shape[0] <= (self.limits.max_seconds + ROUNDING_S) * cast(int, rate),
-                    f"samples {shape} at {rate} Hz",
-                )
-                samples = self._array(shape, np.float32, deadline)
-                _expect(bool(np.abs(samples).max() <= 1), "samples beyond 1")  # false where one is no number
-                return Audio(samples=samples, sampling_rate=cast(int, rate))
+                if not np.abs(array).max() <= 1:  # so it is, too, where one is no number
+                    raise _Misread("samples beyond 1")
+                return Audio(samples=array, sampling_rate=cast(int, rate))
             case MediaKind.VIDEO:
-                _expect(len(shape) == 4 and shape[3] == 3, f"frames {shape}")
-                _expect(shape[0] <= self.limits.max_frames, f"frames {shape}")
-                _expect(shape[1] * shape[2] <= self.limits.max_pixels, f"frames {shape}")
-                _expect(type(rate) is float and 0 < rate < math.inf, f"{rate} frames a second")
-                return Video(frames=self._array(shape, np.uint8, deadline), frames_per_second=cast(float, rate))
+                return Video(frames=array, frames_per_second=cast(float, rate))
 
-    def _array(self, shape: tuple[int, ...], dtype: type[Any], deadline: float) -> np.ndarray[Any, Any]:
-        # No array is larger than the address space that the child had for it.
-        _expect(math.prod(shape) * np.dtype(dtype).itemsize <= self.limits.max_decode_mib * 2**20, f"shape {shape}")
-        array = np.empty(shape, dtype)
-        self._fill(array.data.cast("B"), deadline)
-        return array
-
-    def _header(self, deadline: float) -> dict[str, Any]:
-        length = bytearray(LENGTH_BYTES)
-        self._fill(memoryview(length), deadline)
-        num_bytes = int.from_bytes(length, "big")
-        _expect(num_bytes <= MAX_HEADER_BYTES, f"a header of {num_bytes} bytes")
-        encoded = bytearray(num_bytes)
-        self._fill(memoryview(encoded), deadline)
+    def _header(self) -> dict[str, Any]:
+        num_bytes = int.from_bytes(self._read(LENGTH_BYTES), "big")
+        if num_bytes > MAX_HEADER_BYTES:
+            raise _Misread(f"a header of {num_bytes} bytes")
         try:
-            header: object = json.loads(encoded)
+            header: object = json.loads(self._read(num_bytes))
         except (ValueError, RecursionError):
             raise _Misread("a header that is no JSON") from None
-        _expect(isinstance(header, dict), "a header that is no object")
+        if not isinstance(header, dict):
+            raise _Misread("a header that is no object")
         return cast("dict[str, Any]", header)
 
-    def _send(self, data: bytes, deadline: float) -> None:
+    def _read(self, num_bytes: int) -> bytearray:
+        data = bytearray(num_bytes)
         rest = memoryview(data)
         while rest:
-            _wait(self._requests, select.POLLOUT, deadline)
-            try:
-                rest = rest[os.write(self._requests, rest[:_CHUNK_BYTES]) :]
-            except BlockingIOError:
-                continue
-            except BrokenPipeError:
-                raise _Gone from None
-
-    def _fill(self, rest: memoryview, deadline: float) -> None:
-        while rest:
-            _wait(self._answers, select.POLLIN, deadline)
-            try:
-                num_read = os.readv(self._answers, [rest])
-            except BlockingIOError:
-                continue
-            if num_read == 0:
-                raise _Gone
+            self._socket.settimeout(self._left())  # one deadline over all parts: a slow drip cannot renew it
+            if (num_read := self._socket.recv_into(rest)) == 0:
+                raise ConnectionResetError
             rest = rest[num_read:]
+        return data
+
+    def _left(self) -> float:
+        if (left := self._deadline - time.monotonic()) <= 0:
+            raise TimeoutError
+        return left
 
     def _end(self) -> str:
         """How the process ended, in words; empty if it has not."""
@@ -254,37 +234,3 @@ class _Child:
             return f"the decoder exited with code {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return f"the decoder was killed by {name}"
-
-
-def _widen(pipe: int) -> None:
-    """A larger buffer: arrays of many megabytes pass in fewer turns."""
-    import fcntl
-
-    with suppress(AttributeError, OSError):  # not on every system, nor for every user
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _CHUNK_BYTES)
-
-
-def _wait(stream: int, event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(stream, event)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1_000):
-        raise TimeoutError
-
-
-def _expect(held: bool, otherwise: str) -> None:
-    if not held:
-        raise _Misread(otherwise)
-
-
-def _shape(header: Mapping[str, Any]) -> tuple[int, ...]:
-    shape = header.get("shape")
-    _expect(isinstance(shape, list) and 0 < len(shape) <= 4, "no shape")
-    sides = cast("list[Any]", shape)
-    _expect(all(type(side) is int and 0 < side < 2**40 for side in sides), "a shape of other things than sizes")
-    return tuple(sides)
-
-
-def _refusal(header: Mapping[str, Any]) -> RowError:
-    reason = header["reason"]
-    _expect(isinstance(reason, str) and reason in set(Reason), f"the reason {str(reason)[:40]!r}")
-    return RowError(Reason(reason), str(header.get("detail"))[:MAX_DETAIL])

@@ -27,11 +27,6 @@ from pipeline.records import MediaKind
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 _STORED = re.compile(r"(?:^|/)media/([0-9a-f]{2})/(([0-9a-f]{64})\.[A-Za-z0-9]{1,8})$")
-_CORRUPT = {
-    MediaKind.IMAGE: Reason.CORRUPT_IMAGE,
-    MediaKind.AUDIO: Reason.CORRUPT_AUDIO,
-    MediaKind.VIDEO: Reason.CORRUPT_VIDEO,
-}
 _FOOTERS_AT_ONCE = 8
 
 
@@ -206,5 +201,5 @@ class MediaStore:
         except (FileNotFoundError, IsADirectoryError):
             raise RowError(Reason.MISSING_BYTES, f"{match[0]}: there is no such file beside the table") from None
         if hashlib.sha256(data).hexdigest() != match[3]:
-            raise RowError(_CORRUPT[kind], f"{match[0]}: the file beside the table holds something else")
+            raise RowError(Reason.corrupt(kind), f"{match[0]}: the file beside the table holds something else")
         return {**file, "bytes": data}

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import struct
 import warnings
 import zlib
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -21,6 +23,7 @@ import soxr
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, ImageOps, UnidentifiedImageError
 from PIL import Image as pillow
+from PIL.PngImagePlugin import putchunk
 
 from pipeline.config import MediaLimits
 from pipeline.data.bounds import check_bytes, check_size, check_sound, clipped, refusal
@@ -154,15 +157,21 @@ def resample(audio: Audio, sampling_rate: int) -> Audio:
     return Audio(samples=np.asarray(samples, dtype=np.float32), sampling_rate=sampling_rate)
 
 
-def content_key(decoded: DecodedMedium) -> str:
-    """sha256 (hex) of a decoded medium: kind, shape, rate and bytes. The same content has the same key in any file."""
+def flat(decoded: DecodedMedium) -> tuple[MediaKind, NDArray[Any], float | None]:
+    """Kind, array and rate of a decoded medium."""
     match decoded:
         case Image(pixels=array):
-            head = f"image {array.shape}"
+            return MediaKind.IMAGE, array, None
         case Audio(samples=array, sampling_rate=rate):
-            head = f"audio {array.shape} {rate}"
+            return MediaKind.AUDIO, array, rate
         case Video(frames=array, frames_per_second=rate):
-            head = f"video {array.shape} {rate!r}"
+            return MediaKind.VIDEO, array, rate
+
+
+def content_key(decoded: DecodedMedium) -> str:
+    """sha256 (hex) of a decoded medium: kind, shape, rate and bytes. The same content has the same key in any file."""
+    kind, array, rate = flat(decoded)
+    head = f"{kind.value} {array.shape}" + ("" if rate is None else f" {rate!r}")
     digest = hashlib.sha256(head.encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -182,12 +191,35 @@ def blank(decoded: DecodedMedium) -> DecodedMedium:
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """A PNG file of `pixels` uint8 [H, W, 3] or [H, W]."""
     buffer = io.BytesIO()
-    # Photographs repeat nothing but runs: to look for these alone takes half the time, and the files are no larger.
-    # Drawings and pages of text would grow tenfold; many of their pixels are like the one beside.
-    is_drawn = np.count_nonzero(pixels[:, 1:] == pixels[:, :-1]) > pixels.size / 3
-    strategy = zlib.Z_FILTERED if is_drawn else zlib.Z_RLE
-    pillow.fromarray(pixels).save(buffer, format="PNG", compress_level=4, compress_type=strategy)
+    # Many pixels of drawings and pages of text are like the one beside: what is done for photographs would make their
+    # files ten times as large.
+    if pixels.ndim == 2 or np.count_nonzero(pixels[:, 1:] == pixels[:, :-1]) > pixels.size / 3:
+        pillow.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
+    else:
+        _write_photograph(buffer, pixels)
     return buffer.getvalue()
+
+
+def _write_photograph(file: io.BytesIO, pixels: NDArray[np.uint8]) -> None:
+    """A PNG of noisy pixels uint8 [H, W, 3] in half of Pillow's time, and no larger.
+
+    Pillow tries all five filters on every row, of which the fourth (Paeth's) is the best of nearly all rows here; and
+    what it leaves repeats nothing but runs.
+    """
+    height, width, _ = pixels.shape
+    around = np.zeros((height + 1, width + 1, 3), np.int16)
+    around[1:, 1:] = pixels
+    left, above, corner = around[1:, :-1], around[:-1, 1:], around[:-1, :-1]
+    to_left, to_above, to_corner = np.abs(above - corner), np.abs(left - corner), np.abs(left + above - 2 * corner)
+    nearest = np.where(to_above <= to_corner, above, corner)
+    nearest = np.where((to_left <= to_above) & (to_left <= to_corner), left, nearest)
+    rows = np.full((height, 1 + 3 * width), 4, np.uint8)  # each begins with the number of its filter
+    rows[:, 1:] = (pixels - nearest).astype(np.uint8).reshape(height, -1)
+    deflate = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    file.write(b"\x89PNG\r\n\x1a\n")
+    putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    putchunk(file, b"IDAT", deflate.compress(rows.data), deflate.flush())
+    putchunk(file, b"IEND")
 
 
 def encode_wav(audio: Audio) -> bytes:

@@ -6,8 +6,7 @@ how TRL tells the place of each; without media it is text, which the chat templa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.filesystems import filesystem
 from pipeline.data.layout import parts_of
-from pipeline.data.schema import MEDIA_COLUMNS, PROMPT_FEATURES, PROMPT_SCHEMA, split_content
+from pipeline.data.schema import MEDIA_COLUMNS, PROMPT_SCHEMA, described, split_content
 from pipeline.records import MediaKind
 
 Kinds = frozenset[MediaKind]
@@ -25,18 +24,17 @@ PREFERENCES, JUDGEMENTS = "preferences", "judgements"
 """The directories of these tables, beside the prompts."""
 
 _PART = pa.struct([("type", pa.string()), ("text", pa.string())])
-_PART_FEATURES = {"feature": {"type": PROMPT_FEATURES["id"], "text": PROMPT_FEATURES["id"]}, "_type": "List"}
 
 
 def pair_schema(kinds: Kinds, *, has_margin: bool) -> pa.Schema:
     """The columns of comparisons whose prompts hold media of these kinds."""
-    columns: dict[str, Any] = {"chosen": _turns(kinds), "rejected": _turns(kinds)}
-    return _schema(kinds, columns | ({"margin": (pa.float64(), _value("float64"))} if has_margin else {}))
+    columns = [("chosen", _turns(kinds)), ("rejected", _turns(kinds))]
+    return _schema(kinds, [*columns, ("margin", pa.float64())] if has_margin else columns)
 
 
 def judgement_schema(kinds: Kinds) -> pa.Schema:
     """The columns of judgements (good or bad) of single completions."""
-    return _schema(kinds, {"completion": _turns(kinds), "label": (pa.bool_(), _value("bool"))})
+    return _schema(kinds, [("completion", _turns(kinds)), ("label", pa.bool_())])
 
 
 def pair_row(staged: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
@@ -106,26 +104,13 @@ def _turn(role: str, content: str, kinds: Kinds) -> dict[str, Any]:
     return {"role": role, "content": parts}
 
 
-def _schema(kinds: Kinds, columns: Mapping[str, tuple[pa.DataType, Any]]) -> pa.Schema:
+def _schema(kinds: Kinds, columns: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
     media = [MEDIA_COLUMNS[kind] for kind in MediaKind if kind in kinds]
-    shared = {
-        name: (PROMPT_SCHEMA.field(name).type, PROMPT_FEATURES[name]) for name in ("id", "task", "dataset", *media)
-    }
-    every = {"prompt": _turns(kinds), **columns, **shared}
-    features = {name: feature for name, (_, feature) in every.items()}
-    return pa.schema(
-        [(name, type) for name, (type, _) in every.items()],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
+    shared = [PROMPT_SCHEMA.field(name) for name in ("id", "task", "dataset", *media)]
+    return described(pa.schema([("prompt", _turns(kinds)), *columns, *shared]))
 
 
-def _turns(kinds: Kinds) -> tuple[pa.DataType, Any]:
+def _turns(kinds: Kinds) -> pa.DataType:
     if not kinds:
-        return PROMPT_SCHEMA.field("prompt").type, PROMPT_FEATURES["prompt"]
-    content = pa.list_(_PART)
-    feature = {"role": PROMPT_FEATURES["id"], "content": _PART_FEATURES}
-    return pa.list_(pa.struct([("role", pa.string()), ("content", content)])), {"feature": feature, "_type": "List"}
-
-
-def _value(dtype: str) -> dict[str, str]:
-    return {"dtype": dtype, "_type": "Value"}
+        return PROMPT_SCHEMA.field("prompt").type
+    return pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(_PART))]))

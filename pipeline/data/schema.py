@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, cast
 
@@ -74,6 +75,11 @@ class Reason(StrEnum):
     UNSUPPORTED_MODALITY = "unsupported_modality"
     TRUNCATED_BY_PROCESSOR = "truncated_by_processor"
 
+    @classmethod
+    def corrupt(cls, kind: MediaKind) -> Reason:
+        """Why a file of a kind is refused that cannot be decoded."""
+        return cls(f"corrupt_{kind.value}")
+
 
 class RowError(ValueError):
     """A row that cannot be used: `reason` is counted in every report, `detail` says what was seen and allowed."""
@@ -99,68 +105,50 @@ MEDIA_COLUMNS: Mapping[MediaKind, str] = {
     MediaKind.VIDEO: "videos",
 }
 
-_STRING = {"dtype": "string", "_type": "Value"}
-PROMPT_FEATURES: dict[str, Any] = {
-    "id": _STRING,
-    "task": _STRING,
-    "prompt": {"feature": {"role": _STRING, "content": _STRING}, "_type": "List"},
-    "images": {"feature": {"_type": "Image"}, "_type": "List"},
-    "audios": {"feature": {"_type": "Audio"}, "_type": "List"},
-    "videos": {"feature": {"_type": "Video"}, "_type": "List"},
-    "answer": _STRING,
-    "accepted": {"feature": _STRING, "_type": "List"},
-    "demonstration": _STRING,
-    "sources": {"feature": _STRING, "_type": "List"},
-    "dataset": _STRING,
-    "num_tokens": {"dtype": "int64", "_type": "Value"},
-    "features": {
-        "feature": {
-            "name": _STRING,
-            "medium": {"dtype": "int64", "_type": "Value"},
-            "values": {
-                "feature": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
-                "_type": "List",
-            },
-        },
-        "_type": "List",
-    },
-}
+_FILES = {column: {"feature": {"_type": kind.value.title()}, "_type": "List"} for kind, column in MEDIA_COLUMNS.items()}
+
+
+def described(schema: pa.Schema) -> pa.Schema:
+    """The schema, with what `datasets` wants to know of it."""
+
+    def feature(type: pa.DataType) -> dict[str, Any]:
+        if pa.types.is_struct(type):
+            return {field.name: feature(field.type) for field in type}
+        if pa.types.is_list(type):
+            return {"feature": feature(type.value_type), "_type": "List"}
+        return {"dtype": {"double": "float64", "float": "float32"}.get(str(type), str(type)), "_type": "Value"}
+
+    features = {field.name: _FILES.get(field.name) or feature(field.type) for field in schema}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
 
 _FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _FEATURE = pa.struct([("name", pa.string()), ("medium", pa.int64()), ("values", pa.list_(pa.list_(pa.float32())))])
 
-PROMPT_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("task", pa.string()),
-        ("prompt", _TURNS),
-        ("images", pa.list_(_FILE)),
-        ("audios", pa.list_(_FILE)),
-        ("videos", pa.list_(_FILE)),
-        ("answer", pa.string()),
-        # Other answers that are as right.
-        ("accepted", pa.list_(pa.string())),
-        ("demonstration", pa.string()),
-        # Identity of each source (scanned digit, voice setting, content of a file): splits must share none.
-        ("sources", pa.list_(pa.string())),
-        # Where the row is from, and its prompt's tokens by the processor of the model it was prepared for.
-        ("dataset", pa.string()),
-        ("num_tokens", pa.int64()),
-        # What feature steps (mel, MFCC) made of the row's media: [time, bands] of the medium-th one.
-        ("features", pa.list_(_FEATURE)),
-    ],
-    metadata={"huggingface": json.dumps({"info": {"features": PROMPT_FEATURES}})},
+PROMPT_SCHEMA = described(
+    pa.schema(
+        [
+            ("id", pa.string()),
+            ("task", pa.string()),
+            ("prompt", _TURNS),
+            *((column, pa.list_(_FILE)) for column in _FILES),
+            ("answer", pa.string()),
+            # Other answers that are as right.
+            ("accepted", pa.list_(pa.string())),
+            ("demonstration", pa.string()),
+            # Identity of each source (scanned digit, voice setting, content of a file): splits must share none.
+            ("sources", pa.list_(pa.string())),
+            # Where the row is from, and its prompt's tokens by the processor of the model it was prepared for.
+            ("dataset", pa.string()),
+            ("num_tokens", pa.int64()),
+            # What feature steps (mel, MFCC) made of the row's media: [time, bands] of the medium-th one.
+            ("features", pa.list_(_FEATURE)),
+        ]
+    )
 )
 
-STAGED_SCHEMA = pa.schema(
-    [
-        *PROMPT_SCHEMA,
-        ("rejected", pa.string()),
-        ("margin", pa.float64()),
-        ("label", pa.bool_()),
-    ]
-)
+STAGED_SCHEMA = pa.schema([*PROMPT_SCHEMA, ("rejected", pa.string()), ("margin", pa.float64()), ("label", pa.bool_())])
 """A prepared row before it is known which rows stay."""
 
 PREFERENCE_SCHEMA = pa.schema(
@@ -201,6 +189,19 @@ def messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
     return tuple(Message(role=turn["role"] or "", content=turn["content"] or "") for turn in turns)
 
 
+def bare_prompt(row: Mapping[str, Any]) -> Prompt:
+    """The prompt of a row without its media, unchecked."""
+    return Prompt(
+        id=row.get("id") or "",
+        task=row.get("task") or "",
+        messages=messages_of(row),
+        media=(),
+        answer=row.get("answer"),
+        demonstration=row.get("demonstration") or None,
+        accepted=tuple(row.get("accepted") or ()),
+    )
+
+
 def from_row(row: Mapping[str, Any]) -> Prompt:
     """The prompt of a row, its media interleaved in the order of their tags. Media are not decoded here.
 
@@ -218,18 +219,9 @@ def from_row(row: Mapping[str, Any]) -> Prompt:
             raise RowError(Reason.BAD_ROLE, f"role {message.role!r} is none of {', '.join(ROLES)}")
     if messages[-1].role != "user":
         raise RowError(Reason.BAD_ROLE, f"the last message is by {messages[-1].role!r}; a prompt ends with the user")
-    answer = cast("str | None", row.get("answer"))
-    if answer is not None and not answer.strip():
+    if row.get("answer") is not None and not row["answer"].strip():
         raise RowError(Reason.EMPTY_ANSWER, "the answer is blank; where nobody knows one it must be null")
-    return Prompt(
-        id=cast(str, row["id"]),
-        task=cast("str | None", row.get("task")) or "",
-        messages=messages,
-        media=_interleave(row, media_places(messages)),
-        answer=answer,
-        demonstration=cast("str | None", row.get("demonstration")) or None,
-        accepted=tuple(row.get("accepted") or ()),
-    )
+    return replace(bare_prompt(row), media=_interleave(row, media_places(messages)))
 
 
 def _interleave(row: Mapping[str, Any], places: Sequence[MediaKind]) -> tuple[Medium, ...]:

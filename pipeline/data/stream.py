@@ -9,9 +9,11 @@ the row at a position is the same whether the stream was opened there or came th
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby, islice
 from typing import Any, cast
@@ -24,7 +26,6 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.data.datasets import RowKey, RowRef
-from pipeline.data.in_order import in_order
 from pipeline.data.layout import Layout, Part
 from pipeline.data.order import Mixture, Order, Window
 
@@ -34,6 +35,8 @@ _WINDOWS_AT_ONCE = 16
 """Small windows are read several in a run of Ray Data, as many as hold what a large one does: starting a run takes a
 tenth of a second, and two CPU-seconds where Ray has to start the process that reads."""
 _CLOSE_S = 5.0
+_LOCK = threading.Lock()
+"""Held while Ray Data's context, which all threads share, is ours."""
 
 
 class RowStream:
@@ -135,7 +138,7 @@ def _blocks(
     layout: Layout, windows: Sequence[tuple[Window, int]], *, num_readers: int
 ) -> Iterator[tuple[ray.ObjectRef[pa.Table], int]]:
     """The blocks of some windows in order, as soon as they are read, with their numbers of rows."""
-    with in_order(block_bytes=BLOCK_BYTES):
+    with _in_order():
         # Reading asks for no CPU: the workers that train may have reserved all there are.
         dataset = ray.data.read_datasource(
             _Windows(layout, windows),
@@ -147,6 +150,21 @@ def _blocks(
         for entry in bundle.blocks:
             if entry.metadata.num_rows:
                 yield cast("ray.ObjectRef[pa.Table]", entry.ref), entry.metadata.num_rows
+
+
+@contextmanager
+def _in_order() -> Generator[None]:
+    """Data sets that are made in here keep order, in blocks of about `BLOCK_BYTES`, and say nothing on the way."""
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK_BYTES
+    # The console alone: Ray's own log files keep everything, and what fails is raised.
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)
+    with _LOCK, ray.data.DataContext.current(context):
+        yield
 
 
 class _Windows(Datasource):

@@ -25,9 +25,9 @@ from pipeline.data.schema import (
     PREFERENCE_SCHEMA,
     PROMPT_SCHEMA,
     RowError,
+    bare_prompt,
     from_row,
     media_places,
-    messages_of,
 )
 from pipeline.records import MediaKind, Preference, Prompt, PromptInfo, Quarantined, RaterKind
 
@@ -79,21 +79,17 @@ def prompt_of(row: Mapping[str, Any], *, store: MediaStore, name: str, prefix: s
 
 
 def info_of(prompt: Prompt) -> PromptInfo:
-    """What the driver needs of a prompt."""
+    """What the driver needs of a prompt, with its media or without."""
+    kinds = set(media_places(prompt.messages))
     return PromptInfo(
         id=prompt.id,
         task=prompt.task,
         answer=prompt.answer,
         demonstration=prompt.demonstration or prompt.answer,
-        modalities=_each_once(medium.kind for medium in prompt.media),
+        modalities=tuple(kind for kind in MediaKind if kind in kinds),
         is_demonstrated=bool(prompt.demonstration),
         accepted=prompt.accepted,
     )
-
-
-def _each_once(kinds: Iterable[MediaKind]) -> tuple[MediaKind, ...]:
-    present = set(kinds)
-    return tuple(kind for kind in MediaKind if kind in present)
 
 
 class PromptTable:
@@ -129,7 +125,7 @@ class PromptTable:
         """
         columns = ("id", "task", "answer", "accepted", "demonstration", "prompt")
         groups = _RowReader(self.layout.head(num_rows)).groups(columns)
-        infos = [_info(row) for group in groups for row in group.to_pylist()]
+        infos = [info_of(bare_prompt(row)) for group in groups for row in group.to_pylist()]
         for id, count in Counter(info.id for info in infos).most_common(1):
             if count > 1:
                 raise self._ambiguous(id)
@@ -174,11 +170,6 @@ class PromptTable:
         }
         return [found[row] for row in rows]
 
-    def sources(self) -> dict[str, list[str]]:
-        """The sources of each row by its id, for leakage checks."""
-        groups = self._rows.groups(("id", "sources"))
-        return {row["id"]: row["sources"] or [] for group in groups for row in group.to_pylist()}
-
     def tasks(self) -> set[str]:
         """The tasks of all rows; without the column there is one, without a name."""
         groups = self._rows.groups(("task",))
@@ -199,19 +190,6 @@ class PromptTable:
 
 def _hash(id: str) -> np.uint64:
     return np.frombuffer(hashlib.blake2b(id.encode(), digest_size=8).digest(), np.uint64)[0]
-
-
-def _info(row: Mapping[str, Any]) -> PromptInfo:
-    answer = row.get("answer")
-    return PromptInfo(
-        id=row["id"] or "",
-        task=row["task"] or "",
-        answer=answer,
-        demonstration=row.get("demonstration") or answer,
-        modalities=_each_once(media_places(messages_of(row))),
-        is_demonstrated=bool(row.get("demonstration")),
-        accepted=tuple(row.get("accepted") or ()),
-    )
 
 
 def write_preferences(path: Path, preferences: Iterable[Preference]) -> int:

@@ -282,6 +282,9 @@ def test_a_slow_drip_does_not_renew_the_deadline(port: int, path: str) -> None:
     error = refused(web(port, timeout_s=0.3), f"http://127.0.0.1:{port}/{path}")
     assert "timeout_s=0.3" in error.detail
     assert time.monotonic() - started < 1.5
+    while fetching.THREAD in {thread.name for thread in threading.enumerate()}:
+        assert time.monotonic() - started < 5, "and nobody goes on reading"
+        time.sleep(0.02)
 
 
 def test_private_addresses_are_refused_unless_their_network_is_named(port: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer
@@ -36,7 +37,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> PromptTable:
 
 @pytest.fixture(scope="module")
 def sources(table: PromptTable) -> Mapping[str, Sequence[str]]:
-    return table.sources()
+    rows = pq.read_table(table.path, columns=["id", "sources"]).to_pylist()
+    return {row["id"]: row["sources"] for row in rows}
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.config import Access, MediaLimits
 from pipeline.data.access import Reader
-from pipeline.data.decoder_child import flat
 from pipeline.data.isolated import Decoder
+from pipeline.data.media import flat
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import DecodedMedium, MediaKind
 from tests.data import hostile

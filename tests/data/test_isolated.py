@@ -19,10 +19,10 @@ import pytest
 from PIL import Image as pillow
 
 from pipeline.config import MediaLimits
-from pipeline.data.decoder_child import flat, header_frame
+from pipeline.data.decoder_child import header_frame
 from pipeline.data.film import sound_track
 from pipeline.data.isolated import Decoder
-from pipeline.data.media import decode, encode_png, encode_video, encode_wav
+from pipeline.data.media import decode, encode_png, encode_video, encode_wav, flat
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import Audio, MediaKind, Medium
 

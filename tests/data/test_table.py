@@ -102,10 +102,6 @@ def test_the_tasks_of_a_table_are_known_without_its_rows(path: Path, tmp_path: P
     assert PromptTable(tmp_path / "bare.parquet").tasks() == {""}
 
 
-def test_sources_are_listed_by_id(path: Path) -> None:
-    assert PromptTable(path).sources()["row-7"] == ["source of row-7"]
-
-
 def test_a_missing_table_names_the_cure_and_an_unknown_id_is_named(path: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"test\.parquet.*python -m jobs\.prepare"):
         PromptTable(tmp_path / "test.parquet")

@@ -30,6 +30,7 @@ class Columns:
         self._raw = {column: value for column, value in raw.items() if column not in ignored}
         self._names = names
         self._ignored = ignored
+        self._held = {column for column, value in self._raw.items() if self._holds(column, value)}
         self._read: set[str] = set()
         self._keys: set[str] = set()
 
@@ -66,7 +67,7 @@ class Columns:
 
     def column(self, name: str) -> str | None:
         """Which column a name of ours stands for in this row."""
-        return next((column for column in self._known(name) if self._holds(column)), None)
+        return next((column for column in self._known(name) if column in self._held), None)
 
     def has_empty_text(self, name: str) -> bool:
         """Whether a text of no length stands there, which is not the same as none."""
@@ -102,20 +103,15 @@ class Columns:
             if column in self._raw and column_left(column, self._raw).changes_meaning:
                 raise loss(column)
 
-    def _holds(self, column: str) -> bool:
-        value = self._raw.get(column)
-        is_meant = column not in LOOSE or column in self._names.values() or _is_like_media(value)
-        return not _is_empty(value) and is_meant
+    def _holds(self, column: str, value: Any) -> bool:
+        is_empty = is_missing(value) or (isinstance(value, str | bytes | list | dict) and not value)
+        return not is_empty and (column not in LOOSE or column in self._names.values() or _is_like_media(value))
 
     def _given(self, name: str) -> list[Any]:
         return [self._raw[column] for column in self._known(name) if self._raw.get(column) is not None]
 
     def _known(self, name: str) -> Sequence[str]:
         return (self._names[name],) if name in self._names else NAMES[name]
-
-
-def _is_empty(value: object) -> bool:
-    return is_missing(value) or (isinstance(value, str | bytes | list | dict) and not value)
 
 
 def _is_like_media(value: object) -> bool:

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from pipeline.config import ConfigError, Leaks, Prepare
-from pipeline.data.duplicates import Duplicates, Fingerprint
+from pipeline.data.duplicates import Duplicates
 from pipeline.data.ingest.index import Index
 from pipeline.data.ingest.splits import NAMES
 from pipeline.data.schema import Reason, RowError
@@ -51,7 +49,7 @@ class Decisions:
         id = self._index.add(number, row, contents=() if self._leaks is Leaks.ALLOW else contents(row))
         self._num_repeats += id != row["id"]
         try:
-            self._duplicates.admit(id, _fingerprint(row))
+            self._duplicates.admit(id, row["fingerprint"])
         except RowError as error:
             self._leave_out(number, error.quarantined(id))
 
@@ -90,16 +88,6 @@ class Decisions:
             )
         lines += [f"not read: {path} in {count} rows of {dataset}" for dataset, path, count in self._index.unread()]
         return "\n".join(lines)
-
-
-def _fingerprint(row: Row) -> Fingerprint:
-    signature = row["signature"]
-    return Fingerprint(
-        key=row["row_key"],
-        signature=None if signature is None else np.frombuffer(signature, np.uint64),
-        picture_group=row["picture_group"],
-        picture_hashes=tuple(row["picture_hashes"]),
-    )
 
 
 def contents(row: Row) -> list[bytes]:

@@ -366,6 +366,10 @@ def _folder(shard: Shard, root: str) -> Iterator[Raw]:
         place = relative(path, root)
         label = posixpath.basename(posixpath.dirname(place))
         suffix = posixpath.splitext(path)[1][1:].lower()
+        if suffix not in COLUMN_OF_SUFFIX:
+            known = f"{', '.join(COLUMN_OF_SUFFIX)}; convert it, or leave it out of the folder"
+            yield Unreadable(place, f".{suffix} is the ending of no form that is read: {known}", path)
+            continue
         values: dict[str, Any] = {COLUMN_OF_SUFFIX[suffix]: [{"path": posixpath.basename(path)}]}
         if label:
             values["label"] = label

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import Answers, Ids, MediaAs, Recipe, SplitBy
-from pipeline.config.steps import Step, TextPart, VideoKeepSound
+from pipeline.config.steps import TextPart, VideoKeepSound
 from pipeline.data.access import Reader
 from pipeline.data.duplicates import conversation_text, fingerprint, text_key
 from pipeline.data.ingest.draft import Draft, MediumSource
@@ -26,7 +26,7 @@ from pipeline.data.ingest.shards import split_in
 from pipeline.data.ingest.splits import split_of
 from pipeline.data.ingest.unread import note
 from pipeline.data.isolated import Decoder
-from pipeline.data.media import content_key, encode_png, encode_video, encode_wav
+from pipeline.data.media import content_key, encode_png, encode_video, encode_wav, flat
 from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError, from_row, split_content, to_row
 from pipeline.data.steps import apply_features, apply_medium, apply_text
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Message, Prompt, Quarantined, Video
@@ -164,7 +164,14 @@ class RowPreparer:
             "media_keys": [each.key for each in media],
             "unread": draft.unread,
             "files": self._store and [posixpath.basename(each["path"]) for each in _files(row)],
-            **_fingerprint(self._settings.steps, prompt, media),
+            "prompt_key": text_key(conversation_text(prompt.messages)),
+            "fingerprint": fingerprint(
+                steps,
+                messages=prompt.messages,
+                media=[each.original for each in media],
+                media_keys=[each.key for each in media],
+                answer=prompt.answer or "",  # which no row has that has an answer
+            ),
         }
         return Prepared(split, row, index)
 
@@ -299,32 +306,9 @@ def _encoded(decoded: DecodedMedium, like: Medium) -> Medium:
     return Medium(like.kind, data, None if stem is None else f"{stem}.{suffix}")
 
 
-def _fingerprint(steps: Sequence[Step], prompt: Prompt, media: Sequence[_Medium]) -> dict[str, Any]:
-    """What tells a row from others, for the index; the media as they were before their steps."""
-    found = fingerprint(
-        steps,
-        messages=prompt.messages,
-        media=[each.original for each in media],
-        media_keys=[each.key for each in media],
-        answer=prompt.answer or "",  # which no row has that has an answer
-    )
-    return {
-        "prompt_key": text_key(conversation_text(prompt.messages)),
-        "row_key": found.key,
-        "signature": None if found.signature is None else found.signature.tobytes(),
-        "picture_group": found.picture_group,
-        "picture_hashes": list(found.picture_hashes),
-    }
-
-
 def _seconds(decoded: DecodedMedium) -> float:
-    match decoded:
-        case Audio(samples=samples, sampling_rate=rate):
-            return len(samples) / rate
-        case Video(frames=frames, frames_per_second=rate):
-            return len(frames) / rate
-        case Image():
-            return 0.0
+    _, array, rate = flat(decoded)
+    return len(array) / rate if rate else 0.0
 
 
 def _without_tags(content: str) -> str:

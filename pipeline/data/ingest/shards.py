@@ -30,6 +30,12 @@ SUFFIXES: dict[Form, tuple[str, ...]] = {
 }
 """What the files of each form are called; the first form that is found is the form of a directory."""
 
+_BESIDE = (
+    *(".md", ".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".py", ".ini", ".db"),
+    *(".zip", ".tar", ".gz"),
+)
+"""What lies beside media in a folder, and is none."""
+
 _COMPRESSED = re.compile(r"(\.(?:jsonl|json|ndjson|csv|tsv))\.(?:gz|bz2|zst)$")
 
 SPLITS = {
@@ -106,6 +112,8 @@ def shards_of(sources: Sequence[Source]) -> list[Shard]:
         form = form_of(source, files)
         wanted = [file for file in files if uncompressed(file).endswith(SUFFIXES[form])]
         if form is Form.FOLDER:
+            # What is of no form that is known counts as a row, and is refused by its name.
+            wanted = [file for file in files if posixpath.splitext(file)[1].lower() not in ("", *_BESIDE)]
             tables = [file for file in files if posixpath.basename(file) in ("metadata.jsonl", "metadata.csv")]
             if tables:
                 form_of_table = {".jsonl": Form.JSON, ".csv": Form.CSV}

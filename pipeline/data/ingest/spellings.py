@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from pipeline.data.schema import MEDIA_COLUMNS
 from pipeline.records import MediaKind
@@ -53,6 +54,7 @@ _NUMBERED = {
 }
 
 
+@lru_cache(1024)
 def number_in(column: str, kind: MediaKind) -> int | None:
     """The number in the name of a column that holds one medium of several (MMMU's `image_1` to `image_7`)."""
     found = _NUMBERED[kind].fullmatch(column)

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.data.ingest.draft import MediumSource
+from pipeline.data.inspection import format_of
 from pipeline.data.schema import Reason, RowError, media_places
 from pipeline.records import MediaKind, Message
 
@@ -31,6 +32,9 @@ _LIKE_TURNS = re.compile(
     rf"""(array\()?[\[(]?\s*\{{.*?['"](role|from)['"]\s*:\s*['"]({"|".join(_ROLES)})['"]""", re.DOTALL | re.IGNORECASE
 )
 """The beginning of turns in whatever spelling, such as numpy's, which has no commas."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{128,}={0,2}")
+"""No digest is as long, and no path so long without a dot."""
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _PART_KINDS = {
@@ -119,7 +123,8 @@ def medium_of(value: object, kind: MediaKind, field: str) -> MediumSource:
         case bytes():
             return MediumSource(kind, data=value)
         case str() if value:
-            return MediumSource(kind, path=value)
+            data = _bare_base64(value, kind)
+            return MediumSource(kind, path=value) if data is None else MediumSource(kind, data=data)
         case {"bytes": bytes() as data, **rest} if data:
             path = rest.get("path")
             return MediumSource(kind, data=data, path=path if isinstance(path, str) else None)
@@ -131,6 +136,15 @@ def medium_of(value: object, kind: MediaKind, field: str) -> MediumSource:
             raise RowError(Reason.MISSING_BYTES, f"{field} has neither bytes nor a path")
         case _:
             raise wrong_type(field, value, "bytes, a path, or {bytes, path}")
+
+
+def _bare_base64(text: str, kind: MediaKind) -> bytes | None:
+    """The file that a text is, as VLMEvalKit's tables have pictures; None where it is a path or an address."""
+    if len(text) % 4 or not _BASE64.fullmatch(text):
+        return None
+    data = base64.b64decode(text)
+    found = format_of(data)
+    return data if found is not None and kind in found.kinds else None
 
 
 def _base64(text: str, field: str) -> bytes:

@@ -1,21 +1,20 @@
 """Preprocessing: the steps of a recipe on texts, media and features of a row.
 
-A step is a section of the recipe (`pipeline.config.steps`) and a pure function here (`text`, `image`, `audio`,
-`video`), whose parameters are the section's fields. This module brings the two together.
+A step is a section of the recipe (`pipeline.config.steps`) and a pure function of its name here: `image.resize` is
+`resize` in `image`. The function's parameters are the section's fields. This module brings the two together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import augmentations
-from pipeline.config import steps as sections
-from pipeline.config.step_bases import Augmentation, Picture, StepSection
-from pipeline.config.steps import Step, TextPart
+from pipeline.config.step_bases import Augmentation, Picture
+from pipeline.config.steps import AudioMel, AudioMfcc, Step, TextPart
+from pipeline.data.media import flat
 from pipeline.data.schema import Reason, RowError, split_content
 from pipeline.data.steps import audio as sounds
 from pipeline.data.steps import image as pictures
@@ -23,42 +22,11 @@ from pipeline.data.steps import text as texts
 from pipeline.data.steps import video as clips
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Video
 
-_ON_TEXT: Mapping[type[StepSection], Callable[..., str]] = {
-    sections.TextNormalise: texts.normalise,
-    sections.TextRemoveControls: texts.remove_controls,
-    sections.TextLength: texts.length,
-}
-_ON_IMAGE: Mapping[type[StepSection], Callable[..., Image]] = {
-    sections.ImageResize: pictures.resize,
-    sections.ImageBounds: pictures.bounds,
-    augmentations.ImageCrop: pictures.crop,
-    augmentations.ImageFlip: pictures.flip,
-    augmentations.ImageColour: pictures.colour,
-    augmentations.ImageBlur: pictures.blur,
-    augmentations.ImageErase: pictures.erase,
-}
-_ON_AUDIO: Mapping[type[StepSection], Callable[..., Audio]] = {
-    sections.AudioResample: sounds.resample,
-    sections.AudioLoudness: sounds.loudness,
-    sections.AudioTrim: sounds.trim,
-    sections.AudioDenoise: sounds.denoise,
-    sections.AudioBounds: sounds.bounds,
-    augmentations.AudioNoise: sounds.noise,
-    augmentations.AudioSpeed: sounds.speed,
-    augmentations.AudioSpecAugment: sounds.spec_augment,
-    augmentations.AudioReverb: sounds.reverb,
-}
-_ON_VIDEO: Mapping[type[StepSection], Callable[..., Video]] = {
-    sections.VideoSample: clips.sample,
-    sections.VideoBounds: clips.bounds,
-}
-_FEATURES_OF_AUDIO: Mapping[type[StepSection], Callable[..., NDArray[np.float32]]] = {
-    sections.AudioMel: sounds.mel,
-    sections.AudioMfcc: sounds.mfcc,
-}
+_FUNCTIONS = {"text": texts, "image": pictures, "audio": sounds, "video": clips}
+"""What holds the steps of a kind, each under its own name."""
 
-_WITHOUT_DRAWS = frozenset({augmentations.ImageFlip})
-"""Augmentations in which nothing is left to chance but whether they happen."""
+_Features = AudioMel | AudioMfcc
+"""Steps that leave a medium as it is."""
 
 _NO_PARAMETERS = frozenset({"step", "of", "videos", "probability", "name"})
 """Fields that say when a step runs and what its result is called."""
@@ -76,7 +44,7 @@ def apply_text(steps: Sequence[Step], text: str, *, part: TextPart = TextPart.ME
     """
     given = text
     for step in steps:
-        function = _ON_TEXT.get(type(step))
+        function = _function(step, "text")
         if function is not None and getattr(step, "of", part) == part:
             text = function(text, **_parameters(step))
     if _tags(text) != _tags(given):
@@ -117,30 +85,32 @@ def apply_features(steps: Sequence[Step], decoded: DecodedMedium) -> dict[str, N
     if not isinstance(decoded, Audio):
         return {}
     return {
-        step.name: _FEATURES_OF_AUDIO[type(step)](decoded, **_parameters(step))
+        step.name: getattr(sounds, step.step.partition(".")[2])(decoded, **_parameters(step))
         for step in steps
-        if isinstance(step, sections.AudioMel | sections.AudioMfcc)
+        if isinstance(step, _Features)
     }
 
 
-def _apply(step: StepSection, decoded: DecodedMedium, *, seed: Sequence[int] | None) -> DecodedMedium:
+def _function(step: Step, kind: str) -> Callable[..., Any] | None:
+    """What a step does to a text or a medium; None where that is none of its business."""
+    of, _, name = step.step.partition(".")
+    return getattr(_FUNCTIONS[of], name, None) if of == kind and not isinstance(step, _Features) else None
+
+
+def _apply(step: Step, decoded: DecodedMedium, *, seed: Sequence[int] | None) -> DecodedMedium:
     """One step on one medium; every function gets a fresh generator from `seed`, where it draws at all."""
 
-    def draws() -> dict[str, Any]:
-        return {} if seed is None or type(step) in _WITHOUT_DRAWS else {"rng": np.random.default_rng(seed)}
+    kind = flat(decoded)[0]
+    on_frames = kind is MediaKind.VIDEO and isinstance(step, Picture) and step.videos
+    function = _function(step, "image" if on_frames else kind.value)
+    if function is None:
+        return decoded
 
-    match decoded:
-        case Image():
-            function = _ON_IMAGE.get(type(step))
-        case Audio():
-            function = _ON_AUDIO.get(type(step))
-        case Video():
-            function = _ON_VIDEO.get(type(step))
-            if isinstance(step, Picture) and step.videos:
-                on_frame = _ON_IMAGE[type(step)]
-                parameters = _parameters(step)
-                return _each_frame(decoded, lambda frame: on_frame(frame, **parameters, **draws()))
-    return decoded if function is None else function(decoded, **_parameters(step), **draws())
+    def changed(medium: DecodedMedium) -> Any:
+        draws = {"rng": np.random.default_rng(seed)} if "rng" in function.__annotations__ else {}
+        return function(medium, **_parameters(step), **draws)
+
+    return _each_frame(decoded, changed) if on_frames and isinstance(decoded, Video) else changed(decoded)
 
 
 def _each_frame(video: Video, function: Callable[[Image], Image]) -> Video:
@@ -151,7 +121,7 @@ def _each_frame(video: Video, function: Callable[[Image], Image]) -> Video:
     return Video(frames=np.stack([frame.pixels for frame in changed]), frames_per_second=video.frames_per_second)
 
 
-def _parameters(step: StepSection) -> dict[str, Any]:
+def _parameters(step: Step) -> dict[str, Any]:
     return {name: getattr(step, name) for name in type(step).model_fields if name not in _NO_PARAMETERS}
 
 

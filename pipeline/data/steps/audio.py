@@ -283,7 +283,7 @@ def mel(audio: Audio, *, num_mels: int, window_s: float, hop_s: float) -> NDArra
     """Natural logarithm of the mel power spectrogram, floored at 1e-10: float32 [frames, num_mels] (torchaudio)."""
     import torch
 
-    spectrogram = _mel_transform(audio.sampling_rate, num_mels, window_s, hop_s)(torch.tensor(audio.samples))
+    spectrogram = _transform(audio.sampling_rate, num_mels, window_s, hop_s)(torch.tensor(audio.samples))
     return spectrogram.clamp(min=1e-10).log().T.contiguous().numpy()
 
 
@@ -291,32 +291,25 @@ def mfcc(audio: Audio, *, num_coefficients: int, num_mels: int, window_s: float,
     """Mel-frequency cepstral coefficients: float32 [frames, num_coefficients] (torchaudio)."""
     import torch
 
-    transform = _mfcc_transform(audio.sampling_rate, num_coefficients, num_mels, window_s, hop_s)
+    transform = _transform(audio.sampling_rate, num_mels, window_s, hop_s, num_coefficients)
     return transform(torch.tensor(audio.samples)).T.contiguous().numpy()
 
 
-def _mel_settings(sampling_rate: int, num_mels: int, window_s: float, hop_s: float) -> dict[str, Any]:
+@functools.lru_cache(maxsize=8)
+def _transform(
+    sampling_rate: int, num_mels: int, window_s: float, hop_s: float, num_coefficients: int | None = None
+) -> Any:
+    """To the mel spectrogram, or to this many cepstral coefficients of it."""
+    import torchaudio.transforms
+
     window = max(2, round(window_s * sampling_rate))
-    return {
+    settings: dict[str, Any] = {
         "n_fft": 2 ** math.ceil(math.log2(window)),
         "win_length": window,
         "hop_length": max(1, round(hop_s * sampling_rate)),
         "n_mels": num_mels,
         "pad_mode": "constant",  # Reflection needs a sound that is longer than half a window.
     }
-
-
-@functools.lru_cache(maxsize=8)
-def _mel_transform(sampling_rate: int, num_mels: int, window_s: float, hop_s: float) -> Any:
-    import torchaudio.transforms
-
-    settings = _mel_settings(sampling_rate, num_mels, window_s, hop_s)
-    return torchaudio.transforms.MelSpectrogram(sampling_rate, **settings)
-
-
-@functools.lru_cache(maxsize=8)
-def _mfcc_transform(sampling_rate: int, num_coefficients: int, num_mels: int, window_s: float, hop_s: float) -> Any:
-    import torchaudio.transforms
-
-    settings = _mel_settings(sampling_rate, num_mels, window_s, hop_s)
+    if num_coefficients is None:
+        return torchaudio.transforms.MelSpectrogram(sampling_rate, **settings)
     return torchaudio.transforms.MFCC(sampling_rate, num_coefficients, melkwargs=settings)

@@ -14,6 +14,7 @@ import pytest
 from pipeline.config import ConfigError
 from pipeline.data.ingest.draft import Draft, MediumSource
 from pipeline.data.ingest.formats import check_map, draft_of
+from pipeline.data.media import encode_png
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import MediaKind, Message
 
@@ -305,3 +306,13 @@ def test_a_wrong_map_names_the_columns_that_are_there() -> None:
 def test_a_mapped_column_is_taken_instead_of_the_usual_ones() -> None:
     raw = {"question": "Q", "answer": "long", "final": "short"}
     assert draft(raw, names={"answer": "final"}).answer == "short"
+
+
+def test_a_picture_in_base64_is_itself_and_a_long_path_is_a_path() -> None:
+    picture = encode_png(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    spelt = base64.b64encode(picture).decode()
+    (found,) = draft({"image": spelt, "question": "What is it?", "A": "a cat", "B": "a dog", "answer": "A"}).media
+    assert (found.data, found.path) == (picture, None), "as VLMEvalKit's TSV has it"
+    for path in ("d/" * 80 + "a.png", "0123456789abcdef" * 8, "0123456789abcdef" * 9, spelt[:-1]):
+        (found,) = draft({"image": path, "question": "What is it?", "answer": "a cat"}).media
+        assert (found.data, found.path) == (None, path)
