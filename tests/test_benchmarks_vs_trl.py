@@ -63,6 +63,7 @@ for step in range(3):
     until = time.process_time() + 0.2
     while time.process_time() < until: pass
     with open(sys.argv[1], "a") as file: file.write("{}\\n")
+time.sleep(1)  # Who has ended is not watched any more.
 """
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -88,6 +89,9 @@ class TableWorker(LearningWorker):
         self.table = table.clone().requires_grad_()
         self.engine = cast(Any, TableEngine(self.outputs, self.table, learning_rate))
         self._last_update = (-1, {})
+
+    def fetched(self, prompts: object) -> Any:
+        return nullcontext()
 
     def batch(self, groups: Sequence[Any]) -> Any:
         """Which prompt each completion is for, and its tokens, padded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -34,6 +35,9 @@ class TableWorker(LearningWorker):
         self._tables = tables
         self._last_update = (-1, {})
         self._mismatch = None
+
+    def fetched(self, prompts: object) -> Any:
+        return nullcontext()
 
     def batch(self, groups: Sequence[Any]) -> Any:
         return [prompt.id for prompt, _ in groups], None

@@ -43,6 +43,9 @@ class Engine:
         self.module = SimpleNamespace(mean=torch.zeros(()), scale=torch.ones(()))
         self._by_token = by_token
 
+    def max_over_ranks(self, value: float) -> float:
+        return value
+
     def __call__(self, prompts: Any, completions: CompletionBatch) -> Any:
         if self._by_token:
             found = self.values[completions.token_ids] * completions.mask
