@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import ConfigError, Leaks, Prepare
-from pipeline.data.duplicates import Duplicates
+from pipeline.data.duplicates import Duplicates, Fingerprint
 from pipeline.data.ingest.index import Index
 from pipeline.data.ingest.splits import NAMES
 from pipeline.data.schema import Reason, RowError
@@ -49,7 +51,7 @@ class Decisions:
         id = self._index.add(number, row, contents=() if self._leaks is Leaks.ALLOW else contents(row))
         self._num_repeats += id != row["id"]
         try:
-            self._duplicates.admit(id, row["fingerprint"])
+            self._duplicates.admit(id, _fingerprint(row))
         except RowError as error:
             self._leave_out(number, error.quarantined(id))
 
@@ -93,3 +95,13 @@ class Decisions:
 def contents(row: Row) -> list[bytes]:
     """What no two splits may share: the row's media, or its text where it has none."""
     return [bytes.fromhex(key) for key in row["media_keys"] or [row["prompt_key"]]]
+
+
+def _fingerprint(row: Row) -> Fingerprint:
+    signature = row["signature"]
+    return Fingerprint(
+        key=row["row_key"],
+        signature=None if signature is None else np.frombuffer(signature, np.uint64),
+        picture_group=row["picture_group"],
+        picture_hashes=tuple(row["picture_hashes"]),
+    )

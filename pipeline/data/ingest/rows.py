@@ -147,6 +147,13 @@ class RowPreparer:
             "margin": draft.margin,
             "label": draft.label,
         }
+        found = fingerprint(
+            steps,
+            messages=prompt.messages,
+            media=[each.original for each in media],
+            media_keys=[each.key for each in media],
+            answer=prompt.answer or "",  # which no row has that has an answer
+        )
         index = {
             "id": prompt.id,
             "split": split,
@@ -165,13 +172,10 @@ class RowPreparer:
             "unread": draft.unread,
             "files": self._store and [posixpath.basename(each["path"]) for each in _files(row)],
             "prompt_key": text_key(conversation_text(prompt.messages)),
-            "fingerprint": fingerprint(
-                steps,
-                messages=prompt.messages,
-                media=[each.original for each in media],
-                media_keys=[each.key for each in media],
-                answer=prompt.answer or "",  # which no row has that has an answer
-            ),
+            "row_key": found.key,
+            "signature": None if found.signature is None else found.signature.tobytes(),
+            "picture_group": found.picture_group,
+            "picture_hashes": list(found.picture_hashes),
         }
         return Prepared(split, row, index)
 

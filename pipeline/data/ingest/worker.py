@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 INDEX_COLUMNS = (
     *("shard", "place", "id", "reason", "detail", "split", "dataset", "task", "modalities", "num_tokens", "has_answer"),
-    *("num_answer_tokens", "seconds", "is_pair", "has_margin", "label", "sort_value", "prompt_key", "media_keys"),
-    *("fingerprint", "files", "unread"),
+    *("num_answer_tokens", "seconds", "is_pair", "has_margin", "label", "sort_value", "prompt_key", "row_key"),
+    *("media_keys", "signature", "picture_group", "picture_hashes", "files", "unread"),
 )
 """What the driver learns of a row. Refused rows have a reason; the others lie at their place of their shard's file."""
 

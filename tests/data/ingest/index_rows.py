@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.data.duplicates import Fingerprint
 from pipeline.data.ingest.worker import INDEX_COLUMNS
 
 
@@ -32,7 +31,10 @@ def described(id: str, *, media: Sequence[str] = (), text: str = "", **more: Any
         "has_margin": False,
         "media_keys": [key(each) for each in media],
         "prompt_key": key(text or id),
-        "fingerprint": Fingerprint(key(text + "".join(media) or id), None, "", ()),
+        "row_key": key(text + "".join(media) or id),
+        "signature": None,
+        "picture_group": "",
+        "picture_hashes": [],
         **more,
     }
 

@@ -182,8 +182,8 @@ def test_a_comparison_and_a_judgement_need_their_answers(tmp_path: Path) -> None
 
 def test_prompts_without_an_answer_equal_each_other_and_none_that_has_one(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, OPTIONAL, "prepare.steps=[{step: dedup.exact}]")
-    first, again = (prepared(recipe, NO_ANSWER, path).index["fingerprint"].key for path in ("a.jsonl", "b.jsonl"))
-    other = prepared(recipe, {**NO_ANSWER, "answer": "x"}).index["fingerprint"].key
+    first, again = (prepared(recipe, NO_ANSWER, path).index["row_key"] for path in ("a.jsonl", "b.jsonl"))
+    other = prepared(recipe, {**NO_ANSWER, "answer": "x"}).index["row_key"]
     assert first == again != other
 
 
@@ -212,8 +212,8 @@ def test_the_driver_learns_of_a_row_what_decides_about_it_and_no_medium(tmp_path
     index = prepared(recipe_of(tmp_path, steps), values).index
     assert (index["is_pair"], index["has_margin"], index["label"]) == (True, True, None)
     assert index["modalities"] == ["image"]
-    assert len(index["fingerprint"].signature) == 16
-    assert len(index["fingerprint"].picture_hashes) == 1
+    assert len(index["signature"]) == 8 * 16
+    assert len(index["picture_hashes"]) == 1
     assert not any(isinstance(value, bytes) and len(value) > 200 for value in index.values())
 
 
