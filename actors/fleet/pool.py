@@ -12,6 +12,7 @@ it was submitted. One thread owns all that changes; others talk to it through it
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections import deque
@@ -87,6 +88,10 @@ class _Member:
     seat: int
     actor: Any
     warm: ray.ObjectRef[None]
+    loaded: Future[tuple[None, Spent]] = field(default_factory=Future[tuple[None, Spent]])
+    """Done when it has its checkpoint."""
+    asked: float = math.inf
+    """When it was asked to load it."""
     is_ready: bool = False
     state: State | None = None
     doing: list[_Task] = field(default_factory=list[_Task])
@@ -115,6 +120,8 @@ class Pool(Generic[W]):
         self.warm = [member.warm for member in self._members]
         """Done when the workers are up and have imported what they need."""
         self._queue: deque[_Task] = deque()
+        self._failure: BaseException | None = None
+        """What nobody can bring back: it is the end of all tasks until another checkpoint is set up."""
         self.state: State | None = None
         """What workers take before a task that is submitted now."""
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"pool-{role}")
@@ -140,9 +147,9 @@ class Pool(Generic[W]):
         if self.path == path and self._worker.keeps_weights:
             return Answer(self, [])
         self.path, self.state = path, None
-        done: list[Future[tuple[None, Spent]]] = [Future() for _ in self._members]
-        self._inbox.put(partial(self._set_up_all, done))
-        return Answer(self, done)
+        loaded: list[Future[tuple[None, Spent]]] = [Future() for _ in self._members]
+        self._inbox.put(partial(self._set_up_all, loaded))
+        return Answer(self, loaded)
 
     def publish(self, method: Callable[Concatenate[W, T, ...], Any], argument: T | ray.ObjectRef[T]) -> None:
         """From now on workers do tasks after `method(argument)`, which gives them a state; earlier tasks, before it."""
@@ -257,39 +264,33 @@ class Pool(Generic[W]):
 
     def _take(self, tasks: Sequence[_Task]) -> None:
         self._queue += tasks
+        if self._failure is not None:
+            raise self._failure
 
-    def _set_up_all(self, done: Sequence[Future[tuple[None, Spent]]]) -> None:
-        for member, future in zip(self._members, done, strict=True):
-            self._set_up(member, future)
+    def _set_up_all(self, loaded: Sequence[Future[tuple[None, Spent]]]) -> None:
+        self._failure = None
+        for member, future in zip(self._members, loaded, strict=True):
+            member.loaded = future
+            self._set_up(member)
 
-    def _set_up(
-        self, member: _Member, done: Future[tuple[None, Spent]] | None, recovery: Recovery | None = None
-    ) -> None:
-        member.is_ready, member.state = False, None
+    def _set_up(self, member: _Member, recovery: Recovery | None = None) -> None:
+        member.is_ready, member.state, member.asked = False, None, time.monotonic()
         place = Place(0, 1, "", 0, self._seating.device, self._recipe.cluster.collective_timeout_s)
         call = member.actor.perform.remote(Worker.setup.__name__, place, self.path).future()
-        call.add_done_callback(lambda call: self._inbox.put(partial(self._is_set_up, member, done, recovery, call)))
+        call.add_done_callback(lambda call: self._inbox.put(partial(self._is_set_up, member, recovery, call)))
 
-    def _is_set_up(
-        self,
-        member: _Member,
-        done: Future[tuple[None, Spent]] | None,
-        recovery: Recovery | None,
-        call: Future[tuple[None, Spent]],
-    ) -> None:
+    def _is_set_up(self, member: _Member, recovery: Recovery | None, call: Future[tuple[None, Spent]]) -> None:
         error = call.exception()
         if error is not None and is_death(error):
-            self._replace(member, error, done)
-        elif error is not None and done is None:
+            self._replace(member, error)
+        elif error is not None:
             raise error
-        elif error is not None and done is not None:
-            done.set_exception(error)
         else:
             member.is_ready = True
             if recovery is not None:
                 recovery.done()
-            if done is not None:
-                done.set_result(call.result())
+            if not member.loaded.done():
+                member.loaded.set_result(call.result())
 
     def _give_out(self) -> None:
         """Gives waiting tasks to workers with room for them, in order."""
@@ -328,7 +329,7 @@ class Pool(Generic[W]):
             return  # Its worker died, and the task was given to another.
         error = call.exception()
         if error is not None and is_death(error):
-            self._replace(member, error, None)
+            self._replace(member, error)
             return
         member.doing.remove(task)
         if member.doing:
@@ -339,7 +340,7 @@ class Pool(Generic[W]):
             self._deadlines.learn(task.method, call)
             task.result.set_result(call.result())
 
-    def _replace(self, member: _Member, error: BaseException, done: Future[tuple[None, Spent]] | None) -> None:
+    def _replace(self, member: _Member, error: BaseException) -> None:
         """Another worker takes the seat of one that died; what that one was at is done again."""
         if member not in self._members:
             return
@@ -352,17 +353,26 @@ class Pool(Generic[W]):
         self._queue.extendleft(reversed(member.doing))
         recovery = self.recoveries.begin(self.role, f"worker {member.seat} died: {str(error).splitlines()[0]}")
         ray.kill(member.actor)
-        self._members[member.seat] = self._started(member.seat)
-        if self.path is not None:
-            self._set_up(self._members[member.seat], done, recovery)
+        self._members[member.seat] = another = self._started(member.seat)
+        another.loaded = member.loaded  # Who waits for the one waits for the other.
+        self._set_up(another, recovery)
 
     def _kill_who_hangs(self) -> None:
         now = time.monotonic()
         for member in self._members:
-            if member.doing and now - member.doing[0].started > self._deadlines.of(member.doing[0].method):
+            loads_s, first_s = now - member.asked, self._recipe.cluster.deadlines.first_s
+            is_late = not member.is_ready and loads_s > first_s
+            if member.doing:
+                is_late = now - member.doing[0].started > self._deadlines.of(member.doing[0].method)
+            if is_late:
                 ray.kill(member.actor)  # Its calls then fail as those of one that died.
 
     def _fail_all(self, error: BaseException) -> None:
+        """Ends all that anybody waits for; and what comes later too, unless the error can be made good."""
+        self._failure = None if isinstance(error, Lost) else error
+        for member in self._members:
+            if not member.loaded.done():
+                member.loaded.set_exception(error)
         tasks = [*self._queue, *(task for member in self._members for task in member.doing)]
         self._queue.clear()
         for member in self._members:

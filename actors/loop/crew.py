@@ -14,7 +14,7 @@ from actors.fleet.answer import Answer, gather
 from actors.fleet.failures import WorldLost
 from actors.fleet.placement import Ranks, Seating, resolve_device, seat
 from actors.fleet.pool import KillsWorkers, Pool
-from actors.fleet.recoveries import Recoveries
+from actors.fleet.recoveries import Recoveries, Recovery
 from actors.fleet.worker import Worker
 from actors.fleet.world import World
 from actors.roles.critic import CriticWorker
@@ -72,14 +72,16 @@ class Roles:
         self.reference: World[ReferenceWorker] | None = of("reference")
         self.reward: World[RewardWorker] | None = of("reward")
         self.recoveries = recoveries
+        begun: list[Recovery] = []
         while True:
             try:
                 gather({role: fleets[role].setup(path) for role, path in paths.items()})
                 break
             except WorldLost as lost:
-                recovery = recoveries.begin(lost.role, lost.detail)
+                begun.append(recoveries.begin(lost.role, lost.detail))
                 cast(World[Any], fleets[lost.role]).restart()
-                recovery.done()
+        for recovery in begun:
+            recovery.done()
 
     def encode(
         self, rows: Sequence[RowRef], split: str, needs: Needs, *, shown: Mapping[RowKey, Showing] | None = None

@@ -79,8 +79,15 @@ class Door:
         return [prompt for prompt in encoding.result() if isinstance(prompt, PromptRef)]
 
     def again(self, prompts: Sequence[PromptRef]) -> list[PromptRef]:
-        """Prompts that were let in before, in their order, processed again where that is forgotten."""
+        """Prompts that were let in before, in their order, processed again where that is forgotten.
+
+        Raises:
+            ValueError: one of them is refused now; its completions would belong to no prompt.
+        """
         found = self._roles.encode([RowRef(prompt.row) for prompt in prompts], self.split, self._needs).result()
+        for prompt, now in zip(prompts, found, strict=True):
+            if isinstance(now, Quarantined):
+                raise ValueError(f"{prompt.id} was good before and is refused now: {now.reason}, {now.detail}")
         return [prompt for prompt in found if isinstance(prompt, PromptRef)]
 
     def begin(self, rows: Sequence[RowRef]) -> Encoding:

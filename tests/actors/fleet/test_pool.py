@@ -29,6 +29,10 @@ class Adder(Worker):
         pass
 
     def setup(self, place: Place, path: Path) -> None:
+        if path.name == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if path.name == "broken":
+            raise ValueError("no such checkpoint")
         self._path = path
         self._more = 0
 
@@ -48,7 +52,7 @@ class Adder(Worker):
 
 
 def adders(path: Path, *, num_workers: int = 2, max_an_hour: int = 20) -> Pool[Adder]:
-    deadlines = Deadlines(first_s=3.0, least_s=3.0, factor=1.0)
+    deadlines = Deadlines(first_s=60.0, least_s=3.0, factor=1.0)
     recipe: Recipe = load_recipe(None, [])
     recipe = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"deadlines": deadlines})})
     seating: Any = SimpleNamespace(options={"adder": [{"num_cpus": 0}] * num_workers}, device=Device.CPU)
@@ -149,5 +153,23 @@ def test_more_losses_than_the_budget_end_the_work_and_say_what_kept_failing(tmp_
         log = deaths(small, "often.3")
         with pytest.raises(TooManyRecoveries, match=r"max_recoveries_an_hour=1: .*adder: worker 0 died"):
             small.submit(Adder.add, [3], deaths=log.name).result()
+    finally:
+        small.shutdown()
+
+
+def test_workers_that_cannot_load_end_the_wait_for_them_and_all_tasks_until_another_checkpoint_comes(
+    tmp_path: Path,
+) -> None:
+    small = adders(tmp_path, num_workers=1, max_an_hour=1)
+    try:
+        with pytest.raises(ValueError, match="no such checkpoint"):
+            small.setup(tmp_path / "broken").result()
+        with pytest.raises(ValueError, match="no such checkpoint"):
+            small.submit(Adder.add, [1]).result()
+        small.setup(tmp_path).result()
+        assert small.submit(Adder.add, [1]).result()[0][0] == 1
+        # It dies whenever it loads: the budget ends that, and whoever waits is told.
+        with pytest.raises(TooManyRecoveries, match="2 losses within an hour"):
+            small.setup(tmp_path / "deadly").result()
     finally:
         small.shutdown()
