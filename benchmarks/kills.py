@@ -165,14 +165,20 @@ def watched(killer: Killer) -> Generator[None, None, None]:
             setattr(owner, name, value)
 
 
-def recipe_of(directory: Path, shared: Path, *, num_steps: int, overrides: Sequence[str] = ()) -> Recipe:
-    """A run's recipe; its earlier stages are the tiny checkpoint as it was built."""
+def settings_of(directory: Path, shared: Path, *, num_steps: int) -> list[str]:
+    """A run's settings; its earlier stages are the tiny checkpoint as it was built."""
     for stage in ("sft", "reward_model"):
         target = directory / "checkpoints" / stage
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(shared / "base")
+        if not target.exists():
+            target.symlink_to(shared / "base")
     places = [f"run.directory={directory}", f"data.path={shared / 'data'}", f"model.path={shared / 'base'}"]
-    return load_recipe(None, [*SETTINGS, f"rlhf.num_steps={num_steps}", *places, *overrides])
+    return [*SETTINGS, f"rlhf.num_steps={num_steps}", *places]
+
+
+def recipe_of(directory: Path, shared: Path, *, num_steps: int, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run."""
+    return load_recipe(None, [*settings_of(directory, shared, num_steps=num_steps), *overrides])
 
 
 def built(directory: Path) -> Path:
@@ -185,7 +191,7 @@ def built(directory: Path) -> Path:
 
 def fingerprint(recipe: Recipe) -> str:
     """A hash of all metrics that do not tell of time or losses, and of the weights handed on."""
-    untold = ("time/", "tokens_per_s/", "feature_cache/", "counts/recoveries")
+    untold = ("time/", "tokens_per_s/", "feature_cache/", "busy/", "phase/", "counts/recoveries")
     rows = read_metrics(recipe.run.directory / "metrics")["rlhf"]
     told = [
         {name: value for name, value in row.items() if name != "time" and not name.startswith(untold)} for row in rows

@@ -14,7 +14,9 @@ from typing import Any
 
 import ray
 
+from actors.fleet.failures import CannotSave, TooManyRecoveries
 from actors.fleet.placement import NotEnoughResources
+from jobs.directory import held
 from jobs.local import STANDS, print_in_any_locale
 from pipeline.config import (
     Base,
@@ -34,7 +36,7 @@ SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets in the driver of a submitted job, and nowhere else."""
 
 # What a user can mend: shown as one message, without a traceback.
-USER_ERRORS = (ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows)
+USER_ERRORS = (ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows, TooManyRecoveries, CannotSave)
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,12 @@ def main(
         if recipe.cluster.device is Device.CPU:
             # transformers imports DeepSpeed where it saves a model, and that warns of a GPU that it does not find.
             os.environ["DS_ACCELERATOR"] = "cpu"
-        connect()
-        if resume:
-            run(recipe, resume=True)
-        else:
-            run(recipe)
+        with held(recipe.run.directory):
+            connect()
+            if resume:
+                run(recipe, resume=True)
+            else:
+                run(recipe)
     except USER_ERRORS as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from actors.fleet.recoveries import read_losses
 from actors.loop.crew import Crew, Roles, crew_of
 from actors.loop.door import Door, shared_rows
 from actors.loop.judge import groups_of
@@ -62,6 +63,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     paths = {role: recipe.checkpoint(stage) for role, stage in ROLES.items()}
     samples: list[SampleResult] = []
     with crew_of(recipe, crew) as workers:
+        workers.recoveries.enter("evaluate")
         roles = workers.roles(paths)
         needs = needs_of(recipe, paths["encoder"], recipe.rlhf.policy.parts, FROZEN)
         door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate", needs=needs)
@@ -255,6 +257,7 @@ def publish(
         stage_s=stage_s,
         rows=rows,
         seeds_table=seeds_table,
+        losses=read_losses(directory),
         notes=notes(recipe),
     )
 

@@ -4,6 +4,8 @@
 
 On CPUs the stages share their workers, and those of later stages start while SFT trains on one core: importing what
 they need takes as long as a short stage. On GPUs each stage starts its own, because the stages take turns there.
+With `run.resume=auto` a run that was cut off goes on: stages that are done stay done, the loop goes on from its last
+checkpoint, and any other stage begins again.
 """
 
 from __future__ import annotations
@@ -12,34 +14,51 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from actors.loop.crew import crew_of, loop_paths
+from actors.loop.crew import TRAININGS, crew_of, loop_paths
 from jobs import evaluate, prepare, reward_model, rlhf, sft
 from jobs.command import main, read_stages, record_stage
+from jobs.directory import Done
 from pipeline.config import Recipe
+from pipeline.evaluation.report import REPORT_FILE
+
+STAGES = {
+    "prepare": ("model", "data", "prepare"),
+    "sft": ("sft",),
+    "reward_model": ("preferences", "reward_model"),
+    "rlhf": ("rlhf",),
+    "evaluate": ("evaluate",),
+}
+"""The sections of the recipe that each stage depends on, beside those of the stages before it."""
 
 
 def run(recipe: Recipe) -> Path:
-    """Runs all stages and returns the report's path."""
+    """Runs all stages that are not done and returns the report's path."""
+    done = Done(recipe, STAGES)
     with crew_of(recipe) as workers:
         crew = workers if workers.fits_whole() else None
-        if crew is not None:
-            crew.plan(["sft", "encoder", *loop_paths(recipe), *evaluate.ROLES, "reward_model"])
-            for _ in ("sft", "encoder"):  # The rest while SFT trains.
+        if crew is not None and not done.all():
+            first, *others = [each for each in TRAININGS if not done.has(each)] or ["rollout"]
+            crew.plan([first, "encoder", *loop_paths(recipe), *evaluate.ROLES, *others])
+            for _ in (first, "encoder"):  # The rest while SFT trains.
                 crew.start_next()
+        # The loop's checkpoints of an earlier try are of its policy: where that is learned anew, so is the loop.
+        resume = None if done.has("reward_model") else False
         stages: dict[str, Callable[[], object]] = {
             "prepare": lambda: prepare.run(recipe),
             "sft": lambda: sft.run(recipe, crew=crew),
             "reward_model": lambda: reward_model.run(recipe, crew=crew),
-            "rlhf": lambda: rlhf.run(recipe, crew=crew),
+            "rlhf": lambda: rlhf.run(recipe, resume=resume, crew=crew),
+            "evaluate": lambda: evaluate.run(recipe, crew=crew),
         }
         for stage, run_stage in stages.items():
-            started = time.monotonic()
-            print(f"\n== {stage}", flush=True)
-            run_stage()
-            record_stage(recipe, stage, time.monotonic() - started)
-        print("\n== evaluate", flush=True)
-        report = evaluate.run(recipe, crew=crew)
-    stage_s = read_stages(recipe)
+            print(f"\n== {stage}" + (": done before" if done.has(stage) else ""), flush=True)
+            if not done.has(stage):
+                started = time.monotonic()
+                run_stage()
+                if stage != "evaluate":  # Its report tells its time, so that it is noted by then.
+                    record_stage(recipe, stage, time.monotonic() - started)
+                done.add(stage)
+    report, stage_s = recipe.run.directory / REPORT_FILE, read_stages(recipe)
     print("\n" + "  ".join(f"{stage} {seconds:.0f} s" for stage, seconds in stage_s.items()), end="  ")
     print(f"total {sum(stage_s.values()):.0f} s\n\nreport: {report.absolute()}", flush=True)
     return report

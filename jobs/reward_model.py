@@ -58,6 +58,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
         write_preferences(table, chain([first], preferences))
     roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}
     with crew_of(recipe, crew, training="reward_model") as workers:
+        workers.recoveries.enter("reward_model")
         roles = workers.roles(roles_needed)
         needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
         # Comparisons that are there speak for themselves.

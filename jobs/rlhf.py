@@ -13,7 +13,6 @@ Left out on purpose: a second policy pass where behaviour logprobs are the polic
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -28,20 +27,28 @@ from actors.loop.judge import check_tasks, lacks
 from actors.loop.metrics import ray_sinks
 from actors.loop.recovery import Recovery
 from actors.loop.sampler import Sampler
+from actors.loop.scaling import Scaler
 from actors.loop.step import Step, sync_weights
-from actors.loop.step_metrics import sample_rows, step_metrics
+from actors.loop.step_metrics import Clock, sample_rows, step_metrics
 from actors.loop.validation import Validator
 from actors.roles.scoring import ShardedWorker
 from jobs.command import main
-from pipeline.config import Recipe
+from pipeline.config import Recipe, Resume
 from pipeline.data.datasets import Datasets
 from pipeline.evaluation.validation import End
 from pipeline.tracking import Tracker
 
 
-def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Path:
-    """Trains the policy and returns the directory of its Hugging Face checkpoint."""
+def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None) -> Path:
+    """Trains the policy and returns the directory of its Hugging Face checkpoint.
+
+    resume: whether to go on from a checkpoint that lies there; None is what `run.resume` says of this run's own.
+    """
     settings, target = recipe.rlhf, recipe.checkpoint("rlhf")
+    among = None
+    if resume is None:
+        among = checkpoints.own(checkpoints.root_of(recipe)) if recipe.run.resume is Resume.AUTO else []
+        resume = bool(among)
     if validation.is_done(recipe, resume=resume):
         return target
     check_tasks(recipe, Datasets(recipe.datasets, settings.split).check("rlhf.split"))
@@ -52,7 +59,7 @@ def run(recipe: Recipe, *, resume: bool = False, crew: Crew | None = None) -> Pa
         for learner in filter(None, (roles.policy, roles.critic)):
             print(f"{learner.role}:", learner.on_all(ShardedWorker.parameter_table).result()[0], sep="\n", flush=True)
         recovery = Recovery(roles, recipe)
-        state = recovery.resumed() if resume else LoopState.start(settings.algorithm.kl)
+        state = recovery.resumed(among) if resume else recovery.started()
         door = Door(roles, recipe, settings.split, stage="rlhf", needs=loop_needs(recipe), lacks=lacks(recipe))
         validator = validation.Validator(roles, recipe)
         is_checked = not settings.parity.num_rows
@@ -89,7 +96,7 @@ def train(
     """
     settings = recipe.rlhf
     batches = Batches(door, recipe, size=settings.prompts_per_step, cursor=state.cursor)
-    sampler = Sampler(roles, recipe, batches)
+    sampler, scaler = Sampler(roles, recipe, batches), Scaler(roles, recipe)
     tracker = Tracker(
         recipe.run,
         "rlhf",
@@ -100,10 +107,11 @@ def train(
     with tracker, closing(batches):
         state = recovery.insist(partial(validator.evaluated, state), renew=validator.renew)
         while (end := validator.end(state)) is None:
-            started, before = time.monotonic(), state
+            clock, before = Clock(), state
             step = Step(roles, recipe, sampler, before)
             state, learned = recovery.insist(step.run, renew=step.renew)
             recovery.step = state.step
+            scaler.stepped(learned.phases)
             metrics = {
                 **step_metrics(
                     roles,
@@ -111,7 +119,7 @@ def train(
                     learned,
                     settings.algorithm,
                     step=before.step,
-                    seconds=time.monotonic() - started,
+                    clock=clock,
                 ),
                 **batches.metrics(),
                 "kl/weight": state.kl.weight,

@@ -35,6 +35,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     settings = recipe.sft
     Datasets(recipe.datasets, "train").check("the demonstrations' split")
     with crew_of(recipe, crew, training="sft") as workers:
+        workers.recoveries.enter("sft")
         roles = workers.roles({"encoder": source})
         needs = needs_of(recipe, source, settings.parts)
         door = Door(roles, recipe, "train", stage="sft", needs=needs, lacks=lacks)

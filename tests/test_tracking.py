@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.loop.metrics import RayMetrics, gauge_name, ray_sinks
+from actors.loop.metrics import RayMetrics, gauge_of, ray_sinks
 from pipeline.config import ConfigError, Run, Sink
 from pipeline.tracking import Tracker, read_lines, read_metrics
 
@@ -142,8 +142,9 @@ def test_extra_sinks_get_plain_floats_and_are_closed_even_where_one_fails(tmp_pa
 
 
 def test_ray_gauges_have_prometheus_names_and_come_only_where_the_recipe_asks(tmp_path: Path) -> None:
-    assert gauge_name("time/rollout_s") == "polyphony_time_rollout_s"
-    assert gauge_name("kl/reference@k3 é") == "polyphony_kl_reference_k3_"
+    assert gauge_of("time/rollout_s") == ("polyphony_time_s", {"role": "rollout"})
+    assert gauge_of("counts/recoveries:critic") == ("polyphony_counts_recoveries", {"role": "critic"})
+    assert gauge_of("kl/reference@k3 é") == ("polyphony_kl_reference_k3_", {})
     assert ray_sinks(a_run(tmp_path, Sink.JSONL), "rlhf") == ()
     (sink,) = ray_sinks(a_run(tmp_path, Sink.RAY), "rlhf")
     assert isinstance(sink, RayMetrics)

@@ -234,6 +234,11 @@ class Engine:
         """Every rank writes its share of the trained parameters, their optimizer state, and its random state."""
         return state.save(self._engine, folder)
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What `save` writes, of all ranks together."""
+        return state.num_bytes(self._engine)
+
     def load(self, folder: Folder, names: Sequence[str], schedule: Mapping[str, Any]) -> None:
         """Restores what `save` wrote into the files of these names; see `state.load`. All ranks must call it."""
         state.load(self._engine, folder, names, schedule)

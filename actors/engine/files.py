@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError
@@ -26,6 +28,10 @@ _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 class Damaged(ValueError):
     """A checkpoint that cannot be trusted; the message says which file, what was expected and what was found."""
+
+
+class Unwritable(OSError):
+    """A file of a checkpoint cannot be written: the disk is full, or the store cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,33 @@ class Folder:
         return filesystem, f"{path.rstrip('/')}/{name}" if name else path
 
     def write(self, name: str, content: bytes | memoryview) -> File:
-        """Writes a file below the folder, whole and, on a local filesystem, down to the disk."""
+        """Writes a file below the folder, whole and, on a local filesystem, down to the disk.
+
+        Raises:
+            Unwritable: whatever the store's client says is wrong.
+        """
         filesystem, path = self._filesystem(name)
-        filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        with filesystem.open(path, "wb") as file:
-            file.write(content)
+        try:
+            filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            with filesystem.open(path, "wb") as file:
+                file.write(content)
+                if self.is_local:
+                    file.flush()
+                    os.fsync(file.fileno())
             if self.is_local:
-                file.flush()
-                os.fsync(file.fileno())
-        if self.is_local:
-            _sync(path.rsplit("/", 1)[0])
+                _sync(path.rsplit("/", 1)[0])
+        except Exception as error:  # Stores' clients have no common error.
+            raise Unwritable(f"{self.url}/{name}: {type(error).__name__}: {error}") from error
         return File(name, len(content), hashlib.sha256(content).hexdigest())
+
+    def free_bytes(self) -> int | None:
+        """What the disk below a local folder has room for; None where that cannot be known."""
+        if not self.is_local:
+            return None
+        path = Path(self._filesystem()[1])
+        while not path.exists():
+            path = path.parent
+        return shutil.disk_usage(path).free
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes `start` to `end` of a file.
@@ -234,11 +256,11 @@ def publish(staged: Folder, target: Folder, manifest: Manifest) -> None:
         staged.rename(target)
 
 
-def write_best(root: Folder, best: Mapping[str, Any]) -> None:
-    """Notes which checkpoint is the best. It is only told to people: what is kept is decided anew at every save."""
-    content = json.dumps(dict(best)).encode()
+def write_note(root: Folder, name: str, note: Any) -> None:
+    """Writes a small file beside the checkpoints, at once."""
+    content = json.dumps(note).encode()
     if not root.is_local:
-        root.write("best.json", content)
+        root.write(name, content)
         return
-    root.write(".best.json", content)
-    (root / ".best.json").rename(root / "best.json")
+    root.write(f".{name}", content)
+    (root / f".{name}").rename(root / name)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actors.engine.files import File, Folder
+from actors.engine.files import File, Folder, Unwritable
 from pipeline.config import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -37,6 +37,8 @@ class Saved:
 
     files: tuple[File, ...]
     schedule: Mapping[str, Any]
+    failure: str | None = None
+    """Why not all of it could be written."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,13 @@ def save(engine: Any, folder: Folder) -> Saved:
                     writer.add(f"{fragment.name}/{name}", piece.view(fragment.shape))
     writer.flush()
     schedule = engine.lr_scheduler.state_dict()
-    return Saved(tuple(writer.files), {key: schedule[key] for key in ("last_epoch", "base_lrs", "_last_lr")})
+    position = {key: schedule[key] for key in ("last_epoch", "base_lrs", "_last_lr")}
+    return Saved(tuple(writer.files), position, writer.failure)
+
+
+def num_bytes(engine: Any) -> int:
+    """What `save` writes in all, but for names and random states."""
+    return sum(len(PIECES) * 4 * math.prod(fragment.shape) for fragment in fragments(engine))
 
 
 def weight(engine: Any, fragment: Fragment) -> Tensor:
@@ -162,10 +170,14 @@ def _steps(optimizer: torch.optim.Optimizer, fragment: Fragment) -> Tensor:
 
 
 class _Writer:
-    """Collects tensors and writes them into files of bounded size."""
+    """Collects tensors and writes them into files of bounded size.
+
+    After a failure it writes nothing more, and raises nothing: other ranks wait for this one's share of each parameter.
+    """
 
     def __init__(self, folder: Folder, rank: int):
         self.files: list[File] = []
+        self.failure: str | None = None
         self._folder = folder
         self._rank = rank
         self._tensors: dict[str, Tensor] = {}
@@ -179,10 +191,13 @@ class _Writer:
     def flush(self) -> None:
         from safetensors.torch import save as serialized
 
-        if self._tensors:
+        if self._tensors and self.failure is None:
             name = f"rank-{self._rank:05d}-{len(self.files):03d}.safetensors"
-            self.files.append(self._folder.write(name, serialized(self._tensors)))
-            self._tensors = {}
+            try:
+                self.files.append(self._folder.write(name, serialized(self._tensors)))
+            except Unwritable as error:
+                self.failure = str(error)
+        self._tensors = {}
 
 
 class TensorFiles:

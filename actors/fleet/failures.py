@@ -29,6 +29,10 @@ class TooManyRecoveries(RuntimeError):
     """What was brought back keeps failing."""
 
 
+class CannotSave(RuntimeError):
+    """One checkpoint after the other could not be written."""
+
+
 FEATURES = "features"
 """Whose a loss from the object store is."""
 MISTAKES = (

@@ -84,12 +84,38 @@ class Seating:
         remove_placement_group(self.group)
 
 
+class ExtraSeat:
+    """Resources for one more worker of a pool: asked for at once, there when the cluster has them."""
+
+    def __init__(self, workers: Workers, device: Device):
+        kind = _Kind.of("", workers, Placement.APART, device)
+        share = Share(0, float(kind.num_gpus))
+        self._group = placement_group(
+            [_rounded({"CPU": workers.cpus_per_worker, "GPU": share.num_gpus, **workers.resources})]
+        )
+        self.options = _options(workers, self._group, share, device)
+        """Of the worker's actor."""
+
+    def is_there(self) -> bool:
+        """Whether the cluster has given the resources."""
+        return self._group.wait(0)
+
+    def release(self) -> None:
+        """Gives them back, or takes the request back."""
+        remove_placement_group(self._group)
+
+
 def resolve_device(cluster: Cluster) -> Device:
     """`auto` becomes cuda where the cluster has GPUs, or an autoscaler that may bring some."""
     if cluster.device is Device.AUTO:
         has_gpus = cluster.max_gpus is not None or ray.cluster_resources().get("GPU", 0) > 0
         return Device.CUDA if has_gpus else Device.CPU
     return cluster.device
+
+
+def num_standing(workers: Workers) -> int:
+    """Workers without which a stage does not begin; a pool may have more, and give them back."""
+    return workers.least if isinstance(workers, Pooled) else workers.num_workers
 
 
 def rank_resources(training: Workers, placement: Placement, device: Device) -> Resources:
@@ -109,7 +135,7 @@ def plan(roles: Mapping[str, Workers], *, placement: Placement, device: Device, 
     sitting: dict[_Spot, list[str]] = {}
     for role, workers in roles.items():
         kind = _Kind.of(role, workers, placement, device)
-        for index in range(workers.num_workers):
+        for index in range(num_standing(workers)):
             sitting.setdefault(_Spot(kind, index // _on_a_seat(workers, device)), []).append(role)
     ranks: list[_Spot] = []
     if training is not None:

@@ -12,16 +12,14 @@ it was submitted. One thread owns all that changes; others talk to it through it
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -32,7 +30,8 @@ from actors.engine.engine import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
 from actors.fleet.failures import FEATURES, InputsLost, Lost, cause_of, inputs_are_lost, is_death
-from actors.fleet.placement import Seating
+from actors.fleet.member import Member, State, Task
+from actors.fleet.placement import ExtraSeat, Seating
 from actors.fleet.recoveries import Recoveries, Recovery
 from actors.fleet.worker import Spent, Worker
 from pipeline.config import Recipe, Workers
@@ -46,6 +45,9 @@ IN_FLIGHT = 2
 """Tasks that a worker has at a time: one to do, and one that lies ready."""
 MAX_DEATHS = 4
 """Workers of which the same task may be the last, before it is taken for the cause."""
+LINGERS = 4
+"""Times that a pool is resized (once a step) before a worker that leaves is gone: what it has put into the object store
+goes with it, and steps that have begun still read that."""
 _LOOK_S = 1.0
 _LIVES = count()
 
@@ -58,48 +60,11 @@ class KillsWorkers(RuntimeError):
     """The same task was the last of `MAX_DEATHS` workers."""
 
 
-@dataclass(frozen=True)
-class State:
-    """What workers take before a task: a call that gives them the state."""
-
-    method: str
-    argument: Any
-
-
-@dataclass(eq=False)
-class _Task:
-    """A call, and the worker's seat that is best for it, where one is."""
-
-    method: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    state: State | None
-    seat: int | None
-    result: Future[tuple[Any, Spent]] = field(default_factory=Future[tuple[Any, Spent]])
-    num_deaths: int = 0
-    started: float = 0.0
-    """When it was given to its worker, or when that one had done all before it."""
-
-
-@dataclass(eq=False)
-class _Member:
-    """A worker in its seat."""
-
-    seat: int
-    actor: Any
-    warm: ray.ObjectRef[None]
-    loaded: Future[tuple[None, Spent]] = field(default_factory=Future[tuple[None, Spent]])
-    """Done when it has its checkpoint."""
-    asked: float = math.inf
-    """When it was asked to load it."""
-    is_ready: bool = False
-    state: State | None = None
-    doing: list[_Task] = field(default_factory=list[_Task])
-    """In the order in which they were given to it."""
-
-
 class Pool(Generic[W]):
     """Workers of one class, each with a whole copy of what the role needs. They start at once.
+
+    Those that a stage cannot do without sit in seats that are held with all others. Further ones get seats of their
+    own, one after the other, when the cluster has them: an autoscaler sees what is asked for, and what is given back.
 
     Calls take the method itself, as those of a `World` do.
     """
@@ -117,9 +82,15 @@ class Pool(Generic[W]):
         self._deadlines = Deadlines(recipe.cluster.deadlines)
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._members = [self._started(seat) for seat in range(len(seating.options[role]))]
+        self._leaving: list[Member] = []
+        self._wanted: ExtraSeat | None = None
+        """The seat that was asked for and is not there yet."""
+        self._size = settings.num_workers
+        """How many workers there are to be."""
         self.warm = [member.warm for member in self._members]
         """Done when the workers are up and have imported what they need."""
-        self._queue: deque[_Task] = deque()
+        self._queue: deque[Task] = deque()
+        self._busy_s = self._told_s = 0.0
         self._failure: BaseException | None = None
         """What nobody can bring back: it is the end of all tasks until another checkpoint is set up."""
         self.state: State | None = None
@@ -127,12 +98,12 @@ class Pool(Generic[W]):
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"pool-{role}")
         self._thread.start()
 
-    def _started(self, seat: int) -> _Member:
+    def _started(self, seat: int, extra: ExtraSeat | None = None) -> Member:
         remote: Any = ray.remote(self._worker)
         name = f"{self.role}-{seat}-{id(self):x}-{next(_LIVES)}"
-        options = self._seating.options[self.role][seat]
+        options = extra.options if extra is not None else self._seating.options[self.role][seat]
         actor = remote.options(name=name, **options).remote(self._recipe, self.settings)
-        return _Member(seat, actor, actor.warm_up.remote(self._seating.device))
+        return Member(seat, actor, actor.warm_up.remote(self._seating.device), extra)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -164,6 +135,10 @@ class Pool(Generic[W]):
         finally:
             self.state = now
 
+    def resize(self, size: int) -> None:
+        """Says how many workers there are to be from now on; they come and go as they can. Call it once a step."""
+        self._inbox.put(partial(self._resize, size))
+
     def submit(
         self,
         method: Callable[Concatenate[W, T, P], R],
@@ -171,8 +146,19 @@ class Pool(Generic[W]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Answer[R]:
-        """Has `method` done on each share, with the common arguments, by whoever is free first."""
-        return self._submit(method.__name__, [None] * len(shares), shares, *args, **kwargs)
+        """Has `method` done on each share, with the common arguments, by whoever has least to do."""
+        return self.submit_by_cost(method, [1.0] * len(shares), shares, *args, **kwargs)
+
+    def submit_by_cost(
+        self,
+        method: Callable[Concatenate[W, T, P], R],
+        costs: Sequence[float],
+        shares: Sequence[T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Answer[R]:
+        """The same, where some shares cost more than others: the dearest are begun first."""
+        return self._submit(method.__name__, [None] * len(shares), costs, shares, *args, **kwargs)
 
     def submit_to(
         self,
@@ -183,13 +169,20 @@ class Pool(Generic[W]):
         **kwargs: P.kwargs,
     ) -> Answer[R]:
         """The same, each share by the worker in its seat while that one lives: see `seat_of`."""
-        return self._submit(method.__name__, seats, shares, *args, **kwargs)
+        return self._submit(method.__name__, seats, [1.0] * len(seats), shares, *args, **kwargs)
 
     def _submit(
-        self, method: str, seats: Sequence[int | None], shares: Sequence[Any], *args: Any, **kwargs: Any
+        self,
+        method: str,
+        seats: Sequence[int | None],
+        costs: Sequence[float],
+        shares: Sequence[Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> Answer[Any]:
         tasks = [
-            _Task(method, (share, *args), kwargs, self.state, seat) for seat, share in zip(seats, shares, strict=True)
+            Task(method, (share, *args), kwargs, self.state, seat, cost)
+            for seat, share, cost in zip(seats, shares, costs, strict=True)
         ]
         self._inbox.put(partial(self._take, tasks))
         return Answer(self, [task.result for task in tasks])
@@ -231,6 +224,11 @@ class Pool(Generic[W]):
         num = len(self._members)
         return Spent(sum(each.busy_s for each in spent) / num, sum(each.idle_s for each in spent) / num)
 
+    def busy_s(self) -> float:
+        """Seconds that a worker has been at tasks since this was asked last, on average."""
+        told, self._told_s = self._told_s, self._busy_s
+        return (self._told_s - told) / len(self._members)
+
     def use(self, recipe: Recipe, settings: Workers) -> None:
         """Takes another recipe for workers that are started again."""
         self._recipe, self.settings = recipe, settings
@@ -239,8 +237,10 @@ class Pool(Generic[W]):
         """Ends the workers' processes."""
         self._inbox.put(None)
         self._thread.join()
-        for actor in self.actors:
-            ray.kill(actor)
+        for member in [*self._members, *self._leaving]:
+            self._end(member)
+        if self._wanted is not None:
+            self._wanted.release()
 
     # From here on in the pool's own thread.
 
@@ -249,6 +249,7 @@ class Pool(Generic[W]):
         while True:
             if time.monotonic() - looked > _LOOK_S:
                 self._kill_who_hangs()
+                self._seat_who_is_wanted()
                 looked = time.monotonic()
             try:
                 message = self._inbox.get(timeout=_LOOK_S)
@@ -262,24 +263,59 @@ class Pool(Generic[W]):
             except BaseException as error:  # For those who wait: nobody looks at this thread.
                 self._fail_all(error)
 
-    def _take(self, tasks: Sequence[_Task]) -> None:
-        self._queue += tasks
+    def _resize(self, size: int) -> None:
+        self._size = size
+        if self._wanted is not None and size <= len(self._members):
+            self._wanted.release()
+            self._wanted = None
+        while size < len(self._members) and self._members[-1].extra is not None:
+            self._members[-1].beats_left = LINGERS
+            self._leaving.append(self._members.pop())
+        for member in list(self._leaving):
+            member.beats_left -= 1
+            if member.beats_left < 0 and not member.doing:
+                self._leaving.remove(member)
+                self._end(member)
+        self._seat_who_is_wanted()
+
+    def _seat_who_is_wanted(self) -> None:
+        """Starts a worker in the seat that has come, and asks for the next one, where more are to be."""
+        if self._wanted is not None and self._wanted.is_there():
+            member = self._started(len(self._members), self._wanted)
+            self._wanted = None
+            self._members.append(member)
+            if self.path is not None:
+                self._set_up(member)
+        if self._wanted is None and self._size > len(self._members):
+            self._wanted = ExtraSeat(self.settings, self._seating.device)
+
+    def _end(self, member: Member) -> None:
+        ray.kill(member.actor)
+        if member.extra is not None:
+            member.extra.release()
+
+    def _take(self, tasks: Sequence[Task]) -> None:
+        self._queue += sorted(tasks, key=lambda task: -task.cost)
         if self._failure is not None:
             raise self._failure
 
     def _set_up_all(self, loaded: Sequence[Future[tuple[None, Spent]]]) -> None:
         self._failure = None
-        for member, future in zip(self._members, loaded, strict=True):
-            member.loaded = future
-            self._set_up(member)
+        # Whoever has come since this was asked for is waited for by nobody; whoever has left, no longer.
+        for member, future in zip_longest(self._members, loaded):
+            if member is None:
+                future.set_result((None, Spent(0.0, 0.0)))
+            else:
+                member.loaded = future or Future()
+                self._set_up(member)
 
-    def _set_up(self, member: _Member, recovery: Recovery | None = None) -> None:
+    def _set_up(self, member: Member, recovery: Recovery | None = None) -> None:
         member.is_ready, member.state, member.asked = False, None, time.monotonic()
         place = Place(0, 1, "", 0, self._seating.device, self._recipe.cluster.collective_timeout_s)
         call = member.actor.perform.remote(Worker.setup.__name__, place, self.path).future()
         call.add_done_callback(lambda call: self._inbox.put(partial(self._is_set_up, member, recovery, call)))
 
-    def _is_set_up(self, member: _Member, recovery: Recovery | None, call: Future[tuple[None, Spent]]) -> None:
+    def _is_set_up(self, member: Member, recovery: Recovery | None, call: Future[tuple[None, Spent]]) -> None:
         error = call.exception()
         if error is not None and is_death(error):
             self._replace(member, error)
@@ -295,19 +331,20 @@ class Pool(Generic[W]):
     def _give_out(self) -> None:
         """Gives waiting tasks to workers with room for them, in order."""
         ready = {member.seat: member for member in self._members if member.is_ready}
-        waiting: deque[_Task] = deque()
+        waiting: deque[Task] = deque()
         while self._queue:
             task = self._queue.popleft()
             own = ready.get(task.seat) if task.seat is not None else None
             choice = [own] if own is not None else list(ready.values())
-            member = min(choice, key=lambda each: len(each.doing), default=None)
-            if member is None or len(member.doing) >= IN_FLIGHT:
+            choice = [each for each in choice if len(each.doing) < IN_FLIGHT]
+            member = min(choice, key=lambda each: each.load, default=None)
+            if member is None:
                 waiting.append(task)
             else:
                 self._give(task, member)
         self._queue = waiting
 
-    def _give(self, task: _Task, member: _Member) -> None:
+    def _give(self, task: Task, member: Member) -> None:
         if task.state is not None and member.state is not task.state:
             member.state = task.state
             taken = member.actor.perform.remote(task.state.method, task.state.argument).future()
@@ -317,14 +354,14 @@ class Pool(Generic[W]):
         call = member.actor.perform.remote(task.method, *task.args, **task.kwargs).future()
         call.add_done_callback(lambda call: self._inbox.put(partial(self._is_done, member, task, call)))
 
-    def _has_state(self, member: _Member, call: Future[Any]) -> None:
+    def _has_state(self, member: Member, call: Future[Any]) -> None:
         error = call.exception()
         if error is None or member not in self._members or is_death(error):
             return
         # Whoever waits is told: no task may be done without its state.
         raise StateLost(self.role, str(cause_of(error))) if inputs_are_lost(error) else cause_of(error)
 
-    def _is_done(self, member: _Member, task: _Task, call: Future[tuple[Any, Spent]]) -> None:
+    def _is_done(self, member: Member, task: Task, call: Future[tuple[Any, Spent]]) -> None:
         if task not in member.doing:
             return  # Its worker died, and the task was given to another.
         error = call.exception()
@@ -338,10 +375,16 @@ class Pool(Generic[W]):
             task.result.set_exception(error)
         else:
             self._deadlines.learn(task.method, call)
+            self._busy_s += call.result()[1].busy_s
             task.result.set_result(call.result())
 
-    def _replace(self, member: _Member, error: BaseException) -> None:
+    def _replace(self, member: Member, error: BaseException) -> None:
         """Another worker takes the seat of one that died; what that one was at is done again."""
+        if member in self._leaving:
+            self._leaving.remove(member)
+            self._queue.extendleft(reversed(member.doing))
+            self._end(member)
+            return
         if member not in self._members:
             return
         if member.doing:
@@ -353,13 +396,13 @@ class Pool(Generic[W]):
         self._queue.extendleft(reversed(member.doing))
         recovery = self.recoveries.begin(self.role, f"worker {member.seat} died: {str(error).splitlines()[0]}")
         ray.kill(member.actor)
-        self._members[member.seat] = another = self._started(member.seat)
+        self._members[member.seat] = another = self._started(member.seat, member.extra)
         another.loaded = member.loaded  # Who waits for the one waits for the other.
         self._set_up(another, recovery)
 
     def _kill_who_hangs(self) -> None:
         now = time.monotonic()
-        for member in self._members:
+        for member in [*self._members, *self._leaving]:
             loads_s, first_s = now - member.asked, self._recipe.cluster.deadlines.first_s
             is_late = not member.is_ready and loads_s > first_s
             if member.doing:

@@ -6,6 +6,7 @@
       state.json                             the loop's own state, and the step's metrics
       manifest.json                          sizes and checksums of all of it, written last (`files.py`)
     best.json                                which of them is the best, where `best_metric` asks
+    own.json                                 those of the run that writes here now: others may lie beside them
 
 Nothing in there can run when it is loaded, and nothing depends on the number of workers or the ZeRO stage.
 """
@@ -18,6 +19,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,12 @@ from actors.engine.files import (
     File,
     Folder,
     Manifest,
+    Unwritable,
     begin,
     newest_first,
     order_of,
     publish,
-    write_best,
+    write_note,
 )
 from actors.fleet.answer import gather
 from actors.fleet.world import World
@@ -45,6 +48,8 @@ from pipeline.config import BestMode, Checkpoints, ConfigError, Exported, Kl, Kl
 from pipeline.evaluation.validation import Progress
 from pipeline.models.checkpoint import FINGERPRINT_FILE
 
+BEST_FILE = "best.json"
+OWN_FILE = "own.json"
 PACKAGES = ("polyphony", "torch", "deepspeed", "transformers", "ray", "safetensors")
 
 
@@ -99,25 +104,60 @@ class LoopState:
 
 
 def save(roles: Roles, state: LoopState, recipe: Recipe, metrics: Mapping[str, float]) -> Folder:
-    """Writes the checkpoint after `state.step` steps, whose metrics are given, and removes those that are not kept.
+    """Writes the checkpoint after `state.step` steps, whose metrics are given.
 
     Raises:
-        ConfigError: `best_metric` is not among the metrics. The checkpoint has been written all the same.
+        Unwritable: there is no room for it, or a file could not be written. What there was of it is gone.
     """
-    root = root_of(recipe)
+    root, trained = root_of(recipe), _trained(roles)
     staged, target = begin(root, state.step)
-    trained = _trained(roles)
+    check_space(root, num_bytes(roles))
+    try:
+        _write(staged, target, trained, state=state, metrics=metrics, recipe=recipe, towers=_towers(roles))
+    except OSError:
+        with suppress(Exception):  # The next save sweeps it away.
+            staged.remove()
+        raise
+    return target
+
+
+def num_bytes(roles: Roles) -> int:
+    """What a checkpoint takes, a hair less."""
+    worlds = _trained(roles)
+    found, _ = gather({role: world.on_all(LearningWorker.checkpoint_bytes) for role, world in worlds.items()})
+    return sum(ranks[0] for ranks in found.values())
+
+
+def check_space(root: Folder, needed: int) -> None:
+    """Looks before anything is written.
+
+    Raises:
+        Unwritable: the disk has no room for a checkpoint.
+    """
+    free = root.free_bytes()
+    if free is not None and free < needed:
+        raise Unwritable(f"{root}: a checkpoint takes {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB are free")
+
+
+def _write(
+    staged: Folder,
+    target: Folder,
+    trained: Mapping[str, World[Any]],
+    *,
+    state: LoopState,
+    metrics: Mapping[str, float],
+    recipe: Recipe,
+    towers: Mapping[str, str | None],
+) -> None:
     answers = {role: world.on_all(LearningWorker.save, staged / role) for role, world in trained.items()}
     files: list[File] = []
     schedules: dict[str, Any] = {}
     for role, saved in gather(answers)[0].items():
         schedules[role] = saved[0].schedule
         files += [below(role, file) for part in saved for file in part.files]
-    write(
-        staged, target, files, state=state, schedules=schedules, metrics=metrics, recipe=recipe, towers=_towers(roles)
-    )
-    keep(root, target, recipe.rlhf.checkpoints)
-    return target
+        if failures := [part.failure for part in saved if part.failure]:
+            raise Unwritable("; ".join(failures))
+    write(staged, target, files, state=state, schedules=schedules, metrics=metrics, recipe=recipe, towers=towers)
 
 
 def below(role: str, file: File) -> File:
@@ -188,7 +228,7 @@ def _mark_best(root: Folder, folders: list[Folder], metric: str, mode: BestMode)
     best = _best_of(folders, metric, mode)
     if best is None:
         return []
-    write_best(root, {"checkpoint": best[0].name, "metric": metric, "mode": mode, "value": best[1]})
+    write_note(root, BEST_FILE, {"checkpoint": best[0].name, "metric": metric, "mode": mode, "value": best[1]})
     return [best[0]]
 
 
@@ -270,6 +310,17 @@ def resume(roles: Roles, recipe: Recipe, *, among: Sequence[Folder] | None = Non
     if refused:
         raise FileNotFoundError("--resume: no checkpoint is whole:\n" + "\n".join(refused))
     raise FileNotFoundError(f"--resume: no checkpoint in {root}; start without --resume")
+
+
+def own(root: Folder) -> list[Folder]:
+    """The checkpoints of the run that wrote here last, the newest first."""
+    names = json.loads(root.read(OWN_FILE)) if root.has(OWN_FILE) else []
+    return [folder for folder in newest_first(root) if folder.name in names]
+
+
+def claim(root: Folder, folders: Sequence[Folder]) -> None:
+    """Notes which checkpoints are those of the run that writes now."""
+    write_note(root, OWN_FILE, [folder.name for folder in folders])
 
 
 def check_fits(

@@ -147,7 +147,7 @@ class Crew:
     def __init__(self, recipe: Recipe, *, training: str | None = None):
         """training: the one of `TRAININGS` that will be asked for, so that roles leave it room on GPUs."""
         self._recipe = recipe
-        self.recoveries = Recoveries(max_an_hour=recipe.cluster.max_recoveries_an_hour)
+        self.recoveries = Recoveries(max_an_hour=recipe.cluster.max_recoveries_an_hour, directory=recipe.run.directory)
         self._training = training
         self._seatings: list[Seating] = []
         self._fleets: dict[str, Fleet] = {}

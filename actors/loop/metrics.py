@@ -11,21 +11,38 @@ from pipeline import config
 from pipeline.config import Sink
 from pipeline.tracking import MetricSink
 
+BY_ROLE = {
+    "time/": "_s",
+    "tokens_per_s/": "",
+    "busy/": "",
+    "phase/": "_s",
+    "counts/recoveries:": "",
+    "pool/workers:": "",
+}
+"""Metrics of which there is one for each role or phase, and what their names end with: one gauge with a tag."""
+COUNTED = "polyphony_counts_recoveries"
+"""A counter, because what a step logs is what it has lost itself."""
+
 
 class RayMetrics:
-    """One `ray.util.metrics.Gauge` a metric, named `polyphony_<name with _>`, with the tags `stage` and `run`.
+    """One `ray.util.metrics.Gauge` a metric, named `polyphony_<name with _>`, with the tags `stage`, `run`, `role`.
 
     Needs a process that is connected to Ray; gauges are made when their metric first comes.
     """
 
     def __init__(self, run: str, stage: str) -> None:
-        self._tags = {"run": run, "stage": stage}
+        self._tags = {"run": run, "stage": stage, "role": ""}
         self._gauges: dict[str, Any] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Sets every gauge to its newest value, and `polyphony_step` to the step."""
-        for name, value in {"step": float(step), **metrics}.items():
-            self._gauge(name).set(value)
+        for metric, value in {"step": float(step), **metrics}.items():
+            name, tags = gauge_of(metric)
+            gauge = self._gauge(name)
+            if name == COUNTED:
+                gauge.inc(value, tags)
+            else:
+                gauge.set(value, tags)
 
     def close(self) -> None:
         """Nothing to do: Ray exports on its own and drops the gauges with the process."""
@@ -33,15 +50,23 @@ class RayMetrics:
     def _gauge(self, name: str) -> Any:
         if name not in self._gauges:
             metrics = importlib.import_module("ray.util.metrics")
-            gauge = metrics.Gauge(gauge_name(name), description=name, tag_keys=tuple(self._tags))
+            kind = metrics.Counter if name == COUNTED else metrics.Gauge
+            gauge = kind(name, description=name.removeprefix("polyphony_"), tag_keys=tuple(self._tags))
             gauge.set_default_tags(self._tags)
             self._gauges[name] = gauge
         return self._gauges[name]
 
 
-def gauge_name(metric: str) -> str:
-    """The Prometheus name of a metric: `kl/reference` becomes `polyphony_kl_reference`."""
-    return "polyphony_" + re.sub(r"\W+", "_", metric, flags=re.ASCII)
+def gauge_of(metric: str) -> tuple[str, dict[str, str]]:
+    """The Prometheus name of a metric and its tags: `kl/reference` becomes `polyphony_kl_reference`, `time/rollout_s`
+    becomes `polyphony_time_s` with the role `rollout`."""
+    tags: dict[str, str] = {}
+    for start, end in BY_ROLE.items():
+        if metric.startswith(start) and metric.endswith(end):
+            tags["role"] = metric[len(start) : len(metric) - len(end)]
+            metric = start.rstrip("/:") + end
+            break
+    return "polyphony_" + re.sub(r"\W+", "_", metric, flags=re.ASCII), tags
 
 
 def ray_sinks(run: config.Run, stage: str) -> tuple[MetricSink, ...]:

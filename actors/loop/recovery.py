@@ -5,6 +5,7 @@
 | prompts or features in the object store | they are encoded again | the phase that met it |
 | a rank of reference or reward model | its world, from its checkpoint | the phase that met it |
 | a rank of policy or critic, published weights | both worlds, from the run's last checkpoint | the steps since |
+| room for a checkpoint, its store | nothing: the one before is kept | nothing, at the next one all is as it was |
 
 Rollout and encoder workers bring themselves back (`actors.fleet.pool`).
 """
@@ -15,9 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from actors.engine.files import Folder
+from actors.engine.files import Folder, Unwritable
 from actors.fleet.answer import gather
-from actors.fleet.failures import InputsLost, Lost, TooManyRecoveries, WorldLost
+from actors.fleet.failures import MISTAKES, CannotSave, InputsLost, Lost, TooManyRecoveries, WorldLost
 from actors.fleet.pool import StateLost
 from actors.fleet.recoveries import Recovery as Recovered
 from actors.fleet.world import World
@@ -28,6 +29,8 @@ from pipeline.config import Recipe
 
 T = TypeVar("T")
 LEARNERS = ("policy", "critic")
+STAGE = "rlhf"
+CURE = "make room there, or name another place with rlhf.checkpoints.path"
 MAX_SAME = 4
 """Times that a step may be lost in the same way, before that is taken for what always happens."""
 
@@ -41,18 +44,62 @@ class Recovery:
         self.step = 0
         """Steps that the run has made."""
         self._same: Counter[tuple[int, str]] = Counter()
+        self._num_unsaved = 0
+        """Checkpoints since the last good one."""
         self._saved: list[Folder] = []
         """Checkpoints of this run, the newest first."""
 
-    def resumed(self) -> LoopState:
-        """Goes on from the newest checkpoint that an earlier process left."""
-        folder, state = checkpoints.resume(self._roles, self._recipe)
-        self._saved = [folder]
+    def started(self) -> LoopState:
+        """Begins a run: what checkpoints there are belong to others.
+
+        Raises:
+            CannotSave: there is no room for the first checkpoint.
+        """
+        self._roles.recoveries.enter(STAGE)
+        self._claim([])
+        try:
+            checkpoints.check_space(checkpoints.root_of(self._recipe), checkpoints.num_bytes(self._roles))
+        except Unwritable as error:
+            raise CannotSave(f"{error}: {CURE}") from None
+        return LoopState.start(self._recipe.rlhf.algorithm.kl)
+
+    def resumed(self, among: Sequence[Folder] | None = None) -> LoopState:
+        """Goes on from the newest checkpoint that an earlier process left; see `checkpoints.resume`."""
+        self._roles.recoveries.enter(STAGE, goes_on=True)
+        folder, state = checkpoints.resume(self._roles, self._recipe, among=among)
+        self._claim([folder])
+        self.step = state.step
         return state
 
     def saved(self, state: LoopState, metrics: Mapping[str, float]) -> None:
-        """Writes the checkpoint of a state."""
-        self._saved.insert(0, checkpoints.save(self._roles, state, self._recipe, metrics))
+        """Writes the checkpoint of a state, or goes on with the one before.
+
+        Raises:
+            ConfigError: `best_metric` is not among the metrics. The checkpoint has been written all the same.
+            CannotSave: this has failed too often, one time after the other.
+        """
+        settings = self._recipe.rlhf.checkpoints
+        try:
+            folder = checkpoints.save(self._roles, state, self._recipe, metrics)
+            self._claim([folder, *self._saved])
+            self._num_unsaved = 0
+            checkpoints.keep(checkpoints.root_of(self._recipe), folder, settings)
+        except Exception as error:  # Stores' clients have no common error.
+            if isinstance(error, (Lost, *MISTAKES)):
+                raise
+            self._num_unsaved += 1
+            last = f"the run goes on with {self._saved[0].name}" if self._saved else "there is none before it"
+            told = f"step {state.step} is not saved, {last}: {error}"
+            self._roles.recoveries.note("checkpoint", told)
+            if self._num_unsaved > settings.max_failures:
+                raise CannotSave(
+                    f"rlhf.checkpoints.max_failures={settings.max_failures}: {self._num_unsaved} checkpoints one after "
+                    f"the other were not written; the last one: {told}; {CURE}"
+                ) from error
+
+    def _claim(self, folders: Sequence[Folder]) -> None:
+        self._saved = [*folders]
+        checkpoints.claim(checkpoints.root_of(self._recipe), folders)
 
     def insist(self, phase: Callable[[], T], *, renew: Callable[[], None] = lambda: None) -> T:
         """What a phase comes to, repeated until nothing that it needs is lost. renew: encodes its prompts again.

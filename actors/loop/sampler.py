@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import cast
 
 from actors.fleet.answer import Answer, gather
-from actors.fleet.pool import State
+from actors.fleet.member import State
 from actors.loop.crew import Roles
 from actors.loop.door import Batches
 from actors.roles.encoder import PromptRef
@@ -56,6 +58,8 @@ class Sampler:
         self._pending: deque[_Pending] = deque()
         self._more: list[_Pending] = []
         """Further batches of the step that was taken last."""
+        self.drawing_s = 0.0
+        """Seconds so far that this has waited for prompts to be read and encoded."""
 
     @property
     def cursor(self) -> int:
@@ -74,7 +78,8 @@ class Sampler:
         while step + len(self._pending) < end:
             self._pending.append(self._start())
         if end < settings.num_steps:
-            self._batches.announce()
+            with self._drawing():
+                self._batches.announce()
         sampled = self._collect(self._pending[0], step)
         self._pending.popleft()
         self._more.clear()
@@ -98,9 +103,16 @@ class Sampler:
         return self._batches.again(prompts)
 
     def _start(self) -> _Pending:
-        cursor, prompts = self._batches.cursor, self._batches.take()
+        with self._drawing():
+            cursor, prompts = self._batches.cursor, self._batches.take()
         # The batch's number, not the step's: a step that draws twice never samples a prompt twice alike.
         return self._begin(cursor, self._batches.cursor - 1, prompts)
+
+    @contextmanager
+    def _drawing(self) -> Generator[None, None, None]:
+        started = time.monotonic()
+        yield
+        self.drawing_s += time.monotonic() - started
 
     def _begin(self, cursor: int, seed: int, prompts: list[PromptRef]) -> _Pending:
         settings = self._recipe.rlhf
@@ -124,11 +136,16 @@ def generate(
 ) -> Completions:
     """Has the rollout workers sample a group for each prompt; what they return lies in the order of the prompts.
 
-    A task is `rollout.batch_size` prompts: the same ones, and so the same rounding, however many workers there are.
+    A task is `rollout.batch_size` prompts: the same ones, and so the same rounding, however many workers there are. It
+    costs the tokens that it may keep in flight.
     """
     size = cast(RolloutSettings, roles.rollout.settings).batch_size
-    tasks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    return roles.rollout.submit(RolloutWorker.generate, tasks, sampling, group_size=group_size, step=seed)
+    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    longest = group_size * sampling.max_new_tokens
+    costs = [float(sum(prompt.num_tokens + longest for prompt in batch)) for batch in batches]
+    return roles.rollout.submit_by_cost(
+        RolloutWorker.generate, costs, batches, sampling, group_size=group_size, step=seed
+    )
 
 
 def check_fresh(rollouts: Sequence[Rollout], *, oldest: int, newest: int) -> None:

@@ -6,7 +6,9 @@ sampler -> completions -> rewards --------------------------+
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,16 +35,16 @@ from pipeline.records import Experience, Rollout
 
 @dataclass(frozen=True)
 class Learned:
-    """What a step was made of, and what came of it.
-
-    seconds: that each role was at work, by phase.
-    """
+    """What a step was made of, and what came of it."""
 
     batch: Judged
     scale: RunningScale
     statistics: dict[str, float]
     updated: dict[str, float]
     seconds: dict[str, float]
+    """At work, measured in the workers: by role, and by what a role did where it does several things."""
+    phases: Mapping[str, float]
+    """That the driver spent on each phase, most of it waiting."""
 
 
 class Step:
@@ -57,6 +59,7 @@ class Step:
         self._batch: Judged | None = None
         self._scored: tuple[dict[str, list[Any]], dict[str, float]] | None = None
         self._learned: Learned | None = None
+        self._phases: dict[str, float] = {}
 
     def run(self) -> tuple[LoopState, Learned]:
         """The state after the step.
@@ -66,13 +69,20 @@ class Step:
         """
         step = self._state.step
         if self._sampled is None:
-            self._sampled = self._sampler.take(step)
+            drew_s = self._sampler.drawing_s
+            with self._timed("generate"):
+                self._sampled = self._sampler.take(step)
+            self._phases["draw"] = self._sampler.drawing_s - drew_s
+            self._phases["generate"] -= self._phases["draw"]
         if self._scored is None:
-            self._batch, self._scored = self._judge_and_score(self._sampled)
+            with self._timed("score"):
+                self._batch, self._scored = self._judge_and_score(self._sampled)
         if self._learned is None:
             assert self._batch is not None
-            self._learned = self._learn(self._batch, *self._scored)
-        sync_weights(self._roles, step + 1)
+            with self._timed("update"):
+                self._learned = self._learn(self._batch, *self._scored)
+        with self._timed("sync"):
+            sync_weights(self._roles, step + 1)
         learned = self._learned
         kl = next_kl(
             self._state.kl,
@@ -83,6 +93,12 @@ class Step:
         )
         after = replace(self._state, step=step + 1, kl=kl, reward_scale=learned.scale, cursor=self._sampler.cursor)
         return after, learned
+
+    @contextmanager
+    def _timed(self, phase: str) -> Generator[None, None, None]:
+        started = time.monotonic()
+        yield
+        self._phases[phase] = time.monotonic() - started
 
     def renew(self) -> None:
         """Has the step's prompts encoded again: some are no longer in the object store."""
@@ -118,7 +134,7 @@ class Step:
         )
         rows = list(zip(batch.prompts, experience, strict=True))
         updated, update_s = update(self._roles, self._recipe, rows, state.step, state.kl.weight)
-        return Learned(batch, scale, statistics, updated, {**batch.seconds, **score_s, **update_s})
+        return Learned(batch, scale, statistics, updated, {**batch.seconds, **score_s, **update_s}, self._phases)
 
 
 def shape(rewards: Tensor, scale: RunningScale, algorithm: Algorithm) -> Tensor:

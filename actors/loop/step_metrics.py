@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,20 +18,50 @@ from pipeline.algorithms.shaping import RunningScale, is_clipped
 from pipeline.config import Algorithm
 from pipeline.records import FinishReason, Rollout
 
+ROLE_OF = {"proximal": "policy", "greedy": "rollout"}
+"""Who is at work where what is done is not called after its role."""
+
+
+class Clock:
+    """Seconds since it was made, of the wall and of the driver's own work."""
+
+    def __init__(self) -> None:
+        self._wall, self._own = time.monotonic(), time.thread_time()
+
+    def seconds(self) -> tuple[float, float]:
+        """All that have passed, and those in which the driver did something itself."""
+        return time.monotonic() - self._wall, time.thread_time() - self._own
+
 
 def step_metrics(
-    roles: Roles, door: Door, learned: Learned, algorithm: Algorithm, *, step: int, seconds: float
+    roles: Roles, door: Door, learned: Learned, algorithm: Algorithm, *, step: int, clock: Clock
 ) -> dict[str, float]:
-    """All that a step is logged with, but for the state of the loop. seconds: that the whole step took."""
+    """All that a step is logged with, but for the state of the loop."""
     batch = learned.batch
+    step_s, driver_s = clock.seconds()
+    seconds = {**learned.seconds, "encoder": roles.encoder.busy_s()}
     return {
         **batch_metrics(roles, door, batch, step),
         **learning_counts(batch, learned.scale, algorithm),
         **learned.statistics,
         **learned.updated,
-        **speed(batch.rollouts, {**learned.seconds, "step": seconds}),
+        **speed(batch.rollouts, {**seconds, "step": step_s}),
+        **{f"busy/{role}": spent / step_s for role, spent in by_role(seconds).items()},
+        **{f"phase/{phase}_s": spent for phase, spent in learned.phases.items()},
+        "time/driver_s": driver_s,
+        "busy/driver": driver_s / step_s,
+        **{f"pool/workers:{pool.role}": float(len(pool)) for pool in (roles.encoder, roles.rollout)},
         **roles.recoveries.counts(),
     }
+
+
+def by_role(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of work of each role, of those by what was done: `critic_score`, `critic_update`."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for work, spent in seconds.items():
+        name = work.split("_")[0]
+        found[ROLE_OF.get(name, name)] += spent
+    return dict(found)
 
 
 def learning_counts(batch: Judged, scale: RunningScale, algorithm: Algorithm) -> dict[str, float]:

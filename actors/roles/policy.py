@@ -138,6 +138,10 @@ class LearningWorker(ShardedWorker):
         """This rank's share of the parameters, optimizer state and schedule, with its random state."""
         return self.engine.save(folder)
 
+    def checkpoint_bytes(self) -> int:
+        """What all ranks together write of this role."""
+        return self.engine.checkpoint_bytes
+
     def damages(self, folder: Folder, files: Sequence[File]) -> list[str]:
         """What is wrong with this rank's share of the files, read whole; nothing where all is well."""
         share = files[self.engine.world.rank :: self.engine.world.size]

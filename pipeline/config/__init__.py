@@ -33,6 +33,7 @@ from pipeline.config.recipe import (
     Model,
     Placement,
     Recipe,
+    Resume,
     Run,
     Sink,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "Preferences",
     "Prepare",
     "Recipe",
+    "Resume",
     "RewardModel",
     "RewardName",
     "RewardWeight",

@@ -25,6 +25,9 @@ class Checkpoints(Section):
     """Steps between checkpoints; the last step always saves one."""
     keep_last: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
+    max_failures: int = Field(default=3, ge=0)
+    """Checkpoints one after the other that may fail (no room, no connection): the run goes on with the one before; one
+    more ends it."""
     path: Location | None = None
     """Where they go: a directory that all nodes share, or a URL that fsspec knows (s3://bucket/run; its package must be
     installed on every node). null means `<run>/checkpoints/rlhf_steps`."""

@@ -40,6 +40,11 @@ class Sink(StrEnum):
     MLFLOW = "mlflow"
 
 
+class Resume(StrEnum):
+    NEVER = "never"
+    AUTO = "auto"
+
+
 class Run(Section):
     name: str = "demo"
     """Name of the run, shown in trackers and in the report."""
@@ -47,6 +52,9 @@ class Run(Section):
     """Where data, checkpoints, metrics and the report go. On a cluster: a path that all nodes share."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random: data, initialisation, order, sampling."""
+    resume: Resume = Resume.NEVER
+    """What the same command does that was cut off: begin again (`never`), or go on from what its last try has finished
+    and, within the loop, from its last checkpoint (`auto`); where nothing is left, it begins."""
     sinks: tuple[Sink, ...] = (Sink.CONSOLE, Sink.JSONL, Sink.TENSORBOARD, Sink.RAY)
     """Where metrics go. `wandb` and `mlflow` need the extras of the same name."""
 

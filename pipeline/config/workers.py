@@ -43,6 +43,33 @@ class Pooled(Workers):
     """GPUs of each worker where the device is cuda: a whole number, or a share of one, such as 0.25 where four lie on a
     GPU. (A rank of a sharded role or of a training has always one.) Colocated, other roles lie on the same GPU."""
 
+    min_workers: int | None = Field(default=None, ge=1)
+    """Workers that stay, however little there is to do, and without which no stage begins; null is num_workers."""
+    max_workers: int | None = Field(default=None, ge=1)
+    """Workers there may be while all others wait for this role; null is num_workers. Each beyond `min_workers` has a
+    seat of its own, which an autoscaler may bring, and which is given back."""
+    idle_steps: int = Field(default=5, ge=1)
+    """Steps one after the other that wait longer for something else, after which a worker above `min_workers` goes."""
+
+    @property
+    def least(self) -> int:
+        """Workers that stay."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
+    @property
+    def most(self) -> int:
+        """Workers there may be."""
+        return self.num_workers if self.max_workers is None else self.max_workers
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Pooled:
+        if not self.least <= self.num_workers <= self.most:
+            raise ValueError(
+                f"num_workers={self.num_workers}: it begins with as many, so at least min_workers={self.least} and at "
+                f"most max_workers={self.most}"
+            )
+        return self
+
     @field_validator("gpus_per_worker")
     @classmethod
     def _check_gpus(cls, gpus: float) -> float:

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipeline.evaluation.summary import Evaluation, ModelSummary, Slice
 from pipeline.records import MediaKind, Medium, Prompt
 from pipeline.tracking import finite
 
+REPORT_FILE = "report.html"
 MAX_MEDIUM_BYTES = 8 * 2**20
 KL_FULL_COLOUR = 2.0
 """Nats at which a token of the sample browser has its full colour."""
@@ -48,6 +50,37 @@ class BrowserRow:
 
     prompt: Prompt
     completions: tuple[SampleResult, ...]
+
+
+@dataclass(frozen=True)
+class LoopTime:
+    """Where the loop's time went: mean shares of a step, by phase as the driver waits, and by role at work."""
+
+    phases: Mapping[str, float]
+    busy: Mapping[str, float]
+
+    @property
+    def binds(self) -> str:
+        """The longest phase: what would shorten a step."""
+        return max(self.phases, key=lambda phase: self.phases[phase])
+
+
+def loop_time(rows: Sequence[Mapping[str, Any]]) -> LoopTime | None:
+    """From the metrics of the loop; None where they do not tell."""
+    timed = [row for row in rows if row.get("time/step_s") and "phase/update_s" in row]
+    total = sum(row["time/step_s"] for row in timed)
+    if not total:
+        return None
+    spent = Counter[str]()
+    for row in timed:
+        for name, value in row.items():
+            if name.startswith("phase/"):
+                spent[name] += value
+            elif name.startswith("busy/"):
+                spent[name] += value * row["time/step_s"]
+    shares = {name: value / total for name, value in spent.most_common()}
+    phases = {name[len("phase/") : -len("_s")]: share for name, share in shares.items() if name.startswith("phase/")}
+    return LoopTime(phases, {name[len("busy/") :]: share for name, share in shares.items() if name.startswith("busy/")})
 
 
 def browser_rows(prompts: Sequence[Prompt], samples: Sequence[SampleResult], *, limit: int) -> list[BrowserRow]:
@@ -76,6 +109,7 @@ def write_report(
     stage_s: Mapping[str, float],
     rows: Mapping[str, int] | None = None,
     seeds_table: Sequence[Mapping[str, Any]] | None = None,
+    losses: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
 ) -> Path:
     """Writes `report.html` into `directory` and returns its path.
@@ -87,6 +121,8 @@ def write_report(
     stage_s: seconds of each stage, in order.
     rows: prompts that SFT learned from (`sft`), that RL drew (`rlhf`), and that both did (`both`).
     seeds_table: one row a seed, all with the same columns; numbers get a mean row.
+    losses: workers, features and checkpoints that were lost: `role`, `cause`, `stage`, `seconds` until it was back or
+        None, `steps` that were done again.
     notes: what a reader must know, for example that a scripted rater stated the preferences.
     """
     environment = _environment()
@@ -109,6 +145,8 @@ def write_report(
         stage_s=stage_s,
         seeds=seeds_table or [],
         seed_means=_column_means(seeds_table or []),
+        loop=loop_time(curves.get("rlhf", [])),
+        losses=losses,
         notes=notes,
         config_text=config_text,
         browser=_json(
@@ -120,7 +158,7 @@ def write_report(
         ),
     )
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "report.html"
+    path = directory / REPORT_FILE
     path.write_text(page.lstrip() + "\n", encoding="utf-8", errors="replace")
     return path
 

@@ -41,9 +41,13 @@ def stages_done(directory: Path, checkpoint: Path) -> None:
             shutil.copytree(checkpoint, target)
 
 
-def curve(recipe: Recipe, stage: str = "rlhf") -> list[dict[str, Any]]:
-    """What a stage logged, a step a row, without what depends on the clock or on how long its processes have lived."""
+OF_THE_CLOCK = ("time", "tokens_per_s", "feature_cache", "busy", "phase")
+
+
+def curve(recipe: Recipe, stage: str = "rlhf", *, whole: bool = False) -> list[dict[str, Any]]:
+    """What a stage logged, a step a row; unless it is `whole` without what depends on the clock or on how long its
+    processes have lived."""
     return [
-        {name: value for name, value in row.items() if not name.startswith(("time", "tokens_per_s", "feature_cache"))}
+        {name: value for name, value in row.items() if whole or not name.startswith(OF_THE_CLOCK)}
         for row in read_metrics(recipe.run.directory / "metrics")[stage]
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import ray
 
 from actors.loop import validation
+from actors.loop.metrics import gauge_of
 from jobs import rlhf
 from pipeline.config import Recipe
 from pipeline.records import Prompt, Rollout
@@ -41,6 +43,27 @@ def test_a_run_learns_from_every_modality_and_leaves_a_checkpoint_that_loads(one
     target = one_worker.checkpoint("rlhf")
     AutoModelForMultimodalLM.from_pretrained(target)
     AutoProcessor.from_pretrained(target)
+
+
+def test_the_dashboard_asks_for_nothing_that_a_run_does_not_export(one_worker: Recipe) -> None:
+    board = (Path(__file__).parents[2] / "deploy" / "grafana" / "polyphony.json").read_text()
+    asked = set(re.findall(r"ray_(polyphony_\w+)", board))
+    logged = {name for row in curve(one_worker, whole=True) for name in row}
+    exported = {gauge_of(name)[0] for name in logged}
+    # What was lost is told when something was; Prometheus has a suffix for what only grows.
+    assert {name.removesuffix("_total") for name in asked} <= exported | {"polyphony_counts_recoveries"}
+    assert {"polyphony_time_s", "polyphony_busy", "polyphony_phase_s", "polyphony_pool_workers"} < asked & exported
+
+
+def test_the_phases_of_a_step_are_all_of_it_and_no_role_is_at_work_for_longer(one_worker: Recipe) -> None:
+    for row in curve(one_worker, whole=True):
+        phases = sum(value for name, value in row.items() if name.startswith("phase/"))
+        assert 0.8 * row["time/step_s"] < phases <= row["time/step_s"]
+        for role in ("rollout", "reward", "reference", "critic", "policy", "driver"):
+            assert 0 < row[f"busy/{role}"] <= 1, role
+        # Policy and critic learn at the same time.
+        assert max(row["time/policy_update_s"], row["time/critic_update_s"]) <= row["phase/update_s"]
+        assert row["time/rollout_s"] <= row["phase/generate_s"] + row["phase/draw_s"]
 
 
 def test_a_checkpoint_of_the_last_step_is_complete(one_worker: Recipe) -> None:

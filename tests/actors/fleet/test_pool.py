@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import ray
 
 from actors.engine.engine import Place
 from actors.fleet.failures import TooManyRecoveries
-from actors.fleet.pool import KillsWorkers, Pool
+from actors.fleet.pool import LINGERS, KillsWorkers, Pool
 from actors.fleet.recoveries import Recoveries
 from actors.fleet.worker import Worker
-from pipeline.config import Deadlines, Device, Recipe, Workers, load_recipe
+from pipeline.config import Deadlines, Device, Pooled, Recipe, Workers, load_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -50,13 +51,19 @@ class Adder(Worker):
         time.sleep(0.02)
         return number + self._more, self._more, os.getpid()
 
+    def timed(self, number: int) -> tuple[int, float]:
+        """The number, and when it was begun."""
+        started = time.time()
+        time.sleep(0.2)
+        return number, started
 
-def adders(path: Path, *, num_workers: int = 2, max_an_hour: int = 20) -> Pool[Adder]:
+
+def adders(path: Path, *, num_workers: int = 2, max_an_hour: int = 20, settings: Workers | None = None) -> Pool[Adder]:
     deadlines = Deadlines(first_s=60.0, least_s=3.0, factor=1.0)
     recipe: Recipe = load_recipe(None, [])
     recipe = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"deadlines": deadlines})})
     seating: Any = SimpleNamespace(options={"adder": [{"num_cpus": 0}] * num_workers}, device=Device.CPU)
-    found = Pool(Adder, "adder", seating, recipe, Workers(), Recoveries(max_an_hour=max_an_hour))
+    found = Pool(Adder, "adder", seating, recipe, settings or Workers(), Recoveries(max_an_hour=max_an_hour))
     found.setup(path).result()
     return found
 
@@ -83,12 +90,12 @@ def test_results_lie_in_the_order_of_the_tasks_and_both_workers_have_a_share(poo
 
 def test_what_a_killed_worker_was_at_is_done_by_others_and_another_one_joins(pool: Pool[Adder]) -> None:
     pool.publish(Adder.take, 100)
-    before = dict(pool.recoveries.counts())
+    pool.recoveries.counts()
     log = deaths(pool, "killed.1")
     found = pool.submit(Adder.add, list(range(12)), deaths=log.name).result()
     assert [sum_ for sum_, _, _ in found] == list(range(100, 112))
     assert [path.name for path in log.iterdir()] not in ([], [str(process) for *_, process in found])
-    assert pool.recoveries.counts()["counts/recoveries:adder"] == before.get("counts/recoveries:adder", 0) + 1
+    assert pool.recoveries.counts()["counts/recoveries:adder"] == 1
     # The one that joined has the state that was published before it came.
     processes: set[int] = set()
     while len(processes) < 2:  # It takes its seconds to start.
@@ -173,3 +180,70 @@ def test_workers_that_cannot_load_end_the_wait_for_them_and_all_tasks_until_anot
             small.setup(tmp_path / "deadly").result()
     finally:
         small.shutdown()
+
+
+@pytest.fixture
+def one_and_more(local_ray: None, tmp_path: Path) -> Iterator[Pool[Adder]]:
+    """A pool of one worker that stays, to which others come."""
+    found = adders(tmp_path, num_workers=1, settings=Pooled(cpus_per_worker=0.1, max_workers=3))
+    yield found
+    found.shutdown()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def num_groups() -> int:
+    return sum(group["state"] in ("CREATED", "PENDING") for group in ray.util.placement_group_table().values())
+
+
+def test_workers_come_one_after_the_other_and_those_that_go_end_what_they_are_at(
+    one_and_more: Pool[Adder],
+) -> None:
+    pool, groups = one_and_more, num_groups()
+    pool.publish(Adder.take, 100)
+    pool.resize(3)
+    wait_until(lambda: len(pool) == 3)
+    assert num_groups() == groups + 2
+    processes: set[int] = set()
+    while len(processes) < 3:  # Those that came have the state that was published before.
+        found = pool.submit(Adder.add, list(range(30))).result()
+        assert [sum_ for sum_, _, _ in found] == list(range(100, 130))
+        processes |= {process for *_, process in found}
+    last = pool.submit(Adder.add, list(range(60)))
+    for _ in range(LINGERS + 1):
+        pool.resize(1)
+    assert [sum_ for sum_, _, _ in last.result()] == list(range(100, 160))
+    wait_until(lambda: len(pool) == 1)
+    pool.resize(1)
+    wait_until(lambda: num_groups() == groups)
+    assert len({process for *_, process in pool.submit(Adder.add, list(range(12))).result()}) == 1
+    assert pool.recoveries.counts() == {}
+
+
+def test_a_seat_that_does_not_come_keeps_nobody_from_work_and_the_request_can_be_taken_back(
+    local_ray: None, tmp_path: Path
+) -> None:
+    far = Pooled(cpus_per_worker=0.1, max_workers=2, resources={"on_the_moon": 1.0})
+    pool, groups = adders(tmp_path, num_workers=1, settings=far), num_groups()
+    pool.resize(2)
+    wait_until(lambda: num_groups() == groups + 1)
+    assert [sum_ for sum_, _, _ in pool.submit(Adder.add, list(range(6))).result()] == list(range(6))
+    pool.resize(1)
+    wait_until(lambda: num_groups() == groups)
+    pool.resize(2)
+    wait_until(lambda: num_groups() == groups + 1)
+    pool.shutdown()
+    assert num_groups() == groups
+
+
+def test_the_dearest_tasks_are_begun_first_and_results_lie_where_they_were_asked_for(pool: Pool[Adder]) -> None:
+    pool.publish(Adder.take, 0)
+    found = pool.submit_by_cost(Adder.timed, [1.0, 9.0, 2.0, 5.0], [0, 1, 2, 3]).result()
+    assert [number for number, _ in found] == [0, 1, 2, 3]
+    started = sorted(range(4), key=lambda number: found[number][1])
+    assert set(started[:2]) == {1, 3} and started[-1] == 0

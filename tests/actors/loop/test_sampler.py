@@ -30,10 +30,19 @@ class RolloutPool(AtOnce):
         self.version = 0
         self.asked: list[dict[str, Any]] = []
 
-    def submit(
-        self, method: object, shares: Sequence[list[PromptRef]], sampling: Sampling, *, group_size: int, step: int
+    def submit_by_cost(
+        self,
+        method: object,
+        costs: Sequence[float],
+        shares: Sequence[list[PromptRef]],
+        sampling: Sampling,
+        *,
+        group_size: int,
+        step: int,
     ) -> Answer[list[Rollout]]:
         assert [len(share) for share in shares] == [2, 1]
+        tokens = [share[0].num_tokens + group_size * sampling.max_new_tokens for share in shares]
+        assert costs == [2.0 * tokens[0], tokens[1]]
         self.asked.append(
             {"seed": step, "group_size": group_size, "temperature": sampling.temperature, "version": self.version}
         )

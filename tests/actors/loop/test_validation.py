@@ -58,8 +58,15 @@ class Workers(AtOnce):
         prompts = [PromptRef(found[row.key], row.key, num_tokens=3, stored=cast(Any, None)) for row in rows]
         return type("Encoded", (), {"result": lambda _: prompts})()
 
-    def submit(
-        self, method: object, shares: Sequence[list[PromptRef]], sampling: Sampling, *, group_size: int, step: int
+    def submit_by_cost(
+        self,
+        method: object,
+        costs: Sequence[float],
+        shares: Sequence[list[PromptRef]],
+        sampling: Sampling,
+        *,
+        group_size: int,
+        step: int,
     ) -> Any:
         self.asked.append((step, group_size, sampling.temperature))
         tokens, logprobs = np.array([1]), np.zeros(1, np.float32)
