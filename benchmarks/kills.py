@@ -6,7 +6,9 @@
     python -m benchmarks.kills --kills 100 --seed 0
 
 All runs have two ranks a world and two workers a pool on CPUs, a checkpoint a step, and evaluate as they go. A kill is
-SIGKILL to the process of a worker at the call, or (one in `--hangs`) SIGSTOP, until its deadline has passed.
+SIGKILL to the process of a worker at the call, or (one in `--hangs`) SIGSTOP, until its deadline has passed; or (of
+those of pools one in `--nodes`) the end of the node on which it lies, whose successor comes two seconds later. Pools
+lie on two nodes of their own in a cluster on this machine.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import ray
+from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 
 from actors.fleet.pool import Pool
@@ -46,6 +50,10 @@ from pipeline.tracking import read_metrics
 
 Call = tuple[str, str]
 """A role and the method that it is asked for."""
+POOLS = {"encoder", "rollout"}
+SPOT = "spot"
+"""The resource of nodes on which pools lie."""
+APART = tuple(f"rlhf.{pool}.resources={{{SPOT}: 1}}" for pool in sorted(POOLS))
 SETTINGS = (
     "cluster.device=cpu",
     "cluster.max_recoveries_an_hour=100000",
@@ -68,6 +76,14 @@ SETTINGS = (
 )
 
 
+class How(StrEnum):
+    """What happens to a worker."""
+
+    KILL = "kill"
+    HANG = "hang"
+    NODE = "node"
+
+
 @dataclass(frozen=True)
 class Kill:
     """What happens to the worker at `place` when its role is asked for `call` the `occurrence`-th time."""
@@ -76,7 +92,7 @@ class Kill:
     place: int
     occurrence: int
     delay_s: float
-    hangs: bool
+    how: How = How.KILL
 
 
 @dataclass(frozen=True)
@@ -92,11 +108,37 @@ class Outcome:
     seconds: float
 
 
+class Nodes:
+    """A cluster on this machine: a head for the worlds, and two nodes for a worker of each pool."""
+
+    def __init__(self) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+        for _ in range(2):
+            self._add()
+        connect(address=self._cluster.address)
+
+    def _add(self) -> None:
+        self._cluster.add_node(num_cpus=2, resources={SPOT: 1})
+
+    def end(self, node_id: str) -> None:
+        """Ends a node with all that is on it; another one like it comes."""
+        node = next(each for each in self._cluster.worker_nodes if each.node_id == node_id)
+        self._cluster.remove_node(node, allow_graceful=False)
+        time.sleep(2)
+        self._add()
+
+    def shutdown(self) -> None:
+        """Ends the cluster."""
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
 class Killer:
     """Counts calls as the driver makes them, and kills who is at one that was drawn."""
 
-    def __init__(self, kills: Sequence[Kill]):
+    def __init__(self, kills: Sequence[Kill], nodes: Nodes | None):
         self._left = list(kills)
+        self._nodes = nodes
         self.killed: list[Kill] = []
         self.calls: Counter[Call] = Counter()
         self._processes: dict[Any, Any] = {}
@@ -104,7 +146,9 @@ class Killer:
 
     def met(self, actor: Any) -> None:
         """Takes note of a worker's process."""
-        self._processes[actor] = actor.__ray_call__.remote(lambda _: os.getpid())
+        self._processes[actor] = actor.__ray_call__.remote(
+            lambda _: (os.getpid(), ray.get_runtime_context().get_node_id())
+        )
 
     def asked(self, call: Call, place: int, actor: Any) -> None:
         """A worker was given a call."""
@@ -118,8 +162,11 @@ class Killer:
 
     def _kill(self, kill: Kill, actor: Any) -> None:
         try:
-            process: int = ray.get(self._processes[actor], timeout=20)
-            os.kill(process, signal.SIGSTOP if kill.hangs else signal.SIGKILL)
+            process, node = ray.get(self._processes[actor], timeout=20)
+            if kill.how is How.NODE and self._nodes is not None:
+                self._nodes.end(node)
+            else:
+                os.kill(process, signal.SIGSTOP if kill.how is How.HANG else signal.SIGKILL)
         except (RayError, ProcessLookupError):
             return  # It has died of another one, or with its world.
         self.killed.append(kill)
@@ -200,9 +247,9 @@ def fingerprint(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps([told, weights], sort_keys=True).encode()).hexdigest()
 
 
-def run(recipe: Recipe, kills: Sequence[Kill]) -> Outcome:
+def run(recipe: Recipe, kills: Sequence[Kill], nodes: Nodes | None = None) -> Outcome:
     """One run of the loop with these kills."""
-    killer, started, error = Killer(kills), time.monotonic(), None
+    killer, started, error = Killer(kills, nodes), time.monotonic(), None
     recoveries: Recoveries | None = None
     with watched(killer):
         try:
@@ -225,45 +272,60 @@ def run(recipe: Recipe, kills: Sequence[Kill]) -> Outcome:
     )
 
 
-def drawn(calls: Counter[Call], *, num: int, hangs: int, random: np.random.Generator) -> list[Kill]:
+def drawn(calls: Counter[Call], *, num: int, hangs: int, nodes: int, random: np.random.Generator) -> list[Kill]:
     """Kills, evenly over the kinds of calls that there were, and over ranks and occurrences within a kind."""
+    num_of_pools = 0
     kinds = sorted(calls)
     order = [kinds[place] for place in random.permutation(len(kinds))]
     found: list[Kill] = []
     for index in range(num):
         call = order[index % len(order)]
+        num_of_pools += call[0] in POOLS
+        how = How.KILL
+        if hangs > 0 and index % hangs == hangs - 1:
+            how = How.HANG
+        elif nodes > 0 and call[0] in POOLS and num_of_pools % nodes == 0:
+            how = How.NODE
         found.append(
             Kill(
                 call,
                 int(random.integers(2)),
                 int(random.integers(1, calls[call] + 1)),
                 float(random.uniform(0.0, 0.15)),
-                hangs > 0 and index % hangs == hangs - 1,
+                how,
             )
         )
     return found
 
 
 def measure(
-    *, kills: int, seed: int, num_steps: int, kills_a_run: int, hangs: int, out: Callable[[str], None]
+    *,
+    kills: int,
+    seed: int,
+    num_steps: int,
+    kills_a_run: int,
+    hangs: int,
+    num_nodes: int,
+    nodes: Nodes,
+    out: Callable[[str], None],
 ) -> dict[str, Any]:
     """The machine-readable line: the peaceful run, then runs with kills until there were enough."""
     random = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory(prefix="kills-") as directory:
         shared = built(Path(directory) / "shared")
-        peaceful = run(recipe_of(Path(directory) / "peace", shared, num_steps=num_steps), [])
+        peaceful = run(recipe_of(Path(directory) / "peace", shared, num_steps=num_steps, overrides=APART), [])
         if peaceful.error:
             raise RuntimeError(f"the run in peace failed: {peaceful.error}")
         out(f"in peace: {peaceful.seconds:.0f} s, {sum(peaceful.calls.values())} calls of {len(peaceful.calls)} kinds")
         outcomes: list[Outcome] = []
-        plan = drawn(peaceful.calls, num=4 * kills, hangs=hangs, random=random)
+        plan = drawn(peaceful.calls, num=4 * kills, hangs=hangs, nodes=num_nodes, random=random)
         while (num := sum(len(each.killed) for each in outcomes)) < kills and plan:
             some, plan = plan[:kills_a_run], plan[kills_a_run:]
             target = Path(directory) / f"run-{len(outcomes)}"
-            found = run(recipe_of(target, shared, num_steps=num_steps), some)
+            found = run(recipe_of(target, shared, num_steps=num_steps, overrides=APART), some, nodes)
             outcomes.append(found)
             state = found.error or ("equal" if found.fingerprint == peaceful.fingerprint else "DIFFERENT")
-            names = ", ".join(f"{kill.call[0]}.{kill.call[1]}:{kill.place}" for kill in found.killed)
+            names = ", ".join(f"{kill.how} {kill.call[0]}.{kill.call[1]}:{kill.place}" for kill in found.killed)
             out(
                 f"run {len(outcomes)}: {found.seconds:.0f} s, {state}, {num + len(found.killed)} kills so far ({names})"
             )
@@ -280,7 +342,7 @@ def summary(outcomes: Sequence[Outcome], peaceful: Outcome) -> dict[str, Any]:
     for recovery in (recovery for each in outcomes for recovery in each.recoveries):
         if recovery.seconds is not None:
             seconds.setdefault(recovery.role, []).append(recovery.seconds)
-    kinds = Counter("hang" if kill.hangs else "kill" for each in outcomes for kill in each.killed)
+    kinds = Counter(kill.how.value for each in outcomes for kill in each.killed)
     methods = Counter(kill.call[1] for each in outcomes for kill in each.killed)
     return {
         "benchmark": "kills",
@@ -300,6 +362,8 @@ def summary(outcomes: Sequence[Outcome], peaceful: Outcome) -> dict[str, Any]:
 def only_the_failed(outcome: Outcome) -> bool:
     """Whether no role was started again that was not killed; policy and critic go together."""
     killed = {kill.call[0] for kill in outcome.killed}
+    if any(kill.how is How.NODE for kill in outcome.killed):
+        killed |= POOLS  # A worker of each lies there.
     allowed = killed | {"features"} | ({"policy", "critic"} if killed & {"policy", "critic"} else set())
     return {each.role for each in outcome.recoveries} <= allowed
 
@@ -314,16 +378,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps of each run")
     parser.add_argument("--kills-a-run", type=int, default=5)
     parser.add_argument("--hangs", type=int, default=12, help="of so many, one is a SIGSTOP; 0 is none")
+    parser.add_argument("--nodes", type=int, default=4, help="of so many kills in pools, one takes the node; 0 is none")
     parsed = parser.parse_args(arguments)
-    connect(address="local", num_cpus=8)
+    nodes = Nodes()
     found = measure(
         kills=parsed.kills,
         seed=parsed.seed,
         num_steps=parsed.steps,
         kills_a_run=parsed.kills_a_run,
         hangs=parsed.hangs,
+        num_nodes=parsed.nodes,
+        nodes=nodes,
         out=lambda line: print(line, flush=True),
     )
+    nodes.shutdown()
     print(machine.describe())
     print(json.dumps(found))
     sys.exit(0 if found["kills"] == found["ended"] == found["equal"] else 1)

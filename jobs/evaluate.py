@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +61,28 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Writes `evaluation/samples.jsonl`, `summary.json` and `report.html`; returns the report's path."""
     started = time.monotonic()
     Datasets(recipe.datasets, recipe.evaluate.split).check("evaluate.split")
-    paths = {role: recipe.checkpoint(stage) for role, stage in ROLES.items()}
-    samples: list[SampleResult] = []
     with crew_of(recipe, crew) as workers:
-        workers.recoveries.enter("evaluate")
-        roles = workers.roles(paths)
-        needs = needs_of(recipe, paths["encoder"], recipe.rlhf.policy.parts, FROZEN)
-        door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate", needs=needs)
-        prompts = door.admit([info.id for info in door.datasets.infos()])
-        altered = alterations(door, prompts, seed=recipe.run.seed) if recipe.evaluate.blind else []
-        for model in ModelName:
-            roles.rollout.publish(RolloutWorker.load, recipe.checkpoint(model))
-            for mode in Mode:
-                samples += sample(roles, recipe, prompts, model=model, mode=mode)
-            samples += sample_altered(roles, recipe, altered, model=model)
+        samples = workers.insist("evaluate", partial(all_samples, recipe, workers))
     write_samples(samples_file(recipe), samples)
     record_stage(recipe, "evaluate", time.monotonic() - started)
     return publish(recipe, samples)
+
+
+def all_samples(recipe: Recipe, workers: Crew) -> list[SampleResult]:
+    """What both models answer, in all modes and to all alterations, with its scores."""
+    paths = {role: recipe.checkpoint(stage) for role, stage in ROLES.items()}
+    roles = workers.roles(paths)
+    needs = needs_of(recipe, paths["encoder"], recipe.rlhf.policy.parts, FROZEN)
+    door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate", needs=needs)
+    prompts = door.admit([info.id for info in door.datasets.infos()])
+    altered = alterations(door, prompts, seed=recipe.run.seed) if recipe.evaluate.blind else []
+    samples: list[SampleResult] = []
+    for model in ModelName:
+        roles.rollout.publish(RolloutWorker.load, recipe.checkpoint(model))
+        for mode in Mode:
+            samples += sample(roles, recipe, prompts, model=model, mode=mode)
+        samples += sample_altered(roles, recipe, altered, model=model)
+    return samples
 
 
 @dataclass(frozen=True)

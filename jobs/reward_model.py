@@ -51,36 +51,42 @@ ENCODED_AHEAD = 2
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
-    source, target = recipe.checkpoint("sft"), recipe.checkpoint("reward_model")
+    source = recipe.checkpoint("sft")
     table = recipe.run.directory / "preferences.parquet"
     Datasets(recipe.datasets, recipe.preferences.split).check("preferences.split")
     if not table.is_file() and (first := next(preferences := given_preferences(recipe, source), None)):
         write_preferences(table, chain([first], preferences))
-    roles_needed = {"encoder": source} if table.is_file() else {"encoder": source, "rollout": source}
     with crew_of(recipe, crew, training="reward_model") as workers:
-        workers.recoveries.enter("reward_model")
-        roles = workers.roles(roles_needed)
-        needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
-        # Comparisons that are there speak for themselves.
-        asked = nothing if table.is_file() else lacks
-        door = Door(roles, recipe, recipe.preferences.split, stage="reward_model", needs=needs, lacks=asked)
-        # Of each batch that lies ready: metrics tell of the step, and not of how far reading is ahead of it.
-        drawn: deque[dict[str, float]] = deque()
-        tracker = Tracker(
-            recipe.run,
-            "reward_model",
-            num_steps=recipe.reward_model.num_steps,
-            extra_sinks=ray_sinks(recipe.run, "reward_model"),
-        )
-        with tracker:
-            for step, metrics in workers.training("reward_model").run(
-                source=source, target=target, data=comparisons(recipe, roles, door, table, drawn)
-            ):
-                if "held_out" in metrics:
-                    metrics = assess(recipe, table, metrics["held_out"], metrics["score"])
-                refused = drawn.popleft() if drawn and step >= 0 else {}
-                supervised.show(tracker, step, {**metrics, **refused})
-    return target
+        workers.insist("reward_model", partial(train, recipe, workers, table))
+    return recipe.checkpoint("reward_model")
+
+
+def train(recipe: Recipe, workers: Crew, table: Path) -> None:
+    """The whole stage, but for comparisons that are there."""
+    source = recipe.checkpoint("sft")
+    roles = workers.roles({"encoder": source} if table.is_file() else {"encoder": source, "rollout": source})
+    needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
+    # Comparisons that are there speak for themselves.
+    asked = nothing if table.is_file() else lacks
+    door = Door(roles, recipe, recipe.preferences.split, stage="reward_model", needs=needs, lacks=asked)
+    # Of each batch that lies ready: metrics tell of the step, and not of how far reading is ahead of it.
+    drawn: deque[dict[str, float]] = deque()
+    tracker = Tracker(
+        recipe.run,
+        "reward_model",
+        num_steps=recipe.reward_model.num_steps,
+        extra_sinks=ray_sinks(recipe.run, "reward_model"),
+    )
+    with tracker:
+        for step, metrics in workers.training("reward_model").run(
+            source=source,
+            target=recipe.checkpoint("reward_model"),
+            data=comparisons(recipe, roles, door, table, drawn),
+        ):
+            if "held_out" in metrics:
+                metrics = assess(recipe, table, metrics["held_out"], metrics["score"])
+            refused = drawn.popleft() if drawn and step >= 0 else {}
+            supervised.show(tracker, step, {**metrics, **refused})
 
 
 def lacks(info: PromptInfo) -> str | None:

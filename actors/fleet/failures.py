@@ -25,6 +25,10 @@ class InputsLost(Lost):
     """Prompts or features are no longer in the object store; who computed them has died. The workers are well."""
 
 
+class TrainingLost(Lost):
+    """A rank of a training on Ray Train died, raised or hung: the stage begins again."""
+
+
 class TooManyRecoveries(RuntimeError):
     """What was brought back keeps failing."""
 

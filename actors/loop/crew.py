@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import ray
 
 from actors.fleet.answer import Answer, gather
-from actors.fleet.failures import WorldLost
+from actors.fleet.failures import InputsLost, TrainingLost, WorldLost
 from actors.fleet.placement import Ranks, Seating, resolve_device, seat
 from actors.fleet.pool import KillsWorkers, Pool
 from actors.fleet.recoveries import Recoveries, Recovery
@@ -24,7 +24,7 @@ from actors.roles.reference import ReferenceWorker
 from actors.roles.reward import RewardWorker
 from actors.roles.rollout import RolloutWorker
 from actors.roles.scoring import ShardedWorker
-from actors.training.supervised import Training
+from actors.training.training import Training
 from pipeline.config import FROZEN, Device, Parts, Recipe, RewardName, Workers
 from pipeline.data.datasets import RowKey, RowRef
 from pipeline.data.schema import Reason
@@ -43,7 +43,7 @@ WORKERS: Mapping[str, type[Worker]] = {
 }
 TRAININGS = ("sft", "reward_model")
 
-
+T = TypeVar("T")
 Fleet = Pool[Any] | World[Any]
 
 
@@ -175,6 +175,26 @@ class Crew:
         if stage not in self._trainings or self._trainings[stage].has_ended:
             self._trainings[stage] = Training(self._recipe, stage)
         return self._trainings[stage]
+
+    def insist(self, stage: str, attempt: Callable[[], T]) -> T:
+        """What a stage comes to that keeps nothing between its tries: begun again when something it works with is lost.
+
+        Raises:
+            TooManyRecoveries: that happens too often.
+        """
+        begun: list[Recovery] = []
+        self.recoveries.enter(stage)
+        while True:
+            try:
+                found = attempt()
+                break
+            except (InputsLost, TrainingLost, WorldLost) as lost:
+                begun.append(self.recoveries.begin(lost.role, lost.detail))
+                if isinstance(lost, WorldLost):
+                    cast(World[Any], self._fleets[lost.role]).restart()
+        for recovery in begun:
+            recovery.done()
+        return found
 
     def fits_whole(self) -> bool:
         """Whether the workers of all stages fit beside each other: on CPUs, where there are enough. GPUs take turns."""

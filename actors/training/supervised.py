@@ -6,15 +6,11 @@ SFT trains the towers too, from processed media; the reward model trains on towe
 from __future__ import annotations
 
 import importlib
-import math
 import os
-import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from queue import Empty
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,17 +18,14 @@ import ray
 import ray.train
 import torch
 from numpy.typing import NDArray
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.queue import Queue
 from torch import Tensor
 
 from actors.engine.engine import Engine, Place, join
-from actors.fleet.placement import rank_resources, resolve_device
 from actors.roles.encoder import PromptRef, fetch_encoded
 from actors.roles.scoring import blank_media, own_towers
 from pipeline.algorithms.likelihood import negative_log_likelihood
 from pipeline.algorithms.preference import bradley_terry_loss, standardisation
-from pipeline.config import ConfigError, Device, Recipe, RewardModel, Supervised
+from pipeline.config import Recipe, RewardModel, Supervised
 from pipeline.evaluation.calibration import ScoredPair
 from pipeline.models.batch import collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_policy, load_reward_model, save_checkpoint
@@ -65,8 +58,8 @@ class Comparison:
     is_tie: bool = False
 
 
-STEPS_AHEAD = 3
-"""Batches that lie ready for the workers."""
+HERE = -2
+"""Step of the report in which a worker says that it is there; -1 is that of the table of parameters."""
 ANSWERS_KEPT = 2**14
 """Answers whose tokens are remembered for the next epoch."""
 T = TypeVar("T", Demonstration, Comparison)
@@ -74,118 +67,6 @@ Losses = Callable[[Sequence[T], float], dict[str, Tensor]]
 PairScores = Callable[[Sequence[Comparison]], tuple[Tensor, Tensor]]
 Live = frozenset[MediaKind]
 """Kinds of media whose tower the model runs itself."""
-
-
-class Training:
-    """Ray Train's workers of one stage. They start at once and wait for their checkpoint and their data.
-
-    Raises:
-        ConfigError: the batch cannot be split evenly.
-    """
-
-    def __init__(self, recipe: Recipe, stage: str):
-        settings: Supervised | RewardModel = getattr(recipe, stage)
-        if settings.batch_size % settings.num_workers:
-            raise ConfigError(f"batch_size={settings.batch_size} is no multiple of num_workers={settings.num_workers}")
-        device = resolve_device(recipe.cluster)
-        self._num_workers = settings.num_workers
-        self._queue, self._inbox = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
-        trainer = TorchTrainer(
-            {"sft": train_sft, "reward_model": train_reward_model}[stage],
-            train_loop_config={
-                "recipe": recipe,
-                "stage": stage,
-                "settings": settings,
-                "device": device,
-                "queue": self._queue,
-                "inbox": self._inbox,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=settings.num_workers,
-                use_gpu=device is Device.CUDA,
-                resources_per_worker=rank_resources(settings, recipe.cluster.placement, device),
-            ),
-            torch_config=TorchConfig(backend="nccl" if device is Device.CUDA else "gloo"),
-            # A name of its own: Train would take up an earlier run of the same name where that ended.
-            run_config=ray.train.RunConfig(
-                name=uuid.uuid4().hex,
-                storage_path=str((recipe.run.directory / "ray_train").absolute()),
-                # Train asks for its seats again each minute, by itself for ever.
-                failure_config=ray.train.FailureConfig(
-                    controller_failure_limit=math.ceil(recipe.cluster.resource_timeout_s / 60)
-                ),
-            ),
-        )
-        self._is_waiting = True
-        self._is_cancelled = False
-        self.has_ended = False
-        self._failures: list[BaseException] = []
-        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
-        self._thread.start()
-
-    def run(
-        self, *, source: Path, target: Path, data: Iterator[dict[str, Any]]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Trains from checkpoint `source` to `target`, and yields (step, metrics) meanwhile.
-
-        `data` gives what the workers read, a message a step, a few steps ahead: `items`, the batch; the reward model's
-        first one also the pairs `held_out`. The first ones are asked for while the workers start and load.
-        """
-        self._send({"source": source.absolute(), "target": target.absolute()})
-        for _ in range(STEPS_AHEAD):
-            self._send_next(data)
-        while self._thread.is_alive() or not self._queue.empty():
-            try:
-                item: tuple[int, dict[str, Any]] | None = self._queue.get(timeout=0.5)
-            except Empty:
-                continue
-            if item is None:
-                # The checkpoint lies there: Train takes seconds more to clear away, which nobody needs to wait for.
-                break
-            if item[0] >= 0:
-                self._send_next(data)
-            yield item
-        self.has_ended = True
-        if self._failures:
-            raise self._failures[0]
-
-    def cancel(self) -> None:
-        """Lets workers that wait for something end without it. Those at work end with the driver."""
-        if self._is_waiting:
-            self._is_waiting, self.has_ended, self._is_cancelled = False, True, True
-            self._send(None)
-
-    def close(self) -> None:
-        """Cancels a training that nobody asked for; one that has ended clears away first, and its errors are raised.
-
-        One that was cancelled because of an error has none of its own to tell: its data ended under its hands.
-        """
-        if self.has_ended:
-            self._thread.join()
-            if self._failures and not self._is_cancelled:
-                raise self._failures[0]
-        self.cancel()
-
-    def _fit(self, trainer: TorchTrainer) -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            self._failures.append(error)
-
-    def _send_next(self, data: Iterator[dict[str, Any]]) -> None:
-        try:
-            message = next(data, None)
-        except BaseException:
-            self.cancel()
-            raise
-        if message is None:
-            self._is_waiting = False
-        else:
-            self._send(message)
-
-    def _send(self, message: dict[str, Any] | None) -> None:
-        # As a reference in a list: the queue's process need not understand what it passes on.
-        self._inbox.put_nowait_batch([[ray.put(message)]] * self._num_workers)
 
 
 def train_sft(config: dict[str, Any]) -> None:
@@ -320,6 +201,8 @@ def _begin(config: dict[str, Any]) -> bool:
     torch.set_num_threads(config["settings"].threads_per_worker)
     join(world)
     config["world"] = world
+    here = (HERE, {"worker": ray.get_runtime_context().current_actor})
+    config["queue"].actor.put_nowait.remote(here)
     # Imported while there is nothing else to do.
     importlib.import_module("transformers.modeling_utils")
     begun = _receive(config)

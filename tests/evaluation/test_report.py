@@ -21,9 +21,11 @@ import soundfile
 
 from pipeline.evaluation.intervals import Estimate
 from pipeline.evaluation.report import (
+    DASH,
     BrowserRow,
     browser_rows,
     duration,
+    loop_time,
     number,
     overlap,
     plainly,
@@ -235,6 +237,46 @@ def test_headline_and_tables_hold_the_numbers_of_the_evaluation(page: str, evalu
         assert heading in page
     assert 'aria-label="On validation while training (mean over prompts) over the steps of rlhf"' in page
     assert 'aria-label="Reward parts (reward) over the steps of rlhf"' in page
+
+
+def timed(step_s: float, generate_s: float, update_s: float, policy: float, driver: float) -> dict[str, float]:
+    phases = {"phase/generate_s": generate_s, "phase/update_s": update_s}
+    return {"time/step_s": step_s, **phases, "busy/policy": policy, "busy/driver": driver}
+
+
+TIMED = [timed(10.0, 2.0, 6.0, 0.5, 0.1), timed(30.0, 20.0, 8.0, 0.3, 0.0)]
+LOSS = {"stage": "rlhf", "role": "critic", "cause": "rank 1 died: <gone>", "seconds": 12.5, "steps": 2}
+UNSAVED = {"stage": "rlhf", "role": "checkpoint", "cause": "no room", "seconds": None, "steps": 0}
+
+
+def test_the_time_of_a_step_is_told_by_phase_and_by_role_and_the_longest_phase_named(
+    tmp_path: Path, demo: Demo, evaluation: Evaluation
+) -> None:
+    loop = loop_time(TIMED)
+    assert loop is not None
+    # 22 and 14 of 40 seconds; 5 + 9 of them, and 1.
+    assert (loop.phases, loop.binds) == ({"generate": 0.55, "update": 0.35}, "generate")
+    assert loop.busy == {"policy": 0.35, "driver": 0.025}
+    page = report(
+        tmp_path, demo, evaluation, curves={"rlhf": [{"step": step, **row} for step, row in enumerate(TIMED)]}
+    )
+    assert "The longest phase is <b>generate</b>" in page
+    assert re.search(r'<th scope="row">generate</th><td>55.0 %</td>', page)
+    assert re.search(r'<th scope="row">driver</th><td>2.5 %</td>', page)
+
+
+def test_a_run_that_does_not_tell_its_phases_has_no_table_of_them(page: str, demo: Demo) -> None:
+    assert loop_time(demo.curves["rlhf"]) is None
+    assert "In a step of the loop" not in page
+
+
+def test_what_was_lost_and_brought_back_is_listed_with_its_cause(
+    page: str, tmp_path: Path, demo: Demo, evaluation: Evaluation
+) -> None:
+    assert "Lost, and brought back" not in page
+    rows = report(tmp_path, demo, evaluation, losses=[LOSS, UNSAVED]).partition("Lost, and brought back")[2]
+    assert "<td>critic</td><td>rank 1 died: &lt;gone&gt;</td><td>12.5 s</td><td>2</td>" in rows
+    assert f"<td>checkpoint</td><td>no room</td><td>{DASH}</td><td>0</td>" in rows
 
 
 def cells(page: str, section: str, row: str) -> list[str]:

@@ -22,6 +22,9 @@ from jobs.local import _free_port as free_port  # pyright: ignore[reportPrivateU
 from tests.jobs.small import MakeRecipe, curve
 
 SPOT = {"resources": {"CPU": 1, "spot": 1}, "node_config": {}, "min_workers": 0, "max_workers": 3}
+STEPS = ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray", "initialization")
+LISTS = ("cluster_synced_files", "rsync_exclude", "rsync_filter", *(f"{step}_commands" for step in STEPS))
+"""What a cluster's description has beside that; here it is empty."""
 
 
 @pytest.fixture
@@ -33,8 +36,16 @@ def autoscaling(tmp_path: Path) -> Iterator[None]:
         "cluster_name": "fake",
         "max_workers": 3,
         "idle_timeout_minutes": 0.05,
-        "provider": {"type": "fake_multinode", "gcs_address": f"{address}:{port}"},
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"{address}:{port}",
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
         "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        **{name: {} for name in ("auth", "docker", "file_mounts")},
+        **{name: [] for name in LISTS},
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 8}, "node_config": {}, "max_workers": 0},
             "spot": SPOT,
@@ -58,7 +69,8 @@ def autoscaling(tmp_path: Path) -> Iterator[None]:
     with (tmp_path / "head.log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_until(lambda: joined(f"{address}:{port}"))
+        wait_until(lambda: head.poll() is not None or joined(f"{address}:{port}"))
+        assert head.poll() is None, (tmp_path / "head.log").read_text()
         yield
     finally:
         ray.shutdown()

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray
 
+from actors.fleet.recoveries import read_losses
+from actors.training import supervised
 from benchmarks.kills import Kill, Outcome, fingerprint, only_the_failed, recipe_of, run, settings_of
+from jobs import evaluate, sft
+from pipeline.config import Recipe
+from pipeline.tracking import Tracker
+from tests.jobs.small import MakeRecipe, curve
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -51,7 +60,7 @@ def test_a_run_that_loses_a_worker_of_every_role_ends_with_the_numbers_of_one_th
     tmp_path: Path, shared: Path, peaceful: Outcome
 ) -> None:
     # The second step's: by then a checkpoint stands.
-    kills = [Kill(call, place % 2, peaceful.calls[call] // 2 + 1, 0.01, hangs=False) for place, call in enumerate(AT)]
+    kills = [Kill(call, place % 2, peaceful.calls[call] // 2 + 1, 0.01) for place, call in enumerate(AT)]
     found = run(recipe_of(tmp_path, shared, num_steps=NUM_STEPS, overrides=[NO_PARITY]), kills)
     assert found.error is None
     assert {kill.call for kill in found.killed} == set(AT)
@@ -84,10 +93,14 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_same_command_go
     assert (third.returncode, "nothing is left to do" in third.stdout) == (0, True)
 
 
-def workers() -> set[int]:
-    """Processes of roles that run now."""
-    titles = {each.pid: " ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])}
-    return {pid for pid, title in titles.items() if title.startswith("ray::") and "Worker" in title}
+ROLES = ("Encoder", "Rollout", "Policy", "Critic", "Reference", "Reward")
+
+
+def workers(*titles: str) -> set[int]:
+    """Processes that run now, by how Ray calls them: those of roles, where none are named."""
+    starts = titles or tuple(f"ray::{role}Worker" for role in ROLES)
+    found = {each.pid: " ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])}
+    return {pid for pid, title in found.items() if title.startswith(starts)}
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 600.0) -> None:
@@ -95,3 +108,55 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 600.0) -> None:
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_of_a_training_that_dies_or_hangs_costs_the_stage_its_steps_and_changes_no_bit(
+    number: signal.Signals, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["sft.num_workers=2", "sft.num_steps=4", "sft.batch_size=4"]
+    settings += ["cluster.deadlines={first_s: 90, least_s: 10, factor: 4}"]
+    expected = trained(make_recipe(*settings))
+
+    show, victims = supervised.show, list[int]()
+
+    def showing(tracker: Tracker, step: int, metrics: dict[str, Any]) -> None:
+        show(tracker, step, metrics)
+        if step == 1 and not victims:
+            victims.append(max(workers("ray::RayTrainWorker")))
+            os.kill(victims[0], number)
+
+    monkeypatch.setattr(supervised, "show", showing)
+    recipe = make_recipe(*settings)
+    assert trained(recipe) == expected
+    assert [(loss["role"], loss["stage"]) for loss in read_losses(recipe.run.directory)] == [("sft", "sft")]
+    assert read_losses(recipe.run.directory)[0]["seconds"] > 0
+    assert victims and not psutil.pid_exists(victims[0])
+
+
+def trained(recipe: Recipe) -> tuple[list[dict[str, Any]], bytes]:
+    """The curve of SFT, and the weights."""
+    sft.run(recipe)
+    return curve(recipe, "sft"), (recipe.checkpoint("sft") / "model.safetensors").read_bytes()
+
+
+def test_an_evaluation_that_loses_a_world_and_an_encoder_finds_what_it_would_have_found(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe("rlhf.reward.num_workers=2", "evaluate.browser_rows=2")
+    shutil.copytree(recipe.checkpoint("sft"), recipe.checkpoint("rlhf"))
+    evaluate.run(recipe)
+    expected = evaluate.samples_file(recipe).read_bytes()
+    scores, victims = evaluate.scores, list[int]()
+
+    def scoring(*arguments: Any, **options: Any) -> Any:
+        if not victims:
+            victims.extend([max(workers("ray::RewardWorker")), max(workers("ray::EncoderWorker"))])
+            for victim in victims:
+                os.kill(victim, signal.SIGKILL)
+        return scores(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "scores", scoring)
+    evaluate.run(recipe)
+    assert evaluate.samples_file(recipe).read_bytes() == expected
+    assert {loss["role"] for loss in read_losses(recipe.run.directory)} >= {"reward", "encoder"}

@@ -1,0 +1,177 @@
+"""A supervised stage as its driver sees it: Ray Train's workers, what they are sent, and what they report."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.util.queue import Queue
+
+from actors.fleet.failures import MISTAKES, TrainingLost
+from actors.fleet.placement import rank_resources, resolve_device
+from actors.training.supervised import HERE, train_reward_model, train_sft
+from pipeline.config import ConfigError, Device, Recipe, RewardModel, Supervised
+
+STEPS_AHEAD = 3
+"""Batches that lie ready for the workers."""
+
+
+class Training:
+    """Ray Train's workers of one stage. They start at once and wait for their checkpoint and their data.
+
+    Raises:
+        ConfigError: the batch cannot be split evenly.
+    """
+
+    def __init__(self, recipe: Recipe, stage: str):
+        settings: Supervised | RewardModel = getattr(recipe, stage)
+        if settings.batch_size % settings.num_workers:
+            raise ConfigError(f"batch_size={settings.batch_size} is no multiple of num_workers={settings.num_workers}")
+        device = resolve_device(recipe.cluster)
+        self._stage = stage
+        self._num_workers = settings.num_workers
+        self._deadlines = recipe.cluster.deadlines
+        self._longest_s = 0.0
+        """Seconds of the longest step so far."""
+        self._workers: list[Any] = []
+        """Train's actors, of which each says that it is there."""
+        self._queue, self._inbox = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+        trainer = TorchTrainer(
+            {"sft": train_sft, "reward_model": train_reward_model}[stage],
+            train_loop_config={
+                "recipe": recipe,
+                "stage": stage,
+                "settings": settings,
+                "device": device,
+                "queue": self._queue,
+                "inbox": self._inbox,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=settings.num_workers,
+                use_gpu=device is Device.CUDA,
+                resources_per_worker=rank_resources(settings, recipe.cluster.placement, device),
+            ),
+            torch_config=TorchConfig(backend="nccl" if device is Device.CUDA else "gloo"),
+            # A name of its own: Train would take up an earlier run of the same name where that ended.
+            run_config=ray.train.RunConfig(
+                name=uuid.uuid4().hex,
+                storage_path=str((recipe.run.directory / "ray_train").absolute()),
+                # Train asks for its seats again each minute, by itself for ever.
+                failure_config=ray.train.FailureConfig(
+                    controller_failure_limit=math.ceil(recipe.cluster.resource_timeout_s / 60)
+                ),
+            ),
+        )
+        self._is_waiting = True
+        self._is_cancelled = False
+        self.has_ended = False
+        self._failures: list[BaseException] = []
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self._thread.start()
+
+    def run(
+        self, *, source: Path, target: Path, data: Iterator[dict[str, Any]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Trains from checkpoint `source` to `target`, and yields (step, metrics) meanwhile.
+
+        `data` gives what the workers read, a message a step, a few steps ahead: `items`, the batch; the reward model's
+        first one also the pairs `held_out`. The first ones are asked for while the workers start and load.
+
+        Raises:
+            TrainingLost: a rank died or raised what may not come again, or nothing has come for too long.
+        """
+        self._send({"source": source.absolute(), "target": target.absolute()})
+        for _ in range(STEPS_AHEAD):
+            self._send_next(data)
+        heard = time.monotonic()
+        while self._thread.is_alive() or not self._queue.empty():
+            try:
+                item: tuple[int, dict[str, Any]] | None = self._queue.get(timeout=0.5)
+            except Empty:
+                self._kill_who_hangs(time.monotonic() - heard)
+                continue
+            if item is not None and item[0] == HERE:
+                self._workers.append(item[1]["worker"])
+                continue
+            if item is None:
+                # The checkpoint lies there: Train takes seconds more to clear away, which nobody needs to wait for.
+                break
+            if item[0] >= 0:
+                self._longest_s = max(self._longest_s, time.monotonic() - heard)
+                self._send_next(data)
+            yield item
+            heard = time.monotonic()
+        self.has_ended = True
+        if self._failures:
+            raise self._meaning(self._failures[0])
+
+    def _kill_who_hangs(self, silent_s: float) -> None:
+        limits = self._deadlines
+        limit = max(limits.least_s, limits.factor * self._longest_s) if self._longest_s else limits.first_s
+        if silent_s > limit and self._workers:
+            print(f"{self._stage}: no step for {silent_s:.0f} s, its ranks are taken for dead", flush=True)
+            for worker in self._workers:
+                ray.kill(worker)
+            self._workers.clear()  # Train says the rest.
+
+    def _meaning(self, failure: BaseException) -> BaseException:
+        """What a failure of Train is to whoever asked: ranks that die, or meet what others did, may do so no more."""
+        if not isinstance(failure, WorkerGroupError):
+            return failure
+        causes = {
+            rank: error._base_exc if isinstance(error, UserExceptionWithTraceback) else error  # pyright: ignore[reportPrivateUsage]
+            for rank, error in failure.worker_failures.items()
+        }
+        if any(isinstance(cause, MISTAKES) for cause in causes.values()):
+            return failure
+        rank, cause = next(iter(causes.items()))
+        return TrainingLost(self._stage, f"rank {rank}: {type(cause).__name__}: {cause}")
+
+    def cancel(self) -> None:
+        """Lets workers that wait for something end without it. Those at work end with the driver."""
+        if self._is_waiting:
+            self._is_waiting, self.has_ended, self._is_cancelled = False, True, True
+            self._send(None)
+
+    def close(self) -> None:
+        """Cancels a training that nobody asked for; one that has ended clears away first, and its errors are raised.
+
+        One that was cancelled because of an error has none of its own to tell: its data ended under its hands.
+        """
+        if self.has_ended:
+            self._thread.join()
+            if self._failures and not self._is_cancelled:
+                raise self._failures[0]
+        self.cancel()
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            self._failures.append(error)
+
+    def _send_next(self, data: Iterator[dict[str, Any]]) -> None:
+        try:
+            message = next(data, None)
+        except BaseException:
+            self.cancel()
+            raise
+        if message is None:
+            self._is_waiting = False
+        else:
+            self._send(message)
+
+    def _send(self, message: dict[str, Any] | None) -> None:
+        # As a reference in a list: the queue's process need not understand what it passes on.
+        self._inbox.put_nowait_batch([[ray.put(message)]] * self._num_workers)
