@@ -59,12 +59,14 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
         for learner in filter(None, (roles.policy, roles.critic)):
             print(f"{learner.role}:", learner.on_all(ShardedWorker.parameter_table).result()[0], sep="\n", flush=True)
         recovery = Recovery(roles, recipe)
-        state = recovery.resumed(among) if resume else recovery.started()
+        state: LoopState | None = None
         door = Door(roles, recipe, settings.split, stage="rlhf", needs=loop_needs(recipe), lacks=lacks(recipe))
         validator = validation.Validator(roles, recipe)
         is_checked = not settings.parity.num_rows
         while True:
             try:
+                if state is None:
+                    state = recovery.resumed(among) if resume else recovery.started()
                 if not is_checked:
                     recovery.insist(partial(check_parity, roles, recipe, door, state, is_resumed=resume))
                     is_checked = True
@@ -73,7 +75,8 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
                 checkpoints.export(roles, recipe, state.step, target)
                 break
             except (WorldLost, StateLost) as lost:
-                state = recovery.rolled_back(lost)
+                before = recovery.rolled_back(lost)
+                state = None if state is None else before
         validation.record_end(recipe, end, state)
     return target
 

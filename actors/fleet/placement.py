@@ -17,13 +17,19 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.config import Cluster, Device, Placement, Pooled, Workers
 
-TRAINING_SHARE = 0.6
-"""What a rank of Ray Train takes of a GPU that it shares with pools: over half, so that no two ranks fit on one."""
+TRAINING_SHARE = 0.95
+"""What a rank of Ray Train takes of a GPU that it shares with pools. So much that k + 1 of them are more than k GPUs
+(k < 19): Ray counts a node's GPUs together when it packs bundles, and one too many is then tried for ever."""
 
 Resources = dict[str, float]
 UNSAID = ("node:", "memory", "object_store_memory")
@@ -98,7 +104,7 @@ class ExtraSeat:
 
     def is_there(self) -> bool:
         """Whether the cluster has given the resources."""
-        return self._group.wait(0)
+        return placement_group_table(self._group)["state"] == "CREATED"
 
     def release(self) -> None:
         """Gives them back, or takes the request back."""

@@ -247,19 +247,18 @@ class Pool(Generic[W]):
     def _run(self) -> None:
         looked = time.monotonic()
         while True:
-            if time.monotonic() - looked > _LOOK_S:
-                self._kill_who_hangs()
-                self._seat_who_is_wanted()
-                looked = time.monotonic()
             try:
+                if time.monotonic() - looked > _LOOK_S:
+                    self._kill_who_hangs()
+                    self._seat_who_is_wanted()
+                    looked = time.monotonic()
                 message = self._inbox.get(timeout=_LOOK_S)
-            except Empty:
-                continue
-            if message is None:
-                return
-            try:
+                if message is None:
+                    return
                 message()
                 self._give_out()
+            except Empty:
+                continue
             except BaseException as error:  # For those who wait: nobody looks at this thread.
                 self._fail_all(error)
 

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from actors.loop.scaling import Scaler
 from jobs import rlhf
@@ -39,6 +40,8 @@ def autoscaling(tmp_path: Path) -> Iterator[None]:
         "provider": {
             "type": "fake_multinode",
             "gcs_address": f"{address}:{port}",
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "launch_multiple": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
         },
@@ -65,7 +68,14 @@ def autoscaling(tmp_path: Path) -> Iterator[None]:
     ]
     command += [f"--autoscaling-config={file}", "--include-dashboard=false", "--object-store-memory=200000000"]
     command += [f"--ray-client-server-port={free_port()}"]
-    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    environment = {
+        **os.environ,
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }
     with (tmp_path / "head.log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from jobs import quickstart
 from jobs.directory import LOCK_FILE, Done, held
 from jobs.quickstart import STAGES
 from pipeline.config import ConfigError, Recipe, load_recipe
@@ -20,6 +23,7 @@ from pipeline.config import ConfigError, Recipe, load_recipe
 HOLDS = """
 import sys, time
 from pathlib import Path
+from jobs import quickstart
 from jobs.directory import held
 with held(Path(sys.argv[1]), renew_s=float(sys.argv[2]), expires_s=60):
     print("holds", flush=True)
@@ -124,3 +128,39 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
 def test_a_run_that_never_resumes_has_nothing_done(tmp_path: Path) -> None:
     Done(recipe_of(tmp_path), STAGES).add("prepare")
     assert not Done(recipe_of(tmp_path, "run.resume=never"), STAGES).has("prepare")
+
+
+def test_a_quickstart_that_was_cut_off_does_what_is_left_and_one_that_ended_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[object] = []
+    fails = {"reward_model"}
+
+    def stage(name: str) -> Callable[..., None]:
+        def run(_: Recipe, *, crew: object = None, **options: object) -> None:
+            if name in fails:
+                raise KeyboardInterrupt
+            done.append((name, options["resume"]) if options else name)
+
+        return run
+
+    for name in STAGES:
+        monkeypatch.setattr(getattr(quickstart, name), "run", stage(name))
+    monkeypatch.setattr(quickstart, "crew_of", lambda _: nullcontext(SimpleNamespace(fits_whole=lambda: False)))
+    recipe = recipe_of(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.run(recipe)
+    assert done == ["prepare", "sft"]
+    fails.clear()
+    capsys.readouterr()
+    quickstart.run(recipe)
+    # The loop begins anew, because what it starts from was learned anew.
+    assert done[2:] == ["reward_model", ("rlhf", False), "evaluate"]
+    assert "== sft: done before" in capsys.readouterr().out
+    quickstart.run(recipe)
+    assert len(done) == 5
+    changed = recipe_of(tmp_path, "rlhf.num_steps=7")
+    quickstart.run(changed)
+    assert done[5:] == [("rlhf", None), "evaluate"]  # It goes on from its own checkpoints.
+    quickstart.run(recipe_of(tmp_path, "run.resume=never"))
+    assert done[7:] == ["prepare", "sft", "reward_model", ("rlhf", False), "evaluate"]

@@ -54,10 +54,10 @@ def test_apart_no_gpu_has_two_roles_nor_a_role_and_a_rank() -> None:
 def test_a_rank_of_a_training_shares_its_gpu_with_pools_and_with_no_other_rank() -> None:
     roles = {"encoder": Encoder(num_workers=2), "rollout": Rollout()}
     found = planned(roles, training=Supervised(num_workers=3, cpus_per_worker=4))
-    assert [each.roles for each in found.seats] == [{"CPU": 0.4, "GPU": 0.4}, {"CPU": 0.2, "GPU": 0.4}, {}]
-    assert [each.training for each in found.seats] == [{"CPU": 4, "GPU": 0.6}] * 3
+    assert [each.roles for each in found.seats] == [{"CPU": 0.4, "GPU": 0.05}, {"CPU": 0.2, "GPU": 0.05}, {}]
+    assert [each.training for each in found.seats] == [{"CPU": 4, "GPU": 0.95}] * 3
     assert [each.whole["GPU"] for each in found.seats] == [1, 1, 1]
-    assert found.places == {"encoder": [(0, 0.2), (1, 0.4)], "rollout": [(0, 0.2)]}
+    assert found.places == {"encoder": [(0, 0.025), (1, 0.05)], "rollout": [(0, 0.025)]}
 
 
 def test_the_share_of_a_rank_is_kept_on_seats_that_have_none() -> None:
@@ -65,8 +65,8 @@ def test_the_share_of_a_rank_is_kept_on_seats_that_have_none() -> None:
         {"encoder": Encoder(num_workers=2, resources={"here": 0.1})}, training=Supervised(resources={"here": 0.1})
     )
     assert [each.training for each in found.seats] == [
-        {"CPU": 0.2, "GPU": 0.6, "here": 0.1},
-        {"GPU": 0.6, "here": 0.1},
+        {"CPU": 0.2, "GPU": 0.95, "here": 0.1},
+        {"GPU": 0.95, "here": 0.1},
     ]
 
 
@@ -109,7 +109,7 @@ def test_roles_that_ask_for_other_nodes_share_no_seat() -> None:
 
 def test_ray_trains_ranks_ask_for_more_than_half_a_gpu_and_for_the_nodes_of_the_recipe() -> None:
     asked = Supervised(cpus_per_worker=2, resources={"on_demand": 0.001})
-    assert rank_resources(asked, Placement.COLOCATED, Device.CUDA) == {"CPU": 2, "GPU": 0.6, "on_demand": 0.001}
+    assert rank_resources(asked, Placement.COLOCATED, Device.CUDA) == {"CPU": 2, "GPU": 0.95, "on_demand": 0.001}
     assert rank_resources(asked, Placement.APART, Device.CUDA) == {"CPU": 2, "GPU": 1, "on_demand": 0.001}
     assert rank_resources(asked, Placement.COLOCATED, Device.CPU) == {"CPU": 2, "on_demand": 0.001}
 

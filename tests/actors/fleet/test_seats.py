@@ -1,0 +1,97 @@
+"""Every stage of the shipped GPU recipes finds its seats in a real Ray, on one node and on two, of logical GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+from actors.fleet.placement import NotEnoughResources, Ranks, rank_resources, seat
+from jobs.command import connect
+from jobs.evaluate import ROLES
+from pipeline.config import Device, Recipe, Workers, load_recipe
+
+RECIPES = Path(__file__).parents[3] / "jobs" / "recipes"
+ONE, CLUSTER = (RECIPES / f"qwen2_5_omni_3b_{name}.yaml" for name in ("gpu", "cluster"))
+STAGES: dict[str, tuple[str, ...]] = {
+    "sft": ("encoder",),
+    "reward_model": ("encoder", "rollout"),
+    "rlhf": ("encoder", "rollout", "policy", "reference", "reward", "critic"),
+    "evaluate": tuple(ROLES),
+}
+
+
+class Node(NamedTuple):
+    num_gpus: int
+    kind: str = "on_demand"
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[Sequence[Node]]:
+    """A cluster of such nodes, beside a head that has nothing."""
+    ray.shutdown()
+    nodes: Sequence[Node] = request.param
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False})
+    try:
+        for node in nodes:
+            made.add_node(num_cpus=12 * node.num_gpus, num_gpus=node.num_gpus, resources={node.kind: 1})
+        made.wait_for_nodes()
+        connect(address=made.address)
+        yield nodes
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def recipe_of(file: Path, num_gpus: int) -> Recipe:
+    """The recipe with a worker a GPU."""
+    names = ["sft", "reward_model", *(f"rlhf.{role}" for role in STAGES["rlhf"])]
+    numbers = [f"{name}.num_workers={num_gpus}" for name in names]
+    bounds = [f"rlhf.rollout.{bound}={num_gpus}" for bound in ("min_workers", "max_workers")]
+    return load_recipe(file, [*numbers, *bounds, f"cluster.max_gpus={2 * num_gpus}", "cluster.resource_timeout_s=30"])
+
+
+@pytest.mark.parametrize(
+    ("cluster", "file"),
+    [
+        ([Node(1)], ONE),
+        ([Node(4)], ONE),
+        ([Node(8)], ONE),
+        ([Node(4), Node(4)], ONE),
+        ([Node(8), Node(4, "spot"), Node(4, "spot")], CLUSTER),
+    ],
+    indirect=["cluster"],
+    ids=["one", "four", "eight", "two nodes", "two kinds"],
+)
+def test_every_stage_finds_its_seats_and_its_training_a_gpu_for_each_rank(cluster: Sequence[Node], file: Path) -> None:
+    num_trainers = sum(node.num_gpus for node in cluster if node.kind == "on_demand")
+    recipe = recipe_of(file, num_trainers)
+    for stage, roles in STAGES.items():
+        settings: dict[str, Workers] = {role: getattr(recipe.rlhf, role) for role in roles}
+        training = Ranks(stage, getattr(recipe, stage)) if stage in ("sft", "reward_model") else None
+        seating = seat(settings, recipe.cluster, training=training)
+        assert seating.device is Device.CUDA
+        assert {role: len(options) for role, options in seating.options.items()} == dict.fromkeys(roles, num_trainers)
+        bundles = placement_group_table(seating.group)["bundles"].values()
+        assert sum(bundle.get("GPU", 0) for bundle in bundles) <= sum(node.num_gpus for node in cluster)
+        if training is not None:
+            # As Ray Train asks for them, once the roles sit.
+            rank = rank_resources(training.workers, recipe.cluster.placement, Device.CUDA)
+            assert rank["GPU"] > 0.5
+            ranks = placement_group([rank] * training.workers.num_workers, strategy="PACK")
+            assert ranks.wait(30), f"{stage}: no room for its ranks"
+            remove_placement_group(ranks)
+        seating.release()
+
+
+@pytest.mark.parametrize("cluster", [[Node(4)]], indirect=True)
+def test_a_stage_that_cannot_fit_says_so_at_once(cluster: Sequence[Node]) -> None:
+    recipe = recipe_of(ONE, 8).model_copy(update={"cluster": recipe_of(ONE, 2).cluster})
+    settings: dict[str, Workers] = {"encoder": recipe.rlhf.encoder}
+    with pytest.raises(NotEnoughResources, match=r"need 8 GPUs, and cluster.max_gpus=4: .*sft.num_workers=8"):
+        seat(settings, recipe.cluster, training=Ranks("sft", recipe.sft))
