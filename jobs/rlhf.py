@@ -55,6 +55,7 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
     if settings.evaluate_every:
         Datasets(recipe.datasets, settings.validation.split).check("rlhf.validation.split")
     with crew_of(recipe, crew) as workers:
+        workers.recoveries.enter("rlhf", goes_on=resume)
         roles = workers.roles(loop_paths(recipe))
         for learner in filter(None, (roles.policy, roles.critic)):
             print(f"{learner.role}:", learner.on_all(ShardedWorker.parameter_table).result()[0], sep="\n", flush=True)

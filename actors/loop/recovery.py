@@ -29,7 +29,6 @@ from pipeline.config import Recipe
 
 T = TypeVar("T")
 LEARNERS = ("policy", "critic")
-STAGE = "rlhf"
 CURE = "make room there, or name another place with rlhf.checkpoints.path"
 MAX_SAME = 4
 """Times that a step may be lost in the same way, before that is taken for what always happens."""
@@ -55,7 +54,6 @@ class Recovery:
         Raises:
             CannotSave: there is no room for the first checkpoint.
         """
-        self._roles.recoveries.enter(STAGE)
         self._claim([])
         try:
             checkpoints.check_space(checkpoints.root_of(self._recipe), checkpoints.num_bytes(self._roles))
@@ -65,7 +63,6 @@ class Recovery:
 
     def resumed(self, among: Sequence[Folder] | None = None) -> LoopState:
         """Goes on from the newest checkpoint that an earlier process left; see `checkpoints.resume`."""
-        self._roles.recoveries.enter(STAGE, goes_on=True)
         folder, state = checkpoints.resume(self._roles, self._recipe, among=among)
         self._claim([folder])
         self.step = state.step
