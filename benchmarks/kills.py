@@ -188,8 +188,8 @@ def watched(killer: Killer) -> Generator[None, None, None]:
             killer.asked((world.role, method), place, actor)
         return answer
 
-    def watched_started(pool: Pool[Any], seat: int) -> Any:
-        member = started(pool, seat)
+    def watched_started(pool: Pool[Any], *seat: Any) -> Any:
+        member = started(pool, *seat)
         killer.met(member.actor)
         return member
 

@@ -111,9 +111,8 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 600.0) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_of_a_training_that_dies_or_hangs_costs_the_stage_its_steps_and_changes_no_bit(
-    number: signal.Signals, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_rank_of_a_training_that_hangs_is_killed_and_costs_the_stage_its_steps_and_no_bit(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ["sft.num_workers=2", "sft.num_steps=4", "sft.batch_size=4"]
     settings += ["cluster.deadlines={first_s: 90, least_s: 10, factor: 4}"]
@@ -125,7 +124,7 @@ def test_a_rank_of_a_training_that_dies_or_hangs_costs_the_stage_its_steps_and_c
         show(tracker, step, metrics)
         if step == 1 and not victims:
             victims.append(max(workers("ray::RayTrainWorker")))
-            os.kill(victims[0], number)
+            os.kill(victims[0], signal.SIGSTOP)
 
     monkeypatch.setattr(supervised, "show", showing)
     recipe = make_recipe(*settings)
@@ -146,6 +145,9 @@ def test_an_evaluation_that_loses_a_world_and_an_encoder_finds_what_it_would_hav
 ) -> None:
     recipe = make_recipe("rlhf.reward.num_workers=2", "evaluate.browser_rows=2")
     shutil.copytree(recipe.checkpoint("sft"), recipe.checkpoint("rlhf"))
+    monkeypatch.setattr(
+        evaluate, "publish", lambda *_: None
+    )  # The report needs preferences, and tells nothing of this.
     evaluate.run(recipe)
     expected = evaluate.samples_file(recipe).read_bytes()
     scores, victims = evaluate.scores, list[int]()

@@ -88,10 +88,9 @@ def test_every_stage_finds_its_seats_and_its_training_a_gpu_for_each_rank(cluste
             remove_placement_group(ranks)
         seating.release()
 
-
-@pytest.mark.parametrize("cluster", [[Node(4)]], indirect=True)
-def test_a_stage_that_cannot_fit_says_so_at_once(cluster: Sequence[Node]) -> None:
-    recipe = recipe_of(ONE, 8).model_copy(update={"cluster": recipe_of(ONE, 2).cluster})
-    settings: dict[str, Workers] = {"encoder": recipe.rlhf.encoder}
-    with pytest.raises(NotEnoughResources, match=r"need 8 GPUs, and cluster.max_gpus=4: .*sft.num_workers=8"):
-        seat(settings, recipe.cluster, training=Ranks("sft", recipe.sft))
+    # With twice as many workers the cluster is too small, and that is told at once.
+    larger = recipe_of(file, 2 * num_trainers)
+    needed, most = 2 * num_trainers, recipe.cluster.max_gpus
+    training = Ranks("sft", larger.sft.model_copy(update={"num_workers": 2 * needed}))
+    with pytest.raises(NotEnoughResources, match=rf"need {2 * needed} GPUs, .*max_gpus={most}.*sft.num_workers"):
+        seat({"encoder": larger.rlhf.encoder}, recipe.cluster, training=training)
