@@ -17,8 +17,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from actors.fleet.failures import WorldLost
-from actors.fleet.pool import StateLost
+from actors.fleet.failures import StateLost, WorldLost
 from actors.loop import checkpoints, parity, validation
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Crew, Roles, crew_of, loop_needs, loop_paths

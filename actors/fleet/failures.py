@@ -25,12 +25,20 @@ class InputsLost(Lost):
     """Prompts or features are no longer in the object store; who computed them has died. The workers are well."""
 
 
+class StateLost(Lost):
+    """What was published to a pool is no longer in the object store."""
+
+
 class TrainingLost(Lost):
     """A rank of a training on Ray Train died, raised or hung: the stage begins again."""
 
 
 class TooManyRecoveries(RuntimeError):
     """What was brought back keeps failing."""
+
+
+class KillsWorkers(RuntimeError):
+    """The same task was the last of several workers of a pool."""
 
 
 class CannotSave(RuntimeError):

@@ -29,7 +29,16 @@ import ray
 from actors.engine.engine import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
-from actors.fleet.failures import FEATURES, InputsLost, Lost, cause_of, inputs_are_lost, is_death
+from actors.fleet.failures import (
+    FEATURES,
+    InputsLost,
+    KillsWorkers,
+    Lost,
+    StateLost,
+    cause_of,
+    inputs_are_lost,
+    is_death,
+)
 from actors.fleet.member import Member, State, Task
 from actors.fleet.placement import ExtraSeat, Seating
 from actors.fleet.recoveries import Recoveries, Recovery
@@ -50,14 +59,6 @@ LINGERS = 4
 goes with it, and steps that have begun still read that."""
 _LOOK_S = 1.0
 _LIVES = count()
-
-
-class StateLost(Lost):
-    """What was published is no longer in the object store."""
-
-
-class KillsWorkers(RuntimeError):
-    """The same task was the last of `MAX_DEATHS` workers."""
 
 
 class Pool(Generic[W]):

@@ -11,9 +11,9 @@ from typing import Any, TypeVar, cast
 import ray
 
 from actors.fleet.answer import Answer, gather
-from actors.fleet.failures import InputsLost, TrainingLost, WorldLost
+from actors.fleet.failures import InputsLost, KillsWorkers, TrainingLost, WorldLost
 from actors.fleet.placement import Ranks, Seating, resolve_device, seat
-from actors.fleet.pool import KillsWorkers, Pool
+from actors.fleet.pool import Pool
 from actors.fleet.recoveries import Recoveries, Recovery
 from actors.fleet.worker import Worker
 from actors.fleet.world import World

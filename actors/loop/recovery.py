@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 
 from actors.engine.files import Folder, Unwritable
 from actors.fleet.answer import gather
-from actors.fleet.failures import MISTAKES, CannotSave, InputsLost, Lost, TooManyRecoveries, WorldLost
-from actors.fleet.pool import StateLost
+from actors.fleet.failures import MISTAKES, CannotSave, InputsLost, Lost, StateLost, TooManyRecoveries, WorldLost
 from actors.fleet.recoveries import Recovery as Recovered
 from actors.fleet.world import World
 from actors.loop import checkpoints
@@ -54,8 +53,8 @@ class Recovery:
         Raises:
             CannotSave: there is no room for the first checkpoint.
         """
-        self._claim([])
         try:
+            self._claim([])
             checkpoints.check_space(checkpoints.root_of(self._recipe), checkpoints.num_bytes(self._roles))
         except Unwritable as error:
             raise CannotSave(f"{error}: {CURE}") from None

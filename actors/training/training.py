@@ -118,7 +118,8 @@ class Training:
 
     def _kill_who_hangs(self, silent_s: float) -> None:
         limits = self._deadlines
-        limit = max(limits.least_s, limits.factor * self._longest_s) if self._longest_s else limits.first_s
+        is_stepping = self._longest_s > 0 and self._is_waiting  # Before that it loads, and after that it exports.
+        limit = max(limits.least_s, limits.factor * self._longest_s) if is_stepping else limits.first_s
         if silent_s > limit and self._workers:
             print(f"{self._stage}: no step for {silent_s:.0f} s, its ranks are taken for dead", flush=True)
             for worker in self._workers:

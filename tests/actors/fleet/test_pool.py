@@ -14,8 +14,8 @@ import pytest
 import ray
 
 from actors.engine.engine import Place
-from actors.fleet.failures import TooManyRecoveries
-from actors.fleet.pool import LINGERS, KillsWorkers, Pool
+from actors.fleet.failures import KillsWorkers, TooManyRecoveries
+from actors.fleet.pool import LINGERS, Pool
 from actors.fleet.recoveries import Recoveries
 from actors.fleet.worker import Worker
 from pipeline.config import Deadlines, Device, Pooled, Recipe, Workers, load_recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from actors.fleet.answer import Answer
-from actors.fleet.pool import KillsWorkers
+from actors.fleet.failures import KillsWorkers
 from actors.loop.crew import Encoding, _Share  # pyright: ignore[reportPrivateUsage]
 from actors.roles.encoder import PromptRef
 from pipeline.data.datasets import RowKey, RowRef
