@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 from actors.loop.scaling import Scaler
 from jobs import rlhf
@@ -39,7 +39,9 @@ def autoscaling(tmp_path: Path) -> Iterator[None]:
         "max_workers": 3,
         "idle_timeout_minutes": 0.05,
         "provider": {
-            "type": "fake_multinode",
+            # Its own name stands for a file of defaults that Ray does not ship.
+            "type": "external",
+            "module": f"{FakeMultiNodeProvider.__module__}.FakeMultiNodeProvider",
             "gcs_address": f"{address}:{port}",
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
