@@ -119,6 +119,8 @@ def test_rollouts_grow_to_three_nodes_and_back_while_the_loop_runs_and_no_sample
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ["rlhf.num_steps=9", "rlhf.rollout.batch_size=2", "rlhf.rollout.resources={spot: 1}"]
+    # The roles that it takes, and no others.
+    settings += ["rlhf.algorithm.advantage=grpo", "rlhf.algorithm.kl.weight=0", "rlhf.rewards={exact_match: 1}"]
     settings += ["cluster.resource_timeout_s=180", "rlhf.parity.num_rows=0", "rlhf.checkpoints.save_every=9"]
     fixed = make_recipe(*settings)
     assert num_spot() == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import ray
 from actors.fleet.recoveries import read_losses
 from actors.training import supervised
 from benchmarks.kills import Kill, Outcome, fingerprint, only_the_failed, recipe_of, run, settings_of
-from jobs import evaluate, sft
+from jobs import sft
 from pipeline.config import Recipe
 from pipeline.tracking import Tracker
 from tests.jobs.small import MakeRecipe, curve
@@ -138,28 +137,3 @@ def trained(recipe: Recipe) -> tuple[list[dict[str, Any]], bytes]:
     """The curve of SFT, and the weights."""
     sft.run(recipe)
     return curve(recipe, "sft"), (recipe.checkpoint("sft") / "model.safetensors").read_bytes()
-
-
-def test_an_evaluation_that_loses_a_world_and_an_encoder_finds_what_it_would_have_found(
-    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = make_recipe("rlhf.reward.num_workers=2", "evaluate.browser_rows=2")
-    shutil.copytree(recipe.checkpoint("sft"), recipe.checkpoint("rlhf"))
-    monkeypatch.setattr(
-        evaluate, "publish", lambda *_: None
-    )  # The report needs preferences, and tells nothing of this.
-    evaluate.run(recipe)
-    expected = evaluate.samples_file(recipe).read_bytes()
-    scores, victims = evaluate.scores, list[int]()
-
-    def scoring(*arguments: Any, **options: Any) -> Any:
-        if not victims:
-            victims.extend([max(workers("ray::RewardWorker")), max(workers("ray::EncoderWorker"))])
-            for victim in victims:
-                os.kill(victim, signal.SIGKILL)
-        return scores(*arguments, **options)
-
-    monkeypatch.setattr(evaluate, "scores", scoring)
-    evaluate.run(recipe)
-    assert evaluate.samples_file(recipe).read_bytes() == expected
-    assert {loss["role"] for loss in read_losses(recipe.run.directory)} >= {"reward", "encoder"}

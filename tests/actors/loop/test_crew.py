@@ -1,13 +1,18 @@
-"""Rows that kill their encoder: the rest of their share is processed, and they are refused with that reason."""
+"""Rows that kill their encoder, stages that begin again, and what is told of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
 
 from actors.fleet.answer import Answer
-from actors.fleet.failures import KillsWorkers
-from actors.loop.crew import Encoding, _Share  # pyright: ignore[reportPrivateUsage]
+from actors.fleet.failures import FEATURES, InputsLost, KillsWorkers, TooManyRecoveries, TrainingLost, WorldLost
+from actors.fleet.recoveries import Recoveries, read_losses
+from actors.loop.crew import Crew, Encoding, _Share  # pyright: ignore[reportPrivateUsage]
 from actors.roles.encoder import PromptRef
+from pipeline.config import load_recipe
 from pipeline.data.datasets import RowKey, RowRef
 from pipeline.records import Quarantined
 from tests.actors.at_once import AtOnce
@@ -32,3 +37,55 @@ def test_a_row_that_kills_its_encoder_alone_is_refused_and_the_others_of_its_sha
     assert asked == [[0, 1, 2], [0], [1], [2]]
     assert [each.id for each in found if isinstance(each, PromptRef)] == ["0", "2"]
     assert found[1] == Quarantined("row 1", "kills_worker", "encoder: 4 workers died of encode")
+
+
+class World:
+    """Counts how often it is started again."""
+
+    def __init__(self) -> None:
+        self.num_starts = 0
+
+    def restart(self) -> None:
+        self.num_starts += 1
+
+
+def test_a_stage_begins_again_until_nothing_is_lost_and_a_world_that_was_is_started_again(tmp_path: Path) -> None:
+    crew, worlds = Crew(load_recipe(None, [f"run.directory={tmp_path}"])), {"reward": World(), "reference": World()}
+    crew._fleets |= cast(Any, worlds)  # pyright: ignore[reportPrivateUsage]
+    losses = [WorldLost("reward", "rank 1 died"), InputsLost(FEATURES, "gone"), TrainingLost("sft", "rank 0: hung")]
+
+    def attempt() -> str:
+        if losses:
+            raise losses.pop(0)
+        return "found"
+
+    assert crew.insist("evaluate", attempt) == "found"
+    assert {role: world.num_starts for role, world in worlds.items()} == {"reward": 1, "reference": 0}
+    found = read_losses(tmp_path)
+    assert [(loss["role"], loss["stage"]) for loss in found] == [
+        ("reward", "evaluate"),
+        ("features", "evaluate"),
+        ("sft", "evaluate"),
+    ]
+    assert all(loss["seconds"] is not None for loss in found)
+
+
+def test_a_stage_that_loses_something_again_and_again_ends(tmp_path: Path) -> None:
+    crew = Crew(load_recipe(None, [f"run.directory={tmp_path}", "cluster.max_recoveries_an_hour=2"]))
+
+    def attempt() -> None:
+        raise TrainingLost("sft", "rank 0: out of memory")
+
+    with pytest.raises(TooManyRecoveries, match="3 x sft: rank 0: out of memory"):
+        crew.insist("sft", attempt)
+
+
+def test_losses_of_a_stage_are_forgotten_when_it_begins_anew_and_stay_told_when_it_goes_on(tmp_path: Path) -> None:
+    for stage in ("sft", "rlhf"):
+        losses = Recoveries(max_an_hour=5, directory=tmp_path)
+        losses.enter(stage)
+        losses.begin(stage, "died").done(steps=2)
+    Recoveries(max_an_hour=5, directory=tmp_path).enter("rlhf", goes_on=True)
+    assert [(loss["stage"], loss["steps"]) for loss in read_losses(tmp_path)] == [("sft", 2), ("rlhf", 2)]
+    Recoveries(max_an_hour=5, directory=tmp_path).enter("sft")
+    assert [loss["stage"] for loss in read_losses(tmp_path)] == ["rlhf"]
