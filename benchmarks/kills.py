@@ -112,7 +112,10 @@ class Nodes:
     """A cluster on this machine: a head for the worlds, and two nodes for a worker of each pool."""
 
     def __init__(self) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+        # Not at exit, for which Ray sets signal handlers: nodes are added in a thread that kills.
+        self._cluster = Cluster(
+            initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 8, "include_dashboard": False}
+        )
         for _ in range(2):
             self._add()
         connect(address=self._cluster.address)
