@@ -1,6 +1,6 @@
 """What does it cost a step that everything in it can be lost and done again, when nothing is lost?
 
-    the same empty call, asked of two workers directly, as a world and as a pool -> microseconds a call
+    the same empty call, asked of two workers at a time: directly, as a world, as a pool -> microseconds a call
     a run of the loop -> calls a step, seconds a step, seconds in which the driver did something itself
 
     python -m benchmarks.overhead
@@ -15,7 +15,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,45 +55,34 @@ class Idle(Worker):
         return 0
 
 
-def microseconds(ask: Callable[[], object], num_calls: int) -> float:
-    """The median time of a call, of rounds of so many."""
-    spent: list[float] = []
+def microseconds(asked: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """The median time of a call by who asks two workers at once; they take turns, so that all see the same machine."""
+    spent: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(ROUNDS):
-        started = time.perf_counter()
-        ask()
-        spent.append((time.perf_counter() - started) / num_calls * 1e6)
-    return median(spent)
+        for name, ask in asked.items():
+            started = time.perf_counter()
+            for _ in range(CALLS // 2):
+                ask()
+            spent[name].append((time.perf_counter() - started) / CALLS * 1e6)
+    return {name: median(each) for name, each in spent.items()}
 
 
 def calls() -> dict[str, float]:
     """Microseconds of a call by who is asked."""
     recipe, settings = load_recipe(None, ["cluster.device=cpu"]), Pooled(num_workers=2)
     recoveries = Recoveries(max_an_hour=0)
-    found: dict[str, float] = {}
-    seating = seat({"idle": settings}, recipe.cluster)
-    pool = Pool(Idle, "idle", seating, recipe, settings, recoveries)
+    seating = seat({"pool": settings, "world": settings}, recipe.cluster)
+    pool = Pool(Idle, "pool", seating, recipe, settings, recoveries)
     pool.setup(Path("/nowhere")).result()
-    actors = pool.actors
-    shares = list(range(CALLS))
-
-    def direct() -> None:
-        ray.get([actors[share % 2].perform.remote("nothing", share) for share in shares])
-
-    found["direct"] = microseconds(direct, CALLS)
-    found["pool"] = microseconds(lambda: pool.submit(Idle.nothing, shares).result(), CALLS)
+    world = World(Idle, "world", seating, recipe, settings)
+    world.setup(Path("/nowhere")).result()
+    asked: dict[str, Callable[[], object]] = {
+        "direct": lambda: ray.get([actor.perform.remote("nothing", 0) for actor in world.actors]),
+        "world": lambda: world.on_each(Idle.nothing, [0, 1]).result(),
+        "pool": lambda: pool.submit(Idle.nothing, [0, 1]).result(),
+    }
+    found = microseconds(asked)
     pool.shutdown()
-    world = World(Idle, "idle", seating, recipe, settings)
-
-    def rounds() -> None:
-        for _ in range(CALLS // 2):
-            world.on_each(Idle.nothing, [0, 1]).result()
-
-    def direct_rounds() -> None:
-        for _ in range(CALLS // 2):
-            ray.get([actor.perform.remote("nothing", 0) for actor in world.actors])
-
-    found["direct rounds"] = microseconds(direct_rounds, CALLS)
-    found["world"] = microseconds(rounds, CALLS)
     world.shutdown()
     seating.release()
     return found
@@ -113,7 +102,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     for (role, _), number in killer.calls.items():
         asked["pool" if role in POOLS else "world"] += number
     step_s = median(row["time/step_s"] for row in rows)
-    more = asked["pool"] * (cost["pool"] - cost["direct"]) + asked["world"] * (cost["world"] - cost["direct rounds"])
+    more = sum(asked[kind] * (cost[kind] - cost["direct"]) for kind in asked)
     return {
         "benchmark": "overhead",
         "call_us": {name: round(value, 1) for name, value in cost.items()},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from actors.fleet.worker import Spent
@@ -54,6 +55,9 @@ def gather(answers: Mapping[str, Answer[Any]]) -> tuple[dict[str, list[Any]], di
     """
     started = time.monotonic()
     pending = {call: (name, place) for name, each in answers.items() for place, call in enumerate(each.calls)}
+    ended: SimpleQueue[Future[tuple[Any, Spent]]] = SimpleQueue()
+    for call in pending:
+        call.add_done_callback(ended.put)
     while pending:
         spent = time.monotonic() - started
         limits = {name: answers[name].deadline_s for name, _ in pending.values()}
@@ -62,11 +66,13 @@ def gather(answers: Mapping[str, Answer[Any]]) -> tuple[dict[str, list[Any]], di
             places = [place for asked, place in pending.values() if asked == name]
             raise answers[name].asked.hangs(places, spent)
         left = [limit - spent for limit in limits.values() if limit is not None]
-        done, _ = wait(pending, timeout=min(left, default=None), return_when=FIRST_COMPLETED)
-        for call in done:
-            name, place = pending.pop(call)
-            if (error := call.exception()) is not None:
-                raise answers[name].asked.failed(place, error) from error
+        try:
+            call = ended.get(timeout=min(left, default=None))
+        except Empty:
+            continue
+        name, place = pending.pop(call)
+        if (error := call.exception()) is not None:
+            raise answers[name].asked.failed(place, error) from error
     found = {name: [call.result() for call in each.calls] for name, each in answers.items()}
     return (
         {name: [value for value, _ in results] for name, results in found.items()},

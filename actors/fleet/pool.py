@@ -12,6 +12,7 @@ it was submitted. One thread owns all that changes; others talk to it through it
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections import deque
@@ -44,6 +45,8 @@ from actors.fleet.placement import ExtraSeat, Seating
 from actors.fleet.recoveries import Recoveries, Recovery
 from actors.fleet.worker import Spent, Worker
 from pipeline.config import Recipe, Workers
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -279,6 +282,13 @@ class Pool(Generic[W]):
         self._seat_who_is_wanted()
 
     def _seat_who_is_wanted(self) -> None:
+        """Does so, if Ray's control plane answers; work goes on meanwhile, and the next look asks again."""
+        try:
+            self._seat_next()
+        except Exception as error:
+            logger.warning("%s: a further worker could not be seated just now: %s", self.role, error)
+
+    def _seat_next(self) -> None:
         """Starts a worker in the seat that has come, and asks for the next one, where more are to be."""
         if self._wanted is not None and self._wanted.is_there():
             member = self._started(len(self._members), self._wanted)
