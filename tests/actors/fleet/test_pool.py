@@ -257,8 +257,9 @@ def test_a_control_plane_that_does_not_answer_costs_a_look_and_no_work(
     monkeypatch.setattr(ExtraSeat, "is_there", looks)
     pool = adders(tmp_path, num_workers=1, settings=Pooled(cpus_per_worker=0.1, max_workers=2))
     pool.resize(2)
-    assert [sum_ for sum_, _, _ in pool.submit(Adder.add, list(range(6))).result()] == list(range(6))
     wait_until(lambda: len(pool) == 2)
+    assert next(answers, None) is None
+    assert [sum_ for sum_, _, _ in pool.submit(Adder.add, list(range(6))).result()] == list(range(6))
     pool.shutdown()
 
 
