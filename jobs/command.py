@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,15 @@ def parse(description: str, *, resumable: bool = False, flags: Sequence[Flag] = 
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
     options = parser.parse_args([_as_utf8(argument) for argument in sys.argv[1:]])
     short = [override for flag in flags for override in flag.overrides(getattr(options, flag.field))]
-    overrides = [*short, *options.overrides]
+    return recipe_of(options.config, [*short, *options.overrides]), resumable and options.resume
+
+
+def recipe_of(config: Path | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a file and overrides as a user writes them, with absolute paths."""
     check_once(overrides)
     base = where_the_user_stands()
-    config = options.config and (base.directory or Path()) / options.config.expanduser()
-    return absolute(load_recipe(config, overrides), base), resumable and options.resume
+    config = config and (base.directory or Path()) / config.expanduser()
+    return absolute(load_recipe(config, overrides), base)
 
 
 def _as_utf8(argument: str) -> str:
@@ -130,15 +134,18 @@ def main(
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def connect(**options: Any) -> None:
-    """Joins the cluster that this job was submitted to, or starts a local one; `options` go to `ray.init`."""
+def connect(environment: Mapping[str, str] | None = None, **options: Any) -> None:
+    """Joins the cluster that this job was submitted to, or starts a local one; `options` go to `ray.init`.
+
+    environment: variables that all processes of this job see.
+    """
     if not ray.is_initialized():
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         ray.init(
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **(environment or {})}},
             **options,
         )
 

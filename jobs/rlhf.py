@@ -8,15 +8,17 @@
 The driver holds ids, logprobs and rewards, never a medium: those travel as references in the object store.
 With `rlhf.staleness` above 0 the next batches are sampled while this one is scored and learned from.
 Where `rlhf.evaluate_every` asks for it, the rollout workers complete validation prompts between two steps.
+Where `feedback.enabled` asks for it, a share of the completions is offered to people.
 Left out on purpose: a second policy pass where behaviour logprobs are the policy's own (`Recipe.scores_proximal`).
 """
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
+from actors.feedback.offers import Offers
 from actors.fleet.failures import StateLost, WorldLost
 from actors.loop import checkpoints, parity, validation
 from actors.loop.checkpoints import LoopState
@@ -107,7 +109,8 @@ def train(
         resume_from_step=state.step,
         extra_sinks=ray_sinks(recipe.run, "rlhf"),
     )
-    with tracker, closing(batches):
+    offers = Offers(recipe, settings.split) if recipe.feedback.enabled else nullcontext()
+    with tracker, closing(batches), offers as people:
         state = recovery.insist(partial(validator.evaluated, state), renew=validator.renew)
         while (end := validator.end(state)) is None:
             clock, before = Clock(), state
@@ -127,6 +130,9 @@ def train(
                 **batches.metrics(),
                 "kl/weight": state.kl.weight,
             }
+            if people is not None:
+                people.take(before.step, learned.batch)
+                metrics |= people.metrics()
             tracker.log(before.step, {**metrics, **before.progress.at(before.step)})
             if before.step % settings.samples_every == 0:
                 tracker.samples(before.step, sample_rows(learned.batch))

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from pipeline.config.data import Data, Dataset
+from pipeline.config.feedback import Feedback
 from pipeline.config.paths import DiskPath
 from pipeline.config.prepare import Prepare
 from pipeline.config.rlhf import Rlhf
@@ -124,6 +125,8 @@ class Recipe(Section):
     """The loop: generate -> score -> update."""
     evaluate: Evaluate = Evaluate()
     """The held-out evaluation and its report."""
+    feedback: Feedback = Feedback()
+    """People who judge completions."""
 
     @model_validator(mode="after")
     def _check_validation(self) -> Recipe:
@@ -147,6 +150,16 @@ class Recipe(Section):
     def datasets(self) -> tuple[Dataset, ...]:
         """The prompt tables of the run: those of the mixture, or the one of `data.path`."""
         return self.data.mixture or (Dataset(path=self.data.path or str(self.data_path), name="data"),)
+
+    @property
+    def feedback_url(self) -> str:
+        """The feedback store's database."""
+        return self.feedback.url or f"sqlite:///{self.run.directory.absolute() / 'feedback' / 'store.sqlite'}"
+
+    @property
+    def feedback_media(self) -> Path:
+        """Directory of the feedback store's media."""
+        return self.feedback.media_directory or self.run.directory / "feedback" / "media"
 
     @property
     def rollout_is_exact(self) -> bool:

@@ -1,0 +1,66 @@
+"""The rating page on Ray Serve: one replica, which Serve starts again when it dies.
+
+What was acknowledged lies in the store by then, and pages send again what was not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from actors.feedback.access import Services
+from actors.feedback.app import application
+from actors.feedback.limits import App
+from pipeline.config import Recipe
+from pipeline.feedback.database import Database
+from pipeline.feedback.queue import Queue
+from pipeline.feedback.raters import Register
+from pipeline.feedback.store import FeedbackStore
+
+NAME = "feedback"
+ENVIRONMENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""Of Serve's processes. It starts its proxy again and again where that is not up within 5 s, as on a busy machine."""
+MAX_ONGOING = 200
+"""Requests that the replica has at a time; others wait."""
+
+
+class Page:
+    """Answers the page's requests."""
+
+    def __init__(self, recipe: Recipe):
+        self._recipe = recipe
+
+    def __serve_build_asgi_app__(self) -> App:
+        store, settings = opened(self._recipe), self._recipe.feedback
+        register = Register(store.database, session_s=settings.session_s)
+        return application(Services(store, register, Queue(store.database, settings), settings))
+
+
+def opened(recipe: Recipe) -> FeedbackStore:
+    """The store of a recipe, with the tables of this version."""
+    database = Database(recipe.feedback_url)
+    database.migrate()
+    return FeedbackStore(database, recipe.feedback_media)
+
+
+def address(recipe: Recipe) -> str:
+    """Where browsers of this machine find the page."""
+    host, port = recipe.feedback.host, recipe.feedback.port
+    return f"http://{'localhost' if host in ('0.0.0.0', '127.0.0.1') else host}:{port}/"
+
+
+def start(recipe: Recipe) -> str:
+    """Starts the page on the Ray that is connected; returns its address."""
+    http = {"host": recipe.feedback.host, "port": recipe.feedback.port}
+    serve.start(http_options=http, logging_config={"log_level": "WARNING"})
+    deployment: Any = serve.deployment(
+        serve.ingress()(Page), name="page", max_ongoing_requests=MAX_ONGOING, ray_actor_options={"num_cpus": 0}
+    )
+    serve.run(deployment.bind(recipe), name=NAME, route_prefix="/")
+    return address(recipe)
+
+
+def stop() -> None:
+    """Ends the page."""
+    serve.shutdown()

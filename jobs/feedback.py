@@ -1,0 +1,148 @@
+"""People in the loop: the rating page, its raters, and what they said.
+
+    serve        the page, until it is interrupted; an administrator's invitation is made and shown the first time
+    invite NAME  a token for a rater (--role expert may also give rewards, --role admin sees everything)
+    revoke NAME  keeps a rater out; what he said stays
+    forget NAME  removes all that tells who a rater was; his judgements stay, as nobody's
+    preferences  writes <run>/preferences.parquet, from which jobs.reward_model learns
+    export PATH  all judgements that stand, a line an item
+
+Each takes `--config recipe.yaml section.field=value ...`, as the stages do: `run.directory` says whose store it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from actors.feedback import serve as page
+from jobs.command import USER_ERRORS, connect, recipe_of
+from jobs.local import print_in_any_locale
+from pipeline.config import ConfigError, Recipe
+from pipeline.data.table import write_preferences
+from pipeline.feedback.exchange import jsonl
+from pipeline.feedback.overview import standings
+from pipeline.feedback.raters import Register
+from pipeline.feedback.records import JudgementKind, RaterRole
+from pipeline.feedback.store import FeedbackStore
+from pipeline.records import Preference, RaterKind
+
+ADMIN = "admin"
+
+
+def serve(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Serves the page until it is interrupted."""
+    register = _register(recipe)
+    token = None if register.num_of(RaterRole.ADMIN) else register.invite(ADMIN, RaterRole.ADMIN, days=365)
+    connect(page.ENVIRONMENT)
+    address = page.start(recipe)
+    print(f"The rating page: {address}", flush=True)
+    if token is not None:
+        print(f"The administrator's invitation, shown once: {address}#invitation={token}", flush=True)
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.default_int_handler)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        page.stop()
+
+
+def invite(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Prints the address with which a rater comes in."""
+    token = _register(recipe).invite(options.name, RaterRole(options.role), days=options.days)
+    print(f"{page.address(recipe)}#invitation={token}")
+
+
+def revoke(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Keeps a rater out."""
+    _register(recipe).revoke(options.name)
+
+
+def forget(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Removes a rater's traces."""
+    _register(recipe).forget(options.name)
+
+
+def preferences(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Writes the comparisons that people made of completions, for the reward model."""
+    path = recipe.run.directory / "preferences.parquet"
+    found = list(human_preferences(page.opened(recipe), recipe))
+    if not found:
+        raise ConfigError(f"nobody has compared completions in {recipe.feedback_url}; see jobs.feedback serve")
+    write_preferences(path, found)
+    print(f"{path}: {len(found)} comparisons by {len({each.rater for each in found})} raters")
+
+
+def human_preferences(store: FeedbackStore, recipe: Recipe) -> Iterator[Preference]:
+    """Pairs that people compared, as the reward model learns them: ties too, without repeats and known items.
+
+    Raters who are set aside are left out; so are texts that no policy wrote, which have no tokens.
+    """
+    judged = list(store.judged())
+    known = standings(judged, recipe.feedback)
+    for each in judged:
+        if each.item.gold is not None or not all(candidate.token_ids for candidate in each.item.candidates):
+            continue
+        for said in each.judgements:
+            if said.kind is not JudgementKind.PAIR or said.is_repeat:
+                continue
+            if said.rater is not None and known[said.rater].reason is not None:
+                continue
+            chosen = said.content["chosen"]
+            first, second = each.item.candidates if chosen != 1 else each.item.candidates[::-1]
+            yield Preference(
+                prompt_id=each.item.prompt_id,
+                chosen_ids=first.token_ids,
+                rejected_ids=second.token_ids,
+                chosen=first.text,
+                rejected=second.text,
+                rater=said.rater or "forgotten",
+                rater_kind=RaterKind.HUMAN,
+                is_tie=chosen is None,
+            )
+
+
+def export(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Writes all judgements."""
+    num = jsonl.write(options.path, page.opened(recipe).judged())
+    print(f"{options.path}: {num} items")
+
+
+def _register(recipe: Recipe) -> Register:
+    return Register(page.opened(recipe).database, session_s=recipe.feedback.session_s)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Callable[[Recipe, argparse.Namespace], None]) -> argparse.ArgumentParser:
+        found = commands.add_parser(run.__name__, help=run.__doc__)
+        found.set_defaults(run=run)
+        found.add_argument("--config", type=Path, help="a recipe in YAML")
+        return found
+
+    for run in (invite, revoke, forget):
+        command(run).add_argument("name", help="the rater's pseudonym")
+    invited = commands.choices["invite"]
+    invited.add_argument("--role", choices=[role.value for role in RaterRole], default=RaterRole.RATER.value)
+    invited.add_argument("--days", type=float, default=30.0, help="days until the invitation and its sessions end")
+    command(export).add_argument("path", type=Path, help="the file to write")
+    for run in (serve, preferences):
+        command(run)
+    for each in commands.choices.values():
+        each.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
+    options = parser.parse_args()
+    print_in_any_locale()
+    try:
+        options.run(recipe_of(options.config, options.overrides), options)
+    except (*USER_ERRORS, ValueError, KeyError) as error:
+        sys.exit(f"{type(error).__name__}: {error.args[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""People who judge completions: what they are asked, and who is shown what."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from pipeline.config.paths import DiskPath
+from pipeline.config.section import Section
+
+Criterion = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+class Feedback(Section):
+    enabled: bool = False
+    """Whether the loop offers completions to people."""
+    offered_share: float = Field(default=0.25, ge=0, le=1)
+    """Share of the groups of each step of which two completions that differ are offered."""
+    url: str | None = None
+    """Database of the feedback store: `sqlite:////path/to/file` or `postgresql://user@host/name`. Null is
+    `<run>/feedback/store.sqlite`."""
+    media_directory: DiskPath | None = None
+    """Where pictures, sounds and videos lie that items show. Null is `<run>/feedback/media`."""
+    host: str = "127.0.0.1"
+    """Address on which the page listens. On `0.0.0.0` other machines reach it; put TLS before it then."""
+    port: int = Field(default=8750, ge=1, le=65535)
+    """Port on which the page listens."""
+    public_hosts: tuple[str, ...] = ()
+    """Names under which browsers reach the page beside localhost; requests for others are refused."""
+    criteria: tuple[Criterion, ...] = Field(default=("helpful", "grounded", "fluent", "safe"), min_length=1)
+    """What ratings are about, each from 1 to 5."""
+    second_rater_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of the items that two people judge, so that their agreement is known."""
+    max_raters: int = Field(default=3, ge=1)
+    """People who judge an item at most; where two disagree, another one is asked."""
+    gold_share: float = Field(default=0.05, ge=0, le=1)
+    """How often a rater is shown an item whose judgement is known, while there is one that is new to him."""
+    repeat_share: float = Field(default=0.02, ge=0, le=1)
+    """How often a rater is shown again what he has judged before, to see whether he agrees with himself."""
+    lease_s: float = Field(default=600.0, gt=0)
+    """How long an item is kept for the rater who was shown it, in seconds."""
+    session_s: float = Field(default=12 * 3600.0, gt=0)
+    """How long a rater stays logged in, in seconds."""
+    min_gold_accuracy: float = Field(default=0.6, ge=0, le=1)
+    """Raters who are right less often where the right judgement is known are set aside, and shown so."""
+    min_gold_judgements: int = Field(default=10, ge=1)
+    """Judgements of such items from which on that is known of a rater."""
+    max_requests_a_minute: int = Field(default=240, ge=1)
+    """Requests that one rater, or one address that is not logged in, may send a minute."""
+    max_body_bytes: int = Field(default=100_000, ge=1024)
+    """Bytes of a request at most."""

@@ -1,0 +1,123 @@
+"""The rating page as a user starts it: on Ray Serve, with a replica that is killed while people rate."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import requests
+
+from pipeline.data.table import PreferenceTable
+from pipeline.feedback.database import Database
+from pipeline.feedback.records import Candidate, Item, Task
+from pipeline.feedback.store import FeedbackStore
+from pipeline.records import Message, RaterKind
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def job(*arguments: str) -> str:
+    command = [sys.executable, "-m", "jobs.feedback", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=120).stdout
+
+
+@contextmanager
+def page(*overrides: str) -> Generator[tuple[str, str], None, None]:
+    """The page's address, and the administrator's token."""
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-m", "jobs.feedback", "serve", *overrides]
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8")
+    try:
+        assert server.stdout
+        address = server.stdout.readline().split(": ")[1].strip()
+        token = server.stdout.readline().partition("#invitation=")[2].strip()
+        yield address.rstrip("/"), token
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+
+
+def insisted(ask: Any) -> requests.Response:
+    """What a server answers that may be starting again meanwhile."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            found = ask()
+            if found.status_code < 500:
+                return found
+        except requests.RequestException:
+            pass
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def test_judgements_that_were_acknowledged_outlive_the_server_and_become_preferences(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = [f"run.directory={tmp_path}", f"feedback.port={port}", "feedback.second_rater_share=0"]
+    store = FeedbackStore(Database(f"sqlite:///{tmp_path}/feedback/store.sqlite"), tmp_path / "feedback" / "media")
+    store.database.migrate()
+    store.offer(
+        [
+            Item(
+                Task.PAIR,
+                f"prompt-{number}",
+                "digit",
+                (Message("user", "Which digit?"),),
+                (),
+                (Candidate("seven", (1, 2)), Candidate("maybe seven", (3, 1, 2))),
+                step=number,
+            )
+            for number in range(6)
+        ]
+    )
+    with page(*given) as (address, admin_token):
+        invitation = job("invite", "ada", *given).strip()
+        assert invitation.startswith(f"{address}/#invitation=")
+        session = requests.Session()
+        token = invitation.partition("#invitation=")[2]
+        csrf = session.post(f"{address}/api/login", json={"token": token}, timeout=20).json()["csrf"]
+        for number in range(6):
+            shown = insisted(lambda: session.get(f"{address}/api/next", timeout=20)).json()["presentation"]
+            place = [each["text"] for each in shown["completions"]].index("seven")
+            body = {"key": f"judgement-{number}", "presentation": shown["id"], "kind": "pair"}
+            body |= {"content": {"chosen": place if number else None}}
+            if number == 3:
+                replicas = [each for each in psutil.process_iter(["name"]) if "ServeReplica" in "".join(each.cmdline())]
+                assert replicas
+                for replica in replicas:
+                    replica.kill()
+            found = insisted(
+                lambda body=body: session.post(
+                    f"{address}/api/judgements", json=body, headers={"X-CSRF-Token": csrf}, timeout=20
+                )
+            )
+            assert found.status_code == 200 and found.json()["num_judged"] == number + 1
+        admin = requests.Session()
+        assert admin.post(f"{address}/api/login", json={"token": admin_token}, timeout=20).status_code == 200
+        summary = admin.get(f"{address}/api/admin/summary", timeout=20).json()
+        assert summary["judgements"]["num"] == 6 and summary["items"]["done"] == 6
+    assert re.search(r"6 comparisons by 1 raters", job("preferences", *given))
+    table = PreferenceTable(tmp_path / "preferences.parquet")
+    rows = table.read(range(6))
+    assert {(row.chosen, row.rater, row.rater_kind) for row in rows if not row.is_tie} == {
+        ("seven", "ada", RaterKind.HUMAN)
+    }
+    assert sum(row.is_tie for row in rows) == 1
+    assert {row.chosen_ids for row in rows if not row.is_tie} == {(1, 2)}
+    job("forget", "ada", *given)
+    assert {said.rater for each in store.judged() for said in each.judgements} == {None}
+    store.database.close()
