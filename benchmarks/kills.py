@@ -51,9 +51,10 @@ from pipeline.tracking import read_metrics
 Call = tuple[str, str]
 """A role and the method that it is asked for."""
 POOLS = {"encoder", "rollout"}
-SPOT = "spot"
-"""The resource of nodes on which pools lie."""
-APART = tuple(f"rlhf.{pool}.resources={{{SPOT}: 1}}" for pool in sorted(POOLS))
+SPOT, STEADY = "spot", "steady"
+"""The resources of nodes on which pools lie, and of that on which worlds do."""
+WORLDS = {"policy", "critic", "reference", "reward"}
+APART = tuple(f"rlhf.{role}.resources={{{SPOT if role in POOLS else STEADY}: 1}}" for role in sorted(POOLS | WORLDS))
 SETTINGS = (
     "cluster.device=cpu",
     "cluster.max_recoveries_an_hour=100000",
@@ -113,9 +114,8 @@ class Nodes:
 
     def __init__(self) -> None:
         # Not at exit, for which Ray sets signal handlers: nodes are added in a thread that kills.
-        self._cluster = Cluster(
-            initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 8, "include_dashboard": False}
-        )
+        head = {"num_cpus": 8, "include_dashboard": False, "resources": {STEADY: 100}}
+        self._cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
         for _ in range(2):
             self._add()
         connect(address=self._cluster.address)

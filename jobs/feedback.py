@@ -5,7 +5,9 @@
     revoke NAME  keeps a rater out; what he said stays
     forget NAME  removes all that tells who a rater was; his judgements stay, as nobody's
     preferences  writes <run>/preferences.parquet, from which jobs.reward_model learns
-    export PATH  all judgements that stand, a line an item
+    export PATH  all judgements that stand, in --format jsonl (all there is), label_studio, arena, preferences or
+                 unpaired (TRL's), or demonstrations (corrections as rows for SFT)
+    bring PATH   judgements made elsewhere, in --format jsonl, label_studio, arena or preferences
 
 Each takes `--config recipe.yaml section.field=value ...`, as the stages do: `run.directory` says whose store it is.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from actors.feedback import serve as page
@@ -23,14 +25,16 @@ from jobs.command import USER_ERRORS, connect, recipe_of
 from jobs.local import print_in_any_locale
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.table import write_preferences
-from pipeline.feedback.exchange import jsonl
+from pipeline.feedback.exchange import arena, jsonl, label_studio, trl
 from pipeline.feedback.overview import standings
 from pipeline.feedback.raters import Register
-from pipeline.feedback.records import JudgementKind, RaterRole
+from pipeline.feedback.records import JudgementKind, MediumRef, RaterRole
 from pipeline.feedback.store import FeedbackStore
 from pipeline.records import Preference, RaterKind
 
 ADMIN = "admin"
+EXPORTED = ("jsonl", "label_studio", "arena", "preferences", "unpaired", "demonstrations")
+BROUGHT = ("jsonl", "label_studio", "arena", "preferences")
 
 
 def serve(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -106,9 +110,47 @@ def human_preferences(store: FeedbackStore, recipe: Recipe) -> Iterator[Preferen
 
 
 def export(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Writes all judgements."""
-    num = jsonl.write(options.path, page.opened(recipe).judged())
-    print(f"{options.path}: {num} items")
+    """Writes all judgements in a format; says what it does not hold."""
+    store, path = page.opened(recipe), options.path
+    judged = list(store.judged())
+
+    def media(ref: MediumRef) -> bytes:
+        return store.medium(ref.key)[0].read_bytes()
+
+    report: Mapping[str, int] = {}
+    if options.format == "jsonl":
+        jsonl.write(path, judged)
+    elif options.format == "arena":
+        report = arena.write(path, judged)
+    else:
+        writers = {
+            "label_studio": label_studio.write,
+            "preferences": trl.write_preferences,
+            "unpaired": trl.write_unpaired,
+            "demonstrations": trl.write_demonstrations,
+        }
+        report = writers[options.format](path, judged, media=media)
+    print(f"{path}: {len(judged)} items{_left_out(report)}")
+
+
+def bring(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Takes judgements that were made elsewhere."""
+    store, path = page.opened(recipe), options.path
+    report: Mapping[str, int] = {}
+    if options.format == "jsonl":
+        judged = list(jsonl.read(path))
+    elif options.format == "label_studio":
+        judged, report = label_studio.read(path, keep=store.keep)
+    elif options.format == "arena":
+        judged, report = arena.read(path)
+    else:
+        judged, report = trl.read_preferences(path, keep=store.keep, rater=path.stem)
+    num_new = store.bring(judged)
+    print(f"{path}: {num_new} judgements of {len(judged)} items are new{_left_out(report)}")
+
+
+def _left_out(report: Mapping[str, int]) -> str:
+    return "".join(f"; {number} x {reason} left out" for reason, number in report.items())
 
 
 def _register(recipe: Recipe) -> Register:
@@ -131,17 +173,21 @@ def main() -> None:
     invited = commands.choices["invite"]
     invited.add_argument("--role", choices=[role.value for role in RaterRole], default=RaterRole.RATER.value)
     invited.add_argument("--days", type=float, default=30.0, help="days until the invitation and its sessions end")
-    command(export).add_argument("path", type=Path, help="the file to write")
+    for run, formats in ((export, EXPORTED), (bring, BROUGHT)):
+        found = command(run)
+        found.add_argument("path", type=Path, help="the file; of label_studio's export: the directory")
+        found.add_argument("--format", choices=formats, default=formats[0])
     for run in (serve, preferences):
         command(run)
-    for each in commands.choices.values():
-        each.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
-    options = parser.parse_args()
+    # Not as an argument of each command: that would end with the first option after it.
+    options, overrides = parser.parse_known_args()
+    if unknown := [each for each in overrides if each.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     print_in_any_locale()
     try:
-        options.run(recipe_of(options.config, options.overrides), options)
+        options.run(recipe_of(options.config, overrides), options)
     except (*USER_ERRORS, ValueError, KeyError) as error:
-        sys.exit(f"{type(error).__name__}: {error.args[0]}")
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

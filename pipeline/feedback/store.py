@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import Connection, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 
@@ -83,6 +83,25 @@ class FeedbackStore:
             ).all()
         return len(found)
 
+    def bring(self, judged: Sequence[Judged]) -> int:
+        """Takes what was judged elsewhere, and returns how many judgements were not there yet.
+
+        Raters who are not known here get a name without an invitation. Nobody is asked about these items again.
+
+        Raises:
+            ValueError: see `offer`.
+        """
+        self.offer([each.item for each in judged])
+        num_new = 0
+        with self.database.write() as connection:
+            for each in judged:
+                rows = [_brought(said, self._rater(connection, said.rater)) for said in each.judgements]
+                if rows:
+                    insertion = self._insert(Judgements).values(rows).on_conflict_do_nothing()
+                    num_new += len(connection.execute(insertion.returning(Judgements.id)).all())
+                connection.execute(update(Items).where(Items.id == each.item.id).values(is_done=True))
+        return num_new
+
     def judged(self, *, run: str | None = None) -> Iterator[Judged]:
         """Every item that has judgements that stand, with these: of one run, or of all."""
         taken_back = aliased(Judgements)
@@ -127,6 +146,13 @@ class FeedbackStore:
         with self.database.read() as connection:
             return [RaterRow(name, RaterRole(role), out) for name, role, out in connection.execute(query) if name]
 
+    def _rater(self, connection: Connection, name: str | None) -> int:
+        name = "forgotten-elsewhere" if name is None else name[:64]
+        now = self._clock()
+        row = {"name": name, "role": RaterRole.RATER.value, "created_at": now, "expires_at": now, "is_revoked": True}
+        connection.execute(self._insert(Raters).values(row).on_conflict_do_nothing())
+        return connection.execute(select(Raters.id).where(Raters.name == name)).scalar_one()
+
     def _insert(self, table: Any) -> Any:
         return (sqlite if self.database.is_sqlite else postgresql).insert(table)
 
@@ -165,6 +191,23 @@ def _row(item: Item) -> dict[str, Any]:
         "num_raters": item.num_raters,
         "num_answers": 0,
         "is_done": False,
+    }
+
+
+def _brought(said: Judgement, rater_id: int) -> dict[str, Any]:
+    return {
+        "key": said.key[:64],
+        "rater_id": rater_id,
+        "item_id": said.item_id,
+        "presentation_id": None,
+        "kind": said.kind.value,
+        "content": dict(said.content),
+        "order": list(said.order),
+        "judged_at": said.judged_at,
+        "latency_s": said.latency_s,
+        "is_gold": said.is_gold,
+        "is_repeat": said.is_repeat,
+        "page_version": said.page_version,
     }
 
 

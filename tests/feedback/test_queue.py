@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from jobs.feedback import human_preferences
+from pipeline.config import load_recipe
 from pipeline.feedback.judging import BadJudgement
 from pipeline.feedback.queue import REPEAT_AFTER_S, Conflict, Event, NotYours, Presentation, Queue
 from pipeline.feedback.raters import Person
-from pipeline.feedback.records import EventKind, Judgement, JudgementKind, RaterRole, Task
+from pipeline.feedback.records import EventKind, Item, Judged, Judgement, JudgementKind, RaterRole, Task
 from tests.feedback.office import MakeItem, Office
 
 
@@ -236,3 +239,38 @@ def test_raters_who_come_at_once_are_shown_different_items(office: Office, make_
     with ThreadPoolExecutor(6) as threads:
         shown = list(threads.map(queue.next, raters))
     assert len({each.item.id for each in shown if each is not None}) == 12
+
+
+def test_what_was_judged_elsewhere_is_brought_in_once_and_asked_of_nobody(office: Office, make_item: MakeItem) -> None:
+    items = [make_item("a"), make_item("b")]
+    said = [
+        Judged(item, (Judgement(f"key-{item.prompt_id}", item.id, "ada", JudgementKind.PAIR, {"chosen": 1}, 5.0),))
+        for item in items
+    ]
+    assert (office.store.bring(said), office.store.bring(said)) == (2, 0)
+    assert {each.item.id: each for each in office.store.judged()} == {each.item.id: each for each in said}
+    assert office.queue.next(office.rater()) is None
+    assert ("ada", True) in [(row.name, row.is_revoked) for row in office.store.raters()]
+
+
+def test_what_the_reward_model_learns_leaves_out_repeats_known_items_and_raters_who_are_set_aside(
+    office: Office, make_item: MakeItem
+) -> None:
+    recipe = load_recipe(None, ["feedback.min_gold_judgements=1"])
+    pair, gold = make_item("pair", num_raters=3), make_item("gold", gold={"chosen": 0})
+
+    def of(item: Item, rater: str, chosen: int | None, **more: Any) -> Judgement:
+        kind = JudgementKind.PAIR
+        return Judgement(f"{rater}-{item.prompt_id}{more}", item.id, rater, kind, {"chosen": chosen}, 5.0, **more)
+
+    bad = [of(gold, "bad", 1), of(pair, "bad", 0)]
+    good = [of(gold, "good", 0), of(pair, "good", 1), of(pair, "good", 0, is_repeat=True)]
+    even = [of(pair, "even", None)]
+    said = [*bad, *good, *even]
+    office.store.bring([Judged(item, tuple(e for e in said if e.item_id == item.id)) for item in (pair, gold)])
+    found = sorted(human_preferences(office.store, recipe), key=lambda each: each.rater)
+    assert [(each.rater, each.chosen, each.rejected, each.is_tie) for each in found] == [
+        ("even", "pair0", "pair1", True),
+        ("good", "pair1", "pair0", False),
+    ]
+    assert (found[1].chosen_ids, found[1].rejected_ids) == ((1, 7), (0, 7))

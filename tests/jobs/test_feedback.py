@@ -19,11 +19,13 @@ import pytest
 import ray
 import requests
 
-from pipeline.data.table import PreferenceTable
+from jobs.feedback import main
+from pipeline.data.table import PreferenceTable, PromptTable
 from pipeline.feedback.database import Database
-from pipeline.feedback.records import Candidate, Item, Task
+from pipeline.feedback.exchange import jsonl
+from pipeline.feedback.records import Candidate, Item, Judged, Judgement, JudgementKind, Task
 from pipeline.feedback.store import FeedbackStore
-from pipeline.records import Message, RaterKind
+from pipeline.records import Message, Prompt, RaterKind
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -121,3 +123,35 @@ def test_judgements_that_were_acknowledged_outlive_the_server_and_become_prefere
     job("forget", "ada", *given)
     assert {said.rater for each in store.judged() for said in each.judgements} == {None}
     store.database.close()
+
+
+def test_judgements_leave_and_come_back_in_every_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(*arguments: str, run: str = "one") -> str:
+        monkeypatch.setattr(sys, "argv", ["feedback", *arguments, f"run.directory={tmp_path / run}"])
+        main()
+        return capsys.readouterr().out
+
+    candidates = (Candidate("seven", (1, 2)), Candidate("eight", (3, 2)))
+    item = Item(Task.PAIR, "p", "digit", (Message("user", "Which?"),), (), candidates)
+    said = [
+        Judgement("key-one", item.id, "ada", JudgementKind.PAIR, {"chosen": 0}, 5.0),
+        Judgement("key-two", item.id, "ada", JudgementKind.CORRECTION, {"place": 1, "text": "seven!"}, 6.0),
+    ]
+    source = tmp_path / "source.jsonl"
+    jsonl.write(source, [Judged(item, tuple(said))])
+    assert "2 judgements of 1 items are new" in ask("bring", str(source))
+    assert "0 judgements of 1 items are new" in ask("bring", str(source))
+    for form, names in {"jsonl": 2, "arena": 1, "preferences": 1, "label_studio": 2}.items():
+        target = tmp_path / f"to_{form}"
+        assert "1 items" in ask("export", str(target), f"--format={form}")
+        file = next(target.glob("*.json")) if target.is_dir() else target
+        assert f"{names} judgements of 1 items are new" in ask("bring", str(file), f"--format={form}", run=form)
+    assert "1 items" in ask("export", str(tmp_path / "sft.parquet"), "--format=demonstrations")
+    (row,) = PromptTable(str(tmp_path / "sft.parquet")).read_rows([0])
+    assert isinstance(row, Prompt) and row.answer == "seven!"
+    with pytest.raises(SystemExit, match="no rater is called"):
+        ask("revoke", "nobody")
+    with pytest.raises(SystemExit, match="nobody has compared"):
+        ask("preferences", run="empty")
