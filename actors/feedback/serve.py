@@ -23,6 +23,8 @@ ENVIRONMENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 """Of Serve's processes. It starts its proxy again and again where that is not up within 5 s, as on a busy machine."""
 MAX_ONGOING = 200
 """Requests that the replica has at a time; others wait."""
+HEALTH_CHECK_S = 1.0
+"""How often Serve sees whether the replica is there. By itself it takes 10 s, for which a page that has died is away."""
 
 
 class Page:
@@ -55,7 +57,11 @@ def start(recipe: Recipe) -> str:
     http = {"host": recipe.feedback.host, "port": recipe.feedback.port}
     serve.start(http_options=http, logging_config={"log_level": "WARNING"})
     deployment: Any = serve.deployment(
-        serve.ingress()(Page), name="page", max_ongoing_requests=MAX_ONGOING, ray_actor_options={"num_cpus": 0}
+        serve.ingress()(Page),
+        name="page",
+        max_ongoing_requests=MAX_ONGOING,
+        health_check_period_s=HEALTH_CHECK_S,
+        ray_actor_options={"num_cpus": 0},
     )
     serve.run(deployment.bind(recipe), name=NAME, route_prefix="/")
     return address(recipe)

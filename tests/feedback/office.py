@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from benchmarks import postgres
 from pipeline.config.feedback import Feedback
 from pipeline.feedback.database import Database
 from pipeline.feedback.queue import Queue
@@ -18,7 +19,6 @@ from pipeline.feedback.raters import Person, Register
 from pipeline.feedback.records import Candidate, Item, RaterRole, Task
 from pipeline.feedback.store import FeedbackStore
 from pipeline.records import Message
-from tests.feedback import postgres
 
 
 @dataclass

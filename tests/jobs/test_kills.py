@@ -17,7 +17,7 @@ import ray
 
 from actors.fleet.recoveries import read_losses
 from actors.training import supervised
-from benchmarks.kills import Kill, Outcome, fingerprint, only_the_failed, recipe_of, run, settings_of
+from benchmarks.kills import How, Kill, Outcome, fingerprint, only_the_failed, recipe_of, run, settings_of
 from jobs import sft
 from pipeline.config import Recipe
 from pipeline.tracking import Tracker
@@ -32,6 +32,8 @@ AT = [
     ("reference", "logprobs"),
     ("policy", "update"),
 ]
+HANGS = ("reference", "logprobs")
+"""The one of these that is stopped instead of killed."""
 NUM_STEPS = 2
 CALM = ("rlhf.parity.num_rows=0", "cluster.deadlines={first_s: 600, least_s: 120, factor: 10}")
 """Nothing hangs here, and the machine may be busy."""
@@ -60,8 +62,12 @@ def test_a_run_that_loses_a_worker_of_every_role_ends_with_the_numbers_of_one_th
     tmp_path: Path, shared: Path, peaceful: Outcome
 ) -> None:
     # The second step's: by then a checkpoint stands.
-    kills = [Kill(call, place % 2, peaceful.calls[call] // 2 + 1, 0.01) for place, call in enumerate(AT)]
-    found = run(recipe_of(tmp_path, shared, num_steps=NUM_STEPS, overrides=CALM), kills)
+    kills = [
+        Kill(call, place % 2, peaceful.calls[call] // 2 + 1, 0.01, How.HANG if call == HANGS else How.KILL)
+        for place, call in enumerate(AT)
+    ]
+    impatient = (*CALM[:1], "cluster.deadlines={first_s: 600, least_s: 30, factor: 10}")
+    found = run(recipe_of(tmp_path, shared, num_steps=NUM_STEPS, overrides=impatient), kills)
     assert found.error is None
     assert {kill.call for kill in found.killed} == set(AT)
     assert found.fingerprint == peaceful.fingerprint

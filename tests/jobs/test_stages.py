@@ -12,7 +12,8 @@ import pytest
 from actors.loop.crew import crew_of
 from actors.loop.door import Door
 from actors.roles.encoder import Needs
-from jobs import quickstart, sft
+from jobs import quickstart, rlhf, sft
+from jobs.command import main
 from pipeline.config import load_recipe
 from pipeline.data.media import encode_wav
 from pipeline.data.schema import to_row
@@ -132,19 +133,28 @@ def test_bad_rows_go_to_a_counted_quarantine_and_too_many_stop_the_job(
     [
         ("rlhf.num_stepz=3", "rlhf.num_stepz: unknown key; did you mean 'num_steps'?"),
         ("rlhf.policy.zero_stage=7", "rlhf.policy.zero_stage: Input should be less than or equal to 3 (got 7)"),
-        ("rlhf", "override 'rlhf': write section.field=value"),
     ],
 )
-def test_a_mistake_in_the_command_is_one_message_without_a_traceback(override: str, message: str) -> None:
-    job = subprocess.run([sys.executable, "-m", "jobs.rlhf", override], capture_output=True, text=True, check=False)
+def test_a_mistake_in_the_command_is_one_message(override: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlhf", override])
+    with pytest.raises(SystemExit) as ended:
+        main(rlhf.run, rlhf.__doc__)
+    assert message in str(ended.value)
+
+
+def test_a_command_ends_with_that_message_and_without_a_traceback() -> None:
+    job = subprocess.run([sys.executable, "-m", "jobs.rlhf", "rlhf"], capture_output=True, text=True, check=False)
     assert job.returncode == 1
-    assert message in job.stderr and "Traceback" not in job.stderr
+    assert "override 'rlhf': write section.field=value" in job.stderr and "Traceback" not in job.stderr
 
 
-def test_help_documents_every_option() -> None:
-    job = subprocess.run([sys.executable, "-m", "jobs.rlhf", "--help"], capture_output=True, text=True, check=True)
-    assert "rlhf.algorithm.kl.weight: float = 0.05" in job.stdout
-    assert "0 leaves the reference out altogether" in job.stdout
+def test_help_documents_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlhf", "--help"])
+    with pytest.raises(SystemExit):
+        main(rlhf.run, rlhf.__doc__)
+    shown = capsys.readouterr().out
+    assert "rlhf.algorithm.kl.weight: float = 0.05" in shown
+    assert "0 leaves the reference out altogether" in shown
 
 
 def samples_of(num_samples: int):

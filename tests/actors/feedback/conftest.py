@@ -39,6 +39,7 @@ def served(office: Office) -> Generator[str, None, None]:
     app = application(Services(office.store, office.register, office.queue, office.settings))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

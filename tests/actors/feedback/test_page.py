@@ -8,27 +8,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from importlib import resources
-from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Route, expect, sync_playwright
 
 from actors.feedback.app import PAGE_VERSION
 from pipeline.data.media import encode_video, encode_wav
 from pipeline.feedback.records import Candidate, Item, RaterRole, Task
 from pipeline.records import Audio, MediaKind, Message
 from tests.actors.feedback.visits import (
-    PHONE,
-    WIDE,
     Visit,
     comes,
     correct,
+    findings,
     is_done,
     kept_picture,
     prefer,
@@ -161,10 +158,10 @@ def test_two_raters_judge_by_keyboard_alone_and_the_administrator_sees_them_agre
     comes(page, Task.PAIR)
     expect(page.locator("#messages img")).to_have_js_property("naturalWidth", 640)
     kept_picture(page, tmp_path, "feedback.png")
+    correct(page, WRONG, HOSTILE)
     prefer(page, WRONG)
     comes(page, Task.RANKING)
     press(page, "u")
-    correct(page, WRONG, HOSTILE)
     prefer(page, RIGHT)
     comes(page, Task.RANKING)
     expect(page.locator("#messages audio")).to_have_js_property("duration", 2)
@@ -316,29 +313,12 @@ def test_a_judgement_that_finds_the_session_ended_arrives_after_the_next_log_in(
 
 # It can be read, and used, by everybody.
 
-AXE = (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
-SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-
-
-def findings(page: Page) -> dict[str, list[str]]:
-    """Rules of axe-core that are broken seriously or critically, with where, in each look."""
-    found: dict[str, list[str]] = {}
-    for scheme, size in product(SCHEMES, (WIDE, PHONE)):
-        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-        page.set_viewport_size(size)
-        result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-        for rule in result["violations"]:
-            if rule["impact"] in ("serious", "critical"):
-                found[f"{rule['id']}, {scheme}, {size['width']} px"] = [node["html"] for node in rule["nodes"]]
-    return found
-
 
 def test_axe_has_nothing_serious_to_say_in_light_and_dark_on_phones_and_wide_screens(
     office: Office, visit: Visiting, files: Mapping[MediaKind, bytes]
 ) -> None:
     offer_one_of_each(office, files)
     guest = visit(bypass_csp=True)
-    guest.context.add_init_script(AXE)
     page, found = guest.page, dict[str, Any]()
     page.goto(guest.address)
     expect(page.locator("#login")).to_be_visible()

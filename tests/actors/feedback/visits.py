@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import resources
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from playwright import sync_api
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect
@@ -14,6 +16,8 @@ from pipeline.feedback.records import Task
 
 PATIENCE_MS = 20_000
 WIDE, PHONE = sync_api.ViewportSize(width=1280, height=820), sync_api.ViewportSize(width=390, height=844)
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+AXE = (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 expect.set_options(timeout=PATIENCE_MS)
 
 
@@ -98,3 +102,17 @@ def kept_picture(page: Page, path: Path, name: str) -> None:
     if directory := os.environ.get("POLYPHONY_SCREENSHOTS"):
         page.locator("#status:not(.fresh)").wait_for()  # Else what was said last lies over the answers.
         page.screenshot(path=Path(directory) / name, animations="disabled")
+
+
+def findings(page: Page) -> dict[str, list[str]]:
+    """Rules of axe-core that are broken seriously or critically, with where, in each look."""
+    page.evaluate(AXE)
+    found: dict[str, list[str]] = {}
+    for scheme, size in product(SCHEMES, (WIDE, PHONE)):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.set_viewport_size(size)
+        result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        for rule in result["violations"]:
+            if rule["impact"] in ("serious", "critical"):
+                found[f"{rule['id']}, {scheme}, {size['width']} px"] = [node["html"] for node in rule["nodes"]]
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -60,11 +60,18 @@ class Adder(Worker):
         return number, started
 
 
-def adders(path: Path, *, num_workers: int = 2, max_an_hour: int = 20, settings: Workers | None = None) -> Pool[Adder]:
+def adders(
+    path: Path,
+    *,
+    num_workers: int = 2,
+    max_an_hour: int = 20,
+    settings: Workers | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Pool[Adder]:
     deadlines = Deadlines(first_s=60.0, least_s=3.0, factor=1.0)
     recipe: Recipe = load_recipe(None, [])
     recipe = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"deadlines": deadlines})})
-    seating: Any = SimpleNamespace(options={"adder": [{"num_cpus": 0}] * num_workers}, device=Device.CPU)
+    seating: Any = SimpleNamespace(options={"adder": [options or {"num_cpus": 0}] * num_workers}, device=Device.CPU)
     found = Pool(Adder, "adder", seating, recipe, settings or Workers(), Recoveries(max_an_hour=max_an_hour))
     found.setup(path).result()
     return found

@@ -15,6 +15,7 @@ from actors.fleet.placement import NotEnoughResources, Ranks, rank_resources, se
 from jobs.command import connect
 from jobs.evaluate import ROLES
 from pipeline.config import Device, Recipe, Workers, load_recipe
+from tests.actors.fleet.test_pool import Adder, adders, wait_until
 
 RECIPES = Path(__file__).parents[3] / "jobs" / "recipes"
 ONE, CLUSTER = (RECIPES / f"qwen2_5_omni_3b_{name}.yaml" for name in ("gpu", "cluster"))
@@ -94,3 +95,27 @@ def test_every_stage_finds_its_seats_and_its_training_a_gpu_for_each_rank(cluste
     training = Ranks("sft", larger.sft.model_copy(update={"num_workers": 2 * needed}))
     with pytest.raises(NotEnoughResources, match=rf"need {2 * needed} GPUs, .*max_gpus={most}.*sft.num_workers"):
         seat({"encoder": larger.rlhf.encoder}, recipe.cluster, training=training)
+
+
+def test_a_node_that_goes_takes_a_pools_worker_and_no_result() -> None:
+    ray.shutdown()
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        # Each has room for both workers.
+        nodes = [made.add_node(num_cpus=1, resources={"spot": 1}) for _ in range(2)]
+        connect(address=made.address)
+        options = {"num_cpus": 0, "resources": {"spot": 0.5}, "scheduling_strategy": "SPREAD"}
+        pool = adders(Path("/somewhere"), options=options)
+        homes: list[str] = ray.get([actor.__ray_call__.remote(node_of) for actor in pool.actors])
+        found = pool.submit(Adder.add, list(range(300)))
+        made.remove_node(next(node for node in nodes if node.node_id == homes[0]), allow_graceful=False)
+        assert [sum_ for sum_, _, _ in found.result()] == list(range(300))
+        wait_until(lambda: len(pool.recoveries.all) == homes.count(homes[0]))
+        pool.shutdown()
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def node_of(_: object) -> str:
+    return ray.get_runtime_context().get_node_id()

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: started in a new directory on a socket there, and stopped at the end."""
+"""A PostgreSQL server of one's own: started in a new directory on a socket there, and stopped at the end."""
 
 from __future__ import annotations
 
