@@ -24,7 +24,7 @@ ENVIRONMENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 MAX_ONGOING = 200
 """Requests that the replica has at a time; others wait."""
 HEALTH_CHECK_S = 1.0
-"""How often Serve sees whether the replica is there. By itself it takes 10 s, for which a page that has died is away."""
+"""How often Serve sees whether the replica is there. Its default is 10 s, and a page that died is away that long."""
 
 
 class Page:
