@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,9 +27,10 @@ from jobs.local import print_in_any_locale
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.table import write_preferences
 from pipeline.feedback.exchange import arena, jsonl, label_studio, trl
+from pipeline.feedback.exchange.labels import comparisons
 from pipeline.feedback.overview import standings
 from pipeline.feedback.raters import Register
-from pipeline.feedback.records import JudgementKind, MediumRef, RaterRole
+from pipeline.feedback.records import Judged, MediumRef, RaterRole
 from pipeline.feedback.store import FeedbackStore
 from pipeline.records import Preference, RaterKind
 
@@ -81,31 +83,32 @@ def preferences(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 def human_preferences(store: FeedbackStore, recipe: Recipe) -> Iterator[Preference]:
-    """Pairs that people compared, as the reward model learns them: ties too, without repeats and known items.
+    """What people said of two completions, as the reward model learns it: ties too, without repeats and known items.
 
-    Raters who are set aside are left out; so are texts that no policy wrote, which have no tokens.
+    A ranking or ratings compare every two. Raters who are set aside are left out; so are texts that no policy wrote,
+    which have no tokens.
     """
     judged = list(store.judged())
-    known = standings(judged, recipe.feedback)
+    aside = {rater for rater, known in standings(judged, recipe.feedback).items() if known.reason is not None}
     for each in judged:
-        if each.item.gold is not None or not all(candidate.token_ids for candidate in each.item.candidates):
+        item = each.item
+        if item.gold is not None or not all(candidate.token_ids for candidate in item.candidates):
             continue
-        for said in each.judgements:
-            if said.kind is not JudgementKind.PAIR or said.is_repeat:
-                continue
-            if said.rater is not None and known[said.rater].reason is not None:
-                continue
-            chosen = said.content["chosen"]
-            first, second = each.item.candidates if chosen != 1 else each.item.candidates[::-1]
+        heard = tuple(said for said in each.judgements if not said.is_repeat and said.rater not in aside)
+        for found in comparisons(Judged(item, heard), Counter()):
+            first, second = item.candidates[found.first], item.candidates[found.second]
+            if found.chosen == found.second:
+                first, second = second, first
+            assert found.judgement is not None
             yield Preference(
-                prompt_id=each.item.prompt_id,
+                prompt_id=item.prompt_id,
                 chosen_ids=first.token_ids,
                 rejected_ids=second.token_ids,
                 chosen=first.text,
                 rejected=second.text,
-                rater=said.rater or "forgotten",
+                rater=found.judgement.rater or "forgotten",
                 rater_kind=RaterKind.HUMAN,
-                is_tie=chosen is None,
+                is_tie=found.chosen is None,
             )
 
 

@@ -274,3 +274,15 @@ def test_what_the_reward_model_learns_leaves_out_repeats_known_items_and_raters_
         ("good", "pair1", "pair0", False),
     ]
     assert (found[1].chosen_ids, found[1].rejected_ids) == ((1, 7), (0, 7))
+
+
+def test_a_ranking_compares_every_two_for_the_reward_model(office: Office, make_item: MakeItem) -> None:
+    item = make_item("r", num=3, task=Task.RANKING)
+    said = Judgement("key-ranking", item.id, "ada", JudgementKind.RANKING, {"ranks": [2, 1, 2]}, 5.0)
+    office.store.bring([Judged(item, (said,))])
+    found = human_preferences(office.store, load_recipe(None, []))
+    assert {(each.chosen, each.rejected, each.is_tie) for each in found} == {
+        ("r1", "r0", False),
+        ("r0", "r2", True),
+        ("r1", "r2", False),
+    }
