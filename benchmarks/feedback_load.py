@@ -46,7 +46,7 @@ from pipeline.records import Message
 
 WARM_JUDGEMENTS = 2
 """Of each rater, that are not counted: threads and connections to the database are made for them."""
-KILL_WITHIN_S = 4.0
+KILL_WITHIN_S = 2.0
 """A kill comes within so many seconds after the first judgement that the page took since the last one."""
 BACK_WITHIN_S = 120.0
 PATIENCE_S, LONGEST_WAIT_S = 20.0, 30.0

@@ -5,8 +5,9 @@ SQLite (a file, written ahead: readers never wait) or PostgreSQL, by URL. A tran
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,14 @@ class Database:
         self.is_sqlite = kind == "sqlite"
         self._engine = _sqlite(self.url) if self.is_sqlite else create_engine(self.url, pool_pre_ping=True)
         self._writer = self._engine.execution_options(writes=True)
+        # Who waits for SQLite asks it now and then, and may be passed by whoever comes meanwhile: for seconds, among
+        # many. Threads of this process queue up here, before they hold a connection that readers could have.
+        self._turn = threading.Lock() if self.is_sqlite else nullcontext()
 
     @contextmanager
     def write(self) -> Generator[Connection, None, None]:
         """A transaction; it is durable when this ends, and nothing of it has happened if it raises."""
-        with self._writer.begin() as connection:
+        with self._turn, self._writer.begin() as connection:
             yield connection
 
     @contextmanager

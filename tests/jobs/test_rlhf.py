@@ -10,11 +10,16 @@ from typing import Any
 
 import pytest
 import ray
+from sqlalchemy import select
 
 from actors.loop import validation
 from actors.loop.metrics import gauge_of
 from jobs import rlhf
 from pipeline.config import Recipe
+from pipeline.data.datasets import Datasets
+from pipeline.feedback.database import Database
+from pipeline.feedback.store import FeedbackStore, item_of
+from pipeline.feedback.tables import Items
 from pipeline.records import Prompt, Rollout
 from tests.jobs.small import MakeRecipe, curve, small_recipe
 
@@ -26,7 +31,8 @@ def one_worker(
     local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
 ) -> Recipe:
     """A finished run with one worker a role."""
-    recipe = small_recipe(tmp_path_factory.mktemp("one"), tiny_checkpoint, demo_data)
+    offers = ("feedback.enabled=true", "feedback.offered_share=1")
+    recipe = small_recipe(tmp_path_factory.mktemp("one"), tiny_checkpoint, demo_data, *offers)
     rlhf.run(recipe)
     return recipe
 
@@ -43,6 +49,21 @@ def test_a_run_learns_from_every_modality_and_leaves_a_checkpoint_that_loads(one
     target = one_worker.checkpoint("rlhf")
     AutoModelForMultimodalLM.from_pretrained(target)
     AutoProcessor.from_pretrained(target)
+
+
+def test_completions_of_every_step_are_offered_to_people_with_their_media(one_worker: Recipe) -> None:
+    store = FeedbackStore(Database(one_worker.feedback_url), one_worker.feedback_media)
+    with store.database.read() as connection:
+        items = [item_of(row) for row in connection.execute(select(Items))]
+    store.database.close()
+    assert {item.step for item in items} == {0, 1, 2}
+    assert curve(one_worker)[-1]["feedback/refused"] == 0
+    infos = {info.id: info for info in Datasets(one_worker.datasets, "train").infos()}
+    for item in items:
+        assert {medium.kind for medium in item.media} == set(infos[item.prompt_id].modalities)
+        assert all(store.medium(medium.key)[0].is_file() for medium in item.media)
+        assert {each.weights_version for each in item.candidates} == {item.step}
+        assert all(each.token_ids and each.score is not None for each in item.candidates)
 
 
 def test_the_dashboard_asks_for_nothing_that_a_run_does_not_export(one_worker: Recipe) -> None:
