@@ -77,7 +77,7 @@ def preferences(recipe: Recipe, options: argparse.Namespace) -> None:
     path = recipe.run.directory / "preferences.parquet"
     found = list(human_preferences(page.opened(recipe), recipe))
     if not found:
-        raise ConfigError(f"nobody has compared completions in {recipe.feedback_url}; see jobs.feedback serve")
+        raise ConfigError("nobody has compared completions in the store of this run; see jobs.feedback serve")
     write_preferences(path, found)
     print(f"{path}: {len(found)} comparisons by {len({each.rater for each in found})} raters")
 

@@ -232,7 +232,9 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _session(scope: Scope) -> str:
-    """Whose requests are counted together: those of a session, or else of an address."""
+    """Whose requests are counted together: those of a session, or else of an address, as for all that log in."""
+    if scope["path"] == "/api/login":
+        return _address(scope)
     for name, value in scope["headers"]:
         if name == b"cookie" and (at := value.find(COOKIE.encode() + b"=")) >= 0:
             return hashed(value[at:].split(b";")[0].decode("latin-1"))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy.exc import SQLAlchemyError
 
 from actors.loop.judge import Judged
 from actors.roles.encoder import PromptRef
@@ -53,6 +52,7 @@ class Offers:
     def __init__(self, recipe: Recipe, split: str):
         self._recipe = recipe
         self._datasets = Datasets(recipe.datasets, split)
+        self._database = Database(recipe.feedback_url)  # Here, so that a URL that is wrong ends the run at its start.
         self._spool = recipe.run.directory / "feedback" / "spool"
         self._spool.mkdir(parents=True, exist_ok=True)
         self._counts = {"delivered": 0, "refused": 0, "failed": 0}
@@ -101,21 +101,23 @@ class Offers:
     def _run(self) -> None:
         store: FeedbackStore | None = None
         while True:
+            self._news.clear()  # Before the look: what comes after it is news again.
             is_last = self._ends.is_set()
-            self._news.clear()
             try:
                 if store is None:
-                    database = Database(self._recipe.feedback_url)
-                    database.migrate()
-                    store = FeedbackStore(database, self._recipe.feedback_media)
+                    self._database.migrate()
+                    store = FeedbackStore(self._database, self._recipe.feedback_media)
                 for path in sorted(self._spool.glob("*.jsonl")):
                     self._deliver(store, path)
                     path.unlink()
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:  # Whatever it is: completions wait in the spool, counted, and the run goes on.
                 self._counts["failed"] += 1
-                logger.warning("feedback: the store cannot be reached, the run goes on: %s", str(error).splitlines()[0])
+                logger.warning(
+                    "feedback: nothing could be delivered, the run goes on: %s: %s", type(error).__name__, error
+                )
                 store = None
             if is_last:
+                self._database.close()
                 return
             self._news.wait(AGAIN_S if self.num_waiting() else None)
 
@@ -129,8 +131,7 @@ class Offers:
             except ValueError as error:
                 self._counts["refused"] += 1
                 logger.warning("feedback: a completion cannot be shown: %s", error)
-        store.offer(items)
-        self._counts["delivered"] += len(items)
+        self._counts["delivered"] += store.offer(items)
 
     def _item(self, store: FeedbackStore, offered: Offered, prompt: Any) -> Item:
         if not isinstance(prompt, Prompt):

@@ -68,5 +68,7 @@ def start(recipe: Recipe) -> str:
 
 
 def stop() -> None:
-    """Ends the page."""
-    serve.shutdown()
+    """Ends the page, and Serve with it where it serves nothing else."""
+    serve.delete(NAME)
+    if not serve.status().applications:
+        serve.shutdown()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from pipeline.config.paths import DiskPath
 from pipeline.config.section import Section
@@ -20,6 +20,15 @@ class Feedback(Section):
     url: str | None = None
     """Database of the feedback store: `sqlite:////path/to/file` or `postgresql://user@host/name`. Null is
     `<run>/feedback/store.sqlite`."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_place(cls, url: str | None) -> str | None:
+        """Refuses a file whose place depends on the process that looks for it."""
+        if url is not None and url.startswith("sqlite") and not url.startswith("sqlite:////"):
+            raise ValueError(f"url={url}: the file needs an absolute path, with four slashes: sqlite:////path/to/file")
+        return url
+
     media_directory: DiskPath | None = None
     """Where pictures, sounds and videos lie that items show. Null is `<run>/feedback/media`."""
     host: str = "127.0.0.1"

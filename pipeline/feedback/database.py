@@ -37,10 +37,13 @@ class Database:
             raise ValueError(f"feedback.url={url!r} is no URL; write sqlite:////path or postgresql://…") from None
         kind = parsed.get_backend_name()
         if kind not in _DRIVERS:
-            raise ValueError(f"feedback.url={url!r}: {kind} is not supported; use sqlite or postgresql")
+            raise ValueError(f"feedback.url={kind}://…: {kind} is not supported; use sqlite or postgresql")
         self.url = parsed.set(drivername=_DRIVERS[kind])
         self.is_sqlite = kind == "sqlite"
-        self._engine = _sqlite(self.url) if self.is_sqlite else create_engine(self.url, pool_pre_ping=True)
+        try:
+            self._engine = _sqlite(self.url) if self.is_sqlite else create_engine(self.url, pool_pre_ping=True)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"feedback.url={kind}://…: {error}; pip install 'polyphony[postgresql]'") from None
         self._writer = self._engine.execution_options(writes=True)
         # Who waits for SQLite asks it now and then, and may be passed by whoever comes meanwhile: for seconds, among
         # many. Threads of this process queue up here, before they hold a connection that readers could have.

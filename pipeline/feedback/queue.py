@@ -30,6 +30,8 @@ from pipeline.feedback.tables import Events, Items, Judgements, Presentations
 REPEAT_AFTER_S = 300.0
 """Seconds after which a rater may be shown again what he has judged."""
 _LONGEST_S = 1e6
+_LAST_SHOWN = 50
+"""Items of a rater whose media he may load: those on his screen, and those that he may come back to by undoing."""
 
 
 class NotYours(LookupError):
@@ -233,13 +235,14 @@ class Queue:
         return Progress(num_judged, num_left)
 
     def may_see(self, rater: Person, key: str) -> bool:
-        """Whether the rater was shown an item with this medium."""
+        """Whether one of the items that the rater was shown last has this medium."""
         with self._database.read() as connection:
             shown = (
                 select(Items.media)
                 .join(Presentations, Presentations.item_id == Items.id)
                 .where(Presentations.rater_id == rater.id)
                 .order_by(Presentations.shown_at.desc())
+                .limit(_LAST_SHOWN)
             )
             return any(medium["key"] == key for row in connection.execute(shown) for medium in row.media)
 

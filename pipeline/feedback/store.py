@@ -19,6 +19,9 @@ from pipeline.feedback.records import Candidate, Item, Judged, Judgement, Judgem
 from pipeline.feedback.tables import Items, Judgements, Media, Raters
 from pipeline.records import MediaKind, Message
 
+ITEMS_AT_ONCE = 500
+"""Items that are read with one query."""
+
 
 class RaterRow(NamedTuple):
     """A rater as others see him."""
@@ -117,9 +120,13 @@ class FeedbackStore:
             .order_by(Judgements.item_id, Judgements.id)
         )
         with self.database.read() as connection:
-            for item_id, rows in groupby(connection.execute(query), key=lambda row: row.item_id):
-                item = connection.execute(select(Items).where(Items.id == item_id)).one()
-                yield Judged(item_of(item), tuple(_judgement(row) for row in rows))
+            grouped = groupby(connection.execute(query).all(), key=lambda row: row.item_id)
+            judgements = {item_id: tuple(map(_judgement, rows)) for item_id, rows in grouped}
+            ids = list(judgements)
+            for start in range(0, len(ids), ITEMS_AT_ONCE):
+                some = select(Items).where(Items.id.in_(ids[start : start + ITEMS_AT_ONCE])).order_by(Items.id)
+                for row in connection.execute(some):
+                    yield Judged(item_of(row), judgements[row.id])
 
     def num_items(self) -> Mapping[str, int]:
         """How many there are, how many of them are done, and how many have a known judgement."""

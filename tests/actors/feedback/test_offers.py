@@ -15,7 +15,7 @@ import torch
 from actors.feedback.offers import Offers, uncertainty
 from actors.loop.judge import Judged
 from actors.roles.encoder import PromptRef
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.data.datasets import Datasets
 from pipeline.feedback.database import Database
 from pipeline.feedback.records import Candidate, Item
@@ -149,6 +149,24 @@ def test_a_medium_that_no_browser_shows_is_counted_and_keeps_nothing_else_back(
         offers.take(0, batch)
     assert offers.metrics()["feedback/refused"] == num_with_media > 0
     assert len(items(recipe)) == 7 - num_with_media
+
+
+def test_a_store_that_cannot_be_one_ends_the_run_at_its_start(recipe: Recipe) -> None:
+    for url in ("mysql://host/name", "nonsense"):
+        wrong = recipe.model_copy(update={"feedback": recipe.feedback.model_copy(update={"url": url})})
+        with pytest.raises(ValueError, match=r"feedback\.url"):
+            Offers(wrong, "train")
+    with pytest.raises(ConfigError, match="absolute path"):
+        load_recipe(None, ["feedback.url=sqlite:///store.sqlite"])
+
+
+def test_a_spool_that_cannot_be_read_is_counted_and_keeps_the_run_going(recipe: Recipe) -> None:
+    spool = recipe.run.directory / "feedback" / "spool"
+    spool.mkdir(parents=True)
+    (spool / "00000000.jsonl").write_text("no JSON")
+    with Offers(recipe, "train") as offers:
+        eventually(lambda: offers.metrics()["feedback/failed"] > 0)
+    assert offers.num_waiting() == 1
 
 
 def test_a_pair_is_uncertain_where_its_scores_are_close() -> None:
