@@ -41,7 +41,7 @@ def stages_done(directory: Path, checkpoint: Path) -> None:
             shutil.copytree(checkpoint, target)
 
 
-OF_THE_CLOCK = ("time", "tokens_per_s", "feature_cache", "busy", "phase")
+OF_THE_CLOCK = ("time", "tokens_per_s", "feature_cache", "busy", "phase", "feedback")
 
 
 def curve(recipe: Recipe, stage: str = "rlhf", *, whole: bool = False) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def test_completions_of_every_step_are_offered_to_people_with_their_media(one_wo
         items = [item_of(row) for row in connection.execute(select(Items))]
     store.database.close()
     assert {item.step for item in items} == {0, 1, 2}
-    assert curve(one_worker)[-1]["feedback/refused"] == 0
+    assert curve(one_worker, whole=True)[-1]["feedback/refused"] == 0
     infos = {info.id: info for info in Datasets(one_worker.datasets, "train").infos()}
     for item in items:
         assert {medium.kind for medium in item.media} == set(infos[item.prompt_id].modalities)
