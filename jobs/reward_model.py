@@ -21,16 +21,16 @@ from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
+from actors.loop.comparisons import comparisons
 from actors.loop.crew import Crew, Roles, crew_of
-from actors.loop.door import Batches, Door, PairBatches, given, nothing
+from actors.loop.door import Batches, Door, given, nothing
 from actors.loop.metrics import ray_sinks
 from actors.loop.sampler import generate
-from actors.roles.encoder import PromptRef, needs_of
+from actors.roles.encoder import needs_of
 from actors.training import supervised
 from jobs.command import main
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import Recipe
 from pipeline.data.datasets import Datasets
-from pipeline.data.held_out import HeldOut
 from pipeline.data.preferences import read_pairs
 from pipeline.data.schema import RowError
 from pipeline.data.table import PreferenceTable, Quarantine, write_preferences
@@ -45,8 +45,6 @@ from pipeline.tracking import Tracker
 SAMPLING_STEP = -1
 FEW_HELD_OUT = 30
 """Held-out pairs below which a warning says that little can be known from them."""
-ENCODED_AHEAD = 2
-"""Batches that the encoders are at while the next one is sent."""
 
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
@@ -81,7 +79,7 @@ def train(recipe: Recipe, workers: Crew, table: Path) -> None:
         for step, metrics in workers.training("reward_model").run(
             source=source,
             target=recipe.checkpoint("reward_model"),
-            data=comparisons(recipe, roles, door, table, drawn),
+            data=made_or_given(recipe, roles, door, table, drawn),
         ):
             if "held_out" in metrics:
                 metrics = assess(recipe, table, metrics["held_out"], metrics["score"])
@@ -96,52 +94,13 @@ def lacks(info: PromptInfo) -> str | None:
     return "no answer for the scripted rater to compare with; bring comparisons instead (preferences.parquet)"
 
 
-def comparisons(
+def made_or_given(
     recipe: Recipe, roles: Roles, door: Door, path: Path, drawn: deque[dict[str, float]]
 ) -> Iterator[dict[str, list[supervised.Comparison]]]:
-    """The preferences of the table, made first where there is none: a batch a step, the first with the held-out ones.
-
-    drawn: takes what was refused so far, of each batch.
-    """
+    """The preferences of the table, made first where there is none; see `comparisons`."""
     if not path.is_file():
         write_preferences(path, sample_preferences(recipe, roles, door))
-    table, settings = PreferenceTable(path), recipe.reward_model
-    rows = HeldOut.of(table.prompt_ids(), fraction=settings.held_out_fraction, most=settings.max_held_out)
-    num_held_out = len(rows.rows)
-    if len(table) - num_held_out < settings.batch_size:
-        raise ConfigError(
-            f"{path}: {len(table)} preferences, of which {num_held_out} are held out, are too few for "
-            f"reward_model.batch_size={settings.batch_size}; raise preferences.num_prompts"
-        )
-    print(f"{len(table)} preferences by {', '.join(table.raters())}; {num_held_out} are held out", flush=True)
-    batches = PairBatches(door, recipe, table, size=settings.batch_size, held_out=rows)
-    kept = held_out(door, table.read(rows.rows))
-    message = {"held_out": kept}
-    for step in range(settings.num_steps):
-        batches.announce(min(1 + ENCODED_AHEAD, settings.num_steps - step))
-        yield {**message, "items": [compared(*each) for each in batches.take()]}
-        message = {}
-        num_refused = batches.num_refused + num_held_out - len(kept)
-        drawn.append({**door.metrics(), "counts/pairs_refused": float(num_refused)})
-
-
-def held_out(door: Door, preferences: Sequence[Preference]) -> list[supervised.Comparison]:
-    """The comparisons that are not learned.
-
-    Raises:
-        ConfigError: the door refused all their prompts.
-    """
-    prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in preferences}))}
-    found = [compared(item, prompts[item.prompt_id]) for item in preferences if item.prompt_id in prompts]
-    if not found:
-        raise ConfigError(f"the prompts of all {len(preferences)} held-out preferences were refused; see quarantine/")
-    return found
-
-
-def compared(preference: Preference, prompt: PromptRef) -> supervised.Comparison:
-    """A comparison as it is learned."""
-    ids = preference.chosen_ids, preference.rejected_ids
-    return supervised.Comparison(prompt, *ids, margin=preference.margin, is_tie=preference.is_tie)
+    yield from comparisons(recipe, door, PreferenceTable(path), drawn)
 
 
 def assess(recipe: Recipe, path: Path, pairs: Sequence[ScoredPair], score: dict[str, float]) -> dict[str, float]:

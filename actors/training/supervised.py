@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,8 @@ from pipeline.algorithms.preference import bradley_terry_loss, standardisation
 from pipeline.config import Recipe, RewardModel, Supervised
 from pipeline.evaluation.calibration import ScoredPair
 from pipeline.models.batch import collate_completions, collate_prompts
-from pipeline.models.checkpoint import load_policy, load_reward_model, save_checkpoint
+from pipeline.models.checkpoint import HEAD_FILE, load_policy, load_reward_model, save_checkpoint
+from pipeline.models.forward import RewardModel as RewardModelModule
 from pipeline.models.parts import parameter_groups, parameter_table, set_parts
 from pipeline.models.processing import load_processor
 from pipeline.models.tokens import answer_ids, pad_id
@@ -130,11 +132,19 @@ def train_reward_model(config: dict[str, Any]) -> None:
     tokenizer = load_processor(source, trust_remote_code=trust).tokenizer
     scores = partial(pair_scores, engine, pad_id(tokenizer), live)
     losses = comparison_losses(scores, margin_weight=config["settings"].margin_weight)
-    if _train(config, engine, losses, _pair_size, lambda sizes: float(len(sizes)), _batches(config)):
-        held_out = standardise(engine, scores, config["held_out"])
+    batches = _batches(config)
+    first = next(batches, None)
+    if first is None:
+        return
+    # A reward model that learns on is compared with what it was.
+    before = scored_pairs(engine, scores, config["held_out"]) if (source / HEAD_FILE).is_file() else None
+    if _train(config, engine, losses, _pair_size, lambda sizes: float(len(sizes)), chain([first], batches)):
+        held_out = scored_pairs(engine, scores, config["held_out"])
+        standardise(module, held_out)
         if engine.world.rank == 0:
             score = {"mean": float(module.mean), "std": float(module.scale)}
-            _report(config, (config["settings"].num_steps, {"held_out": held_out, "score": score}))
+            found = {"held_out": held_out, "held_out_before": before, "score": score}
+            _report(config, (config["settings"].num_steps, found))
         _export(config, engine)
 
 
@@ -167,11 +177,8 @@ def comparison_losses(scores: PairScores, *, margin_weight: float) -> Losses[Com
 
 
 @torch.no_grad()
-def standardise(engine: Engine, scores: PairScores, held_out: Sequence[Comparison]) -> list[ScoredPair]:
-    """Sets the reward model's mean and scale from the scores of held-out pairs, and returns these scores.
-
-    All ranks do the same, on all pairs: few, and every rank then holds the same buffers.
-    """
+def scored_pairs(engine: Engine, scores: PairScores, held_out: Sequence[Comparison]) -> list[ScoredPair]:
+    """Raw scores of held-out pairs. All ranks score all pairs: they are few, and each then knows the same."""
     (plan,) = plan_passes(list(map(_pair_size, held_out)), num_ranks=1, budget=engine.settings.micro_batch_tokens)
     found: list[ScoredPair] = []
     for each in plan:
@@ -179,11 +186,14 @@ def standardise(engine: Engine, scores: PairScores, held_out: Sequence[Compariso
         for pair, chosen, rejected in zip(pairs, *(part.tolist() for part in scores(pairs)), strict=True):
             info = pair.prompt.info
             found.append(ScoredPair(info.task, info.modalities, chosen, rejected, pair.is_tie))
-    both = torch.tensor([score for pair in found for score in (pair.chosen, pair.rejected)])
-    mean, scale = standardisation(both)
-    engine.module.mean.fill_(mean)
-    engine.module.scale.fill_(scale)
     return found
+
+
+def standardise(module: RewardModelModule, pairs: Sequence[ScoredPair]) -> None:
+    """Sets the reward model's mean and scale from the raw scores of pairs."""
+    mean, scale = standardisation(torch.tensor([score for pair in pairs for score in (pair.chosen, pair.rejected)]))
+    module.mean.fill_(mean)
+    module.scale.fill_(scale)
 
 
 def _begin(config: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from actors.training.supervised import (
     comparison_losses,
     demonstration_losses,
     pair_scores,
+    scored_pairs,
     standardise,
 )
 from pipeline.models.batch import CompletionBatch
@@ -107,7 +108,8 @@ def test_held_out_scores_standardise_the_reward_and_a_better_completion_has_a_hi
     engine = Engine({GOOD: 6.0, OTHER: 4.0, BAD: 2.0})
     # Scores 6, 2, 4, 2, 6, 4: their mean is 4, their variance (3 pairs, n - 1 = 5) 16/5. In several passes.
     pairs = [_pair(GOOD, BAD), _pair(OTHER, BAD), _pair(GOOD, OTHER, is_tie=True)]
-    found = standardise(cast(Any, engine), _scores(engine), pairs)
+    found = scored_pairs(cast(Any, engine), _scores(engine), pairs)
+    standardise(cast(Any, engine.module), found)
     assert sorted((each.chosen, each.rejected, each.is_tie) for each in found) == [
         (4.0, 2.0, False),
         (6.0, 2.0, False),
