@@ -5,6 +5,8 @@
     revoke NAME  keeps a rater out; what he said stays
     forget NAME  removes all that tells who a rater was; his judgements stay, as nobody's
     preferences  writes <run>/preferences.parquet, from which jobs.reward_model learns
+    refit        has the reward model learn from these now; a run with feedback.enabled does so by itself
+    rollback N   has an earlier version of the reward model judge
     export PATH  all judgements that stand, in --format jsonl (all there is), label_studio, arena, preferences or
                  unpaired (TRL's), or demonstrations (corrections as rows for SFT)
     bring PATH   judgements made elsewhere, in --format jsonl, label_studio, arena or preferences
@@ -17,22 +19,20 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from actors.feedback import serve as page
+from actors.feedback.refit import Refitter
 from jobs.command import USER_ERRORS, connect, recipe_of
 from jobs.local import print_in_any_locale
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.table import write_preferences
 from pipeline.feedback.exchange import arena, jsonl, label_studio, trl
-from pipeline.feedback.exchange.labels import comparisons
-from pipeline.feedback.overview import standings
+from pipeline.feedback.preferences import human_preferences
 from pipeline.feedback.raters import Register
-from pipeline.feedback.records import Judged, MediumRef, RaterRole
-from pipeline.feedback.store import FeedbackStore
-from pipeline.records import Preference, RaterKind
+from pipeline.feedback.records import MediumRef, RaterRole
+from pipeline.feedback.versions import RewardVersions
 
 ADMIN = "admin"
 EXPORTED = ("jsonl", "label_studio", "arena", "preferences", "unpaired", "demonstrations")
@@ -75,41 +75,29 @@ def forget(recipe: Recipe, options: argparse.Namespace) -> None:
 def preferences(recipe: Recipe, options: argparse.Namespace) -> None:
     """Writes the comparisons that people made of completions, for the reward model."""
     path = recipe.run.directory / "preferences.parquet"
-    found = list(human_preferences(page.opened(recipe), recipe))
+    found = [each.preference for each in human_preferences(page.opened(recipe), recipe.feedback)]
     if not found:
         raise ConfigError("nobody has compared completions in the store of this run; see jobs.feedback serve")
     write_preferences(path, found)
     print(f"{path}: {len(found)} comparisons by {len({each.rater for each in found})} raters")
 
 
-def human_preferences(store: FeedbackStore, recipe: Recipe) -> Iterator[Preference]:
-    """What people said of two completions, as the reward model learns it: ties too, without repeats and known items.
+def refit(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Refits the reward model from all that people have said; a run that goes on takes it up by itself."""
+    connect()
+    refitter = Refitter(recipe)
+    try:
+        refitter.look(is_asked=True)
+    finally:
+        refitter.close()
 
-    A ranking or ratings compare every two. Raters who are set aside are left out; so are texts that no policy wrote,
-    which have no tokens.
-    """
-    judged = list(store.judged())
-    aside = {rater for rater, known in standings(judged, recipe.feedback).items() if known.reason is not None}
-    for each in judged:
-        item = each.item
-        if item.gold is not None or not all(candidate.token_ids for candidate in item.candidates):
-            continue
-        heard = tuple(said for said in each.judgements if not said.is_repeat and said.rater not in aside)
-        for found in comparisons(Judged(item, heard), Counter()):
-            first, second = item.candidates[found.first], item.candidates[found.second]
-            if found.chosen == found.second:
-                first, second = second, first
-            assert found.judgement is not None
-            yield Preference(
-                prompt_id=item.prompt_id,
-                chosen_ids=first.token_ids,
-                rejected_ids=second.token_ids,
-                chosen=first.text,
-                rejected=second.text,
-                rater=found.judgement.rater or "forgotten",
-                rater_kind=RaterKind.HUMAN,
-                is_tie=found.chosen is None,
-            )
+
+def rollback(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Has an earlier version of the reward model judge; 0 is the one before people were asked."""
+    versions = RewardVersions(recipe)
+    with versions.alone():
+        versions.roll_back(options.version)
+    print(f"reward model {options.version} judges from the next step on; the next refit starts from it")
 
 
 def export(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -180,7 +168,8 @@ def main() -> None:
         found = command(run)
         found.add_argument("path", type=Path, help="the file; of label_studio's export: the directory")
         found.add_argument("--format", choices=formats, default=formats[0])
-    for run in (serve, preferences):
+    command(rollback).add_argument("version", type=int, help="its number, as a refit says it")
+    for run in (serve, preferences, refit):
         command(run)
     # Not as an argument of each command: that would end with the first option after it.
     options, overrides = parser.parse_known_args()

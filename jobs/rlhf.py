@@ -8,7 +8,8 @@
 The driver holds ids, logprobs and rewards, never a medium: those travel as references in the object store.
 With `rlhf.staleness` above 0 the next batches are sampled while this one is scored and learned from.
 Where `rlhf.evaluate_every` asks for it, the rollout workers complete validation prompts between two steps.
-Where `feedback.enabled` asks for it, a share of the completions is offered to people.
+Where `feedback.enabled` asks for it, a share of the completions is offered to people, and the reward model learns from
+what they say of them: another process refits it, and it is swapped between two steps.
 Left out on purpose: a second policy pass where behaviour logprobs are the policy's own (`Recipe.scores_proximal`).
 """
 
@@ -18,7 +19,7 @@ from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
-from actors.feedback.offers import Offers
+from actors.feedback.people import People
 from actors.fleet.failures import StateLost, WorldLost
 from actors.loop import checkpoints, parity, validation
 from actors.loop.checkpoints import LoopState
@@ -55,7 +56,8 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
     check_tasks(recipe, Datasets(recipe.datasets, settings.split).check("rlhf.split"))
     if settings.evaluate_every:
         Datasets(recipe.datasets, settings.validation.split).check("rlhf.validation.split")
-    with crew_of(recipe, crew) as workers:
+    asked = People(recipe, goes_on=resume) if recipe.feedback.enabled else nullcontext()
+    with crew_of(recipe, crew) as workers, asked as people:
         workers.recoveries.enter("rlhf", goes_on=resume)
         roles = workers.roles(loop_paths(recipe))
         for learner in filter(None, (roles.policy, roles.critic)):
@@ -73,7 +75,7 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
                     recovery.insist(partial(check_parity, roles, recipe, door, state, is_resumed=resume))
                     is_checked = True
                 sync_weights(roles, state.step)
-                state, end = train(roles, recipe, door, validator, recovery, state)
+                state, end = train(roles, recipe, door, validator, recovery, people, state)
                 checkpoints.export(roles, recipe, state.step, target)
                 break
             except (WorldLost, StateLost) as lost:
@@ -92,7 +94,13 @@ def check_parity(roles: Roles, recipe: Recipe, door: Door, state: LoopState, *, 
 
 
 def train(
-    roles: Roles, recipe: Recipe, door: Door, validator: Validator, recovery: Recovery, state: LoopState
+    roles: Roles,
+    recipe: Recipe,
+    door: Door,
+    validator: Validator,
+    recovery: Recovery,
+    people: People | None,
+    state: LoopState,
 ) -> tuple[LoopState, End]:
     """Steps from a state to the end of the run; the state then, and why it ended.
 
@@ -109,11 +117,13 @@ def train(
         resume_from_step=state.step,
         extra_sinks=ray_sinks(recipe.run, "rlhf"),
     )
-    offers = Offers(recipe, settings.split) if recipe.feedback.enabled else nullcontext()
-    with tracker, closing(batches), offers as people:
+    with tracker, closing(batches):
         state = recovery.insist(partial(validator.evaluated, state), renew=validator.renew)
         while (end := validator.end(state)) is None:
-            clock, before = Clock(), state
+            clock = Clock()
+            if people is not None:
+                state = recovery.insist(partial(people.swapped, roles, state))
+            before = state
             step = Step(roles, recipe, sampler, before)
             state, learned = recovery.insist(step.run, renew=step.renew)
             recovery.step = state.step

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +83,8 @@ class Offers:
                 continue
             own = None if scores is None else scores[group * size : (group + 1) * size].tolist()
             if pair := _pair(rollout, own, chance):
+                if own is not None:
+                    pair = [replace(candidate, reward_version=batch.reward_version) for candidate in pair]
                 lines.append(_line(prompt, pair, step))
         if lines:
             path = self._spool / f"{step:08d}.jsonl"

@@ -64,6 +64,8 @@ class LoopState:
     """The data position: batches of prompts drawn so far."""
     progress: Progress = field(default_factory=Progress)
     """What evaluations while training have shown so far."""
+    reward_version: int = 0
+    """Which reward model judged the step before: 0 is the run's own, later ones learned from people."""
 
     @classmethod
     def start(cls, kl: Kl) -> LoopState:
@@ -81,6 +83,7 @@ class LoopState:
             "kl": {"control": control, **self.kl.state()},
             "reward_scale": self.reward_scale.state(),
             "progress": self.progress.to_json(),
+            "reward_version": self.reward_version,
         }
 
     @classmethod
@@ -100,7 +103,14 @@ class LoopState:
         kind = FixedKl if control == KlControl.FIXED else AdaptiveKl
         scale = RunningScale.from_state(stored["reward_scale"])
         progress = Progress(**stored.get("progress", {}))
-        return cls(stored["step"], kind.from_state(values), scale, stored["cursor"], progress)
+        return cls(
+            stored["step"],
+            kind.from_state(values),
+            scale,
+            stored["cursor"],
+            progress,
+            stored.get("reward_version", 0),
+        )
 
 
 def save(roles: Roles, state: LoopState, recipe: Recipe, metrics: Mapping[str, float]) -> Folder:

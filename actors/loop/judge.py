@@ -38,6 +38,7 @@ class Judged:
     greedy: float32 [G], of each prompt's greedy completion, shaped like `rewards`; or None.
     counts: by reason, rewards that could not be given and groups that were left out.
     seconds: by role.
+    reward_version: which reward model scored; 0 is the run's own.
     """
 
     prompts: list[PromptRef]
@@ -47,6 +48,7 @@ class Judged:
     greedy: Tensor | None
     counts: Counter[str]
     seconds: dict[str, float]
+    reward_version: int = 0
 
     @property
     def rewards(self) -> Tensor:
@@ -66,6 +68,7 @@ class Judged:
             None if self.greedy is None else self.greedy[index],
             self.counts + Counter({reason: len(self.prompts) - len(groups)}),
             self.seconds,
+            self.reward_version,
         )
 
     def joined(self, other: Judged) -> Judged:
@@ -78,6 +81,7 @@ class Judged:
             None if self.greedy is None or other.greedy is None else torch.cat([self.greedy, other.greedy]),
             self.counts + other.counts,
             {role: spent + other.seconds[role] for role, spent in self.seconds.items()},
+            self.reward_version,
         )
 
     def means(self) -> dict[str, float]:

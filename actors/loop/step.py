@@ -115,6 +115,7 @@ class Step:
         if not is_dynamic:
             scorings = begin_scoring(self._roles, self._recipe, sampled.prompts, sampled.rollouts)
         batch = judged_batch(self._roles, self._recipe, sampled, self._sampler, self._state.step)
+        batch = replace(batch, reward_version=self._state.reward_version)
         if is_dynamic:
             scorings = begin_scoring(self._roles, self._recipe, batch.prompts, batch.rollouts)
         return batch, scores(scorings)

@@ -79,6 +79,7 @@ def batch_metrics(roles: Roles, door: Door, batch: Judged, step: int) -> dict[st
     """Rewards, staleness, the feature cache, and what was left out, refused or cut short, by reason."""
     return {
         "reward/mean": float(batch.rewards.mean()),
+        "reward/version": float(batch.reward_version),
         **{f"reward/{name}": mean for name, mean in batch.means().items()},
         **feature_cache(roles),
         "staleness": staleness(batch.rollouts, step),
@@ -138,6 +139,7 @@ def sample_rows(batch: Judged, limit: int = 8) -> list[dict[str, Any]]:
             "group": [completion.text for completion in rollout.completions],
             "finish_reason": rollout.completions[0].finish_reason,
             "weights_version": rollout.completions[0].weights_version,
+            "reward_version": batch.reward_version,
             "rewards": {name: float(part[index * size]) for name, part in batch.parts.items()},
         }
         for index, (prompt, rollout) in enumerate(zip(batch.prompts[:limit], batch.rollouts[:limit], strict=True))

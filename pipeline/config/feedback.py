@@ -12,9 +12,36 @@ from pipeline.config.section import Section
 Criterion = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
+class Refit(Section):
+    enabled: bool = True
+    """Whether the reward model of a run that offers completions learns from what people say of them."""
+    after_judgements: int = Field(default=32, ge=1)
+    """New comparisons after which it is refitted."""
+    after_s: float = Field(default=900.0, gt=0)
+    """Seconds after the last refit after which fewer are enough."""
+    drift: float = Field(default=0.2, gt=0, le=1)
+    """By how much it may be right less often on new comparisons than it was on held-out ones; beyond that, fewer are
+    enough."""
+    least_judgements: int = Field(default=8, ge=1)
+    """New comparisons that it takes in any case."""
+    num_steps: int = Field(default=30, gt=0)
+    """Optimizer steps of a refit, on all comparisons that people have made. The rest is as in `reward_model`."""
+    batch_size: int = Field(default=16, gt=0)
+    """Comparisons in an optimizer step, over all workers."""
+    held_out_fraction: float = Field(default=0.2, gt=0, le=0.5)
+    """Share of the prompts whose comparisons are never learned: on these a refit must be right as often as the version
+    before, or it is not swapped in."""
+    keep_last: int = Field(default=5, ge=1)
+    """Versions whose checkpoints are kept, to roll back to."""
+    poll_s: float = Field(default=5.0, gt=0)
+    """Seconds between two looks into the store."""
+
+
 class Feedback(Section):
     enabled: bool = False
     """Whether the loop offers completions to people."""
+    refit: Refit = Refit()
+    """How the reward model learns from people while the loop goes on."""
     offered_share: float = Field(default=0.25, ge=0, le=1)
     """Share of the groups of each step of which two completions that differ are offered."""
     url: str | None = None
@@ -55,6 +82,8 @@ class Feedback(Section):
     """Raters who are right less often where the right judgement is known are set aside, and shown so."""
     min_gold_judgements: int = Field(default=10, ge=1)
     """Judgements of such items from which on that is known of a rater."""
+    weak_weight: float = Field(default=0.2, ge=0, le=1)
+    """What a comparison out of clicks weighs on average, where a judgement weighs 1. At 0 there are none."""
     max_requests_a_minute: int = Field(default=240, ge=1)
     """Requests that one rater, or one address that is not logged in, may send a minute."""
     max_body_bytes: int = Field(default=100_000, ge=1024)

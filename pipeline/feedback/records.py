@@ -84,19 +84,21 @@ class Candidate:
     """A completion that is to be judged.
 
     token_ids: as the policy gave them; empty where the text came from elsewhere. weights_version: of the policy that
-    wrote it; None where that is not known. score: of the reward model at that time; None where there was none.
+    wrote it; None where that is not known. score: of the reward model at that time, and which version that was; None
+    where there was none.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     weights_version: int | None = None
     score: float | None = None
+    reward_version: int | None = None
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Candidate:
         """The inverse of `asdict`, from JSON."""
         ids = tuple(content["token_ids"])
-        return cls(content["text"], ids, content["weights_version"], content["score"])
+        return cls(content["text"], ids, content["weights_version"], content["score"], content.get("reward_version"))
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,35 @@ class Judgement:
     page_version: str = ""
     withdraws: str | None = None
     """The key of the judgement that is taken back."""
+
+
+@dataclass(frozen=True)
+class Act:
+    """What a rater did on the page, once, beside judging: `place` is that of a completion in its item.
+
+    shown_place: where on the page that completion was. Both are None where the act is about the whole.
+    value: seconds of `PLAYED` and `DWELT`, 1 or -1 of `THUMB`.
+    """
+
+    kind: EventKind
+    place: int | None = None
+    shown_place: int | None = None
+    value: float = 1.0
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """An item as it was shown to a rater, and what he did there, in the order in which it came.
+
+    order: the places of the completions as they were shown, from the first to the last.
+    has_answered: whether an answer of his to this item stands, skips aside.
+    """
+
+    item: Item
+    rater: str
+    order: tuple[int, ...]
+    acts: tuple[Act, ...]
+    has_answered: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobs.feedback import human_preferences
 from pipeline.config import load_recipe
 from pipeline.feedback.judging import BadJudgement
+from pipeline.feedback.preferences import human_preferences
 from pipeline.feedback.queue import REPEAT_AFTER_S, Conflict, Event, NotYours, Presentation, Queue
 from pipeline.feedback.raters import Person
 from pipeline.feedback.records import EventKind, Item, Judged, Judgement, JudgementKind, RaterRole, Task
@@ -268,7 +268,8 @@ def test_what_the_reward_model_learns_leaves_out_repeats_known_items_and_raters_
     even = [of(pair, "even", None)]
     said = [*bad, *good, *even]
     office.store.bring([Judged(item, tuple(e for e in said if e.item_id == item.id)) for item in (pair, gold)])
-    found = sorted(human_preferences(office.store, recipe), key=lambda each: each.rater)
+    preferences = [each.preference for each in human_preferences(office.store, recipe.feedback)]
+    found = sorted(preferences, key=lambda each: each.rater)
     assert [(each.rater, each.chosen, each.rejected, each.is_tie) for each in found] == [
         ("even", "pair0", "pair1", True),
         ("good", "pair1", "pair0", False),
@@ -280,7 +281,7 @@ def test_a_ranking_compares_every_two_for_the_reward_model(office: Office, make_
     item = make_item("r", num=3, task=Task.RANKING)
     said = Judgement("key-ranking", item.id, "ada", JudgementKind.RANKING, {"ranks": [2, 1, 2]}, 5.0)
     office.store.bring([Judged(item, (said,))])
-    found = human_preferences(office.store, load_recipe(None, []))
+    found = [each.preference for each in human_preferences(office.store, load_recipe(None, []).feedback)]
     assert {(each.chosen, each.rejected, each.is_tie) for each in found} == {
         ("r1", "r0", False),
         ("r0", "r2", True),

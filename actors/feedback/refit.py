@@ -1,0 +1,207 @@
+"""The reward model learns from people while the loop goes on.
+
+    store -> comparisons by people -> enough new ones? -> Ray Train x DeepSpeed, from the version that judges
+                                                                    |
+    the loop swaps it in between two steps <- versions <- right as often on held-out ones?
+
+The loop and this know of each other by files alone: where one of them dies, the other goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.loop.comparisons import comparisons
+from actors.loop.crew import Crew
+from actors.loop.door import Door
+from actors.roles.encoder import needs_of
+from pipeline.config import ConfigError, Recipe
+from pipeline.data.held_out import HeldOut
+from pipeline.data.table import PreferenceTable, write_preferences
+from pipeline.evaluation.calibration import ScoredPair, measure
+from pipeline.feedback.database import Database
+from pipeline.feedback.preferences import HumanPreference, foreseen, human_preferences, reason_to_refit
+from pipeline.feedback.store import FeedbackStore
+from pipeline.feedback.versions import RewardVersion, RewardVersions, Trigger
+
+logger = logging.getLogger(__name__)
+SHOWN = ("num_pairs", "accuracy", "brier")
+
+
+class Refitter:
+    """Looks into the store, and refits the reward model where there is reason. Its workers stay between two refits."""
+
+    def __init__(self, recipe: Recipe):
+        self._recipe = recipe
+        self._versions = RewardVersions(recipe)
+        self._since = time.time()
+        self._fits = _of_refits(recipe)
+        self._crew = Crew(self._fits, training="reward_model")
+
+    def look(self, *, is_asked: bool = False) -> RewardVersion | None:
+        """One look; the refit that came of it.
+
+        is_asked: any comparisons are reason enough.
+
+        Raises:
+            ConfigError: there are too few for a step, and it was asked for.
+        """
+        settings = self._recipe.feedback
+        with self._versions.alone():
+            database = Database(self._recipe.feedback_url)
+            try:
+                database.migrate()
+                store = FeedbackStore(database, self._recipe.feedback_media)
+                preferences = list(human_preferences(store, settings))
+            finally:
+                database.close()
+            last = next(reversed(self._versions.all()), None)
+            since = self._since if last is None else max(self._since, last.fitted_at)
+            why = reason_to_refit(preferences, last, settings.refit, since=since, now=time.time())
+            if why is None and not is_asked:
+                return None
+            recipe = self._fitting(preferences)
+            if recipe is None:
+                if is_asked:
+                    raise ConfigError(
+                        f"{len(preferences)} comparisons by people are too few to hold some out and learn from others"
+                    )
+                return None
+            return self._refit(recipe, preferences, last, why or Trigger.ASKED)
+
+    def _fitting(self, preferences: Sequence[HumanPreference]) -> Recipe | None:
+        """The recipe, its batch no larger than what there is to learn from; None where that is nothing."""
+        settings = self._fits.reward_model
+        if not preferences:
+            return None
+        ids = [each.preference.prompt_id for each in preferences]
+        held_out = HeldOut.of(ids, fraction=settings.held_out_fraction, most=settings.max_held_out)
+        num_learned = len(ids) - len(held_out.rows)
+        return _with(self._fits, batch_size=min(settings.batch_size, num_learned)) if num_learned else None
+
+    def _refit(
+        self, recipe: Recipe, preferences: Sequence[HumanPreference], last: RewardVersion | None, why: Trigger
+    ) -> RewardVersion:
+        versions = self._versions
+        number = 1 if last is None else last.number + 1
+        source = versions.current
+        table = versions.directory / f"v{number:04d}.parquet"
+        write_preferences(table, (each.preference for each in preferences))
+        learn = partial(self._learn, recipe, table, versions.path(source), versions.path(number))
+        after, before = map(measure, self._crew.insist("refit", learn))
+        version = RewardVersion(
+            number=number,
+            source=source,
+            trigger=why,
+            fitted_at=time.time(),
+            until=max(each.judged_at for each in preferences),
+            num_comparisons=len(preferences),
+            held_out={name: after[name] for name in SHOWN},
+            held_out_before={name: before[name] for name in SHOWN},
+            is_accepted=is_as_good(after, before),
+            fresh=foreseen([each for each in preferences if last is None or each.judged_at > last.until]),
+        )
+        versions.add(version)
+        print(told(version), flush=True)
+        return version
+
+    def _learn(
+        self, recipe: Recipe, table: Path, source: Path, target: Path
+    ) -> tuple[list[ScoredPair], list[ScoredPair]]:
+        """Trains, and returns the held-out comparisons as scored after and before."""
+        roles = self._crew.roles({"encoder": source})
+        needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
+        door = Door(roles, recipe, recipe.rlhf.split, stage="refit", needs=needs)
+        drawn: deque[dict[str, float]] = deque()
+        found: dict[str, Any] = {}
+        data = comparisons(recipe, door, PreferenceTable(table), drawn)
+        for _, metrics in self._crew.training("reward_model").run(source=source, target=target, data=data):
+            found |= metrics
+        self.warm()
+        return found["held_out"], found["held_out_before"]
+
+    def warm(self) -> None:
+        """Starts the workers of the next refit."""
+        self._crew.training("reward_model")
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._crew.shutdown()
+
+
+def is_as_good(after: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether a refit may judge, by `calibration.measure` on the same comparisons: right as often as the one before.
+
+    Where nothing but ties are held out, the smaller Brier score says so.
+    """
+    if after["accuracy"] is None or before["accuracy"] is None:
+        return after["brier"] <= before["brier"]
+    return after["accuracy"] >= before["accuracy"]
+
+
+def told(version: RewardVersion) -> str:
+    """A refit in a line."""
+    after, before = (
+        "-" if each["accuracy"] is None else f"{each['accuracy']:.2f}"
+        for each in (version.held_out, version.held_out_before)
+    )
+    return (
+        f"reward model {version.number} ({version.trigger.value}), from {version.num_comparisons} comparisons by "
+        f"people: right in {after} of {version.held_out['num_pairs']} held-out ones, {before} before; "
+        f"{'it judges from now on' if version.is_accepted else 'it is not better, and is left out'}"
+    )
+
+
+def _of_refits(recipe: Recipe) -> Recipe:
+    """The recipe as refits take it, with a directory of their own for what they write."""
+    settings = recipe.feedback.refit
+    run = recipe.run.model_copy(update={"directory": recipe.run.directory / "feedback" / "refit"})
+    data = recipe.data.model_copy(update={"path": recipe.data.path or str(recipe.data_path)})
+    found = recipe.model_copy(update={"run": run, "data": data})
+    return _with(
+        found,
+        num_steps=settings.num_steps,
+        batch_size=settings.batch_size,
+        held_out_fraction=settings.held_out_fraction,
+    )
+
+
+def _with(recipe: Recipe, **settings: Any) -> Recipe:
+    return recipe.model_copy(update={"reward_model": recipe.reward_model.model_copy(update=settings)})
+
+
+def started(recipe: Recipe) -> Any:
+    """An actor that refits until it is killed. Where it dies it is started again."""
+    remote: Any = ray.remote(_Looking)
+    actor = remote.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(recipe)
+    actor.run.remote()
+    return actor
+
+
+class _Looking:
+    def __init__(self, recipe: Recipe):
+        self._recipe = recipe
+
+    def run(self) -> None:
+        refitter = None
+        while True:
+            try:
+                if refitter is None:
+                    refitter = Refitter(self._recipe)
+                    refitter.warm()
+                refitter.look()
+            except Exception as error:  # Whatever it is: the reward model stays what it was, and the loop goes on.
+                RewardVersions(self._recipe).failed(error)
+                logger.warning("feedback: no refit, the run goes on: %s: %s", type(error).__name__, error)
+                if refitter is not None:
+                    refitter.close()
+                refitter = None
+            time.sleep(self._recipe.feedback.refit.poll_s)
