@@ -121,7 +121,7 @@ class RewardVersions:
         Raises:
             ValueError: there is no such version, or its checkpoint is not kept any more.
         """
-        kept = [0, *(each.number for each in self.all() if self.path(each.number).is_dir())]
+        kept = [0, *(each.number for each in self.all() if self._is_kept(each.number))]
         if number not in kept:
             raise ValueError(f"version {number}: the reward models that are kept are {', '.join(map(str, kept))}")
         self._write("versions", {**self._read("versions"), "current": number})
@@ -129,7 +129,7 @@ class RewardVersions:
     def at(self, step: int) -> int:
         """Which version judges a step: as noted where it was made before, and now the current one."""
         swaps: Sequence[Sequence[int]] = self._read("swaps")["steps"]
-        noted = [number for first, last, number in swaps if first <= step <= last and self.path(number).is_dir()]
+        noted = [number for first, last, number in swaps if first <= step <= last and self._is_kept(number)]
         return noted[-1] if noted else self.current
 
     def note(self, step: int, number: int) -> None:
@@ -144,6 +144,9 @@ class RewardVersions:
     def forget_steps(self) -> None:
         """For a run that begins anew."""
         self._write("swaps", {"steps": []})
+
+    def _is_kept(self, number: int) -> bool:
+        return number == 0 or self.path(number).is_dir()
 
     def _read(self, name: str) -> dict[str, Any]:
         file = self.directory / f"{name}.json"

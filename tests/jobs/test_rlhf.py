@@ -21,6 +21,7 @@ from pipeline.feedback.database import Database
 from pipeline.feedback.store import FeedbackStore, item_of
 from pipeline.feedback.tables import Items
 from pipeline.records import Prompt, Rollout
+from tests.jobs.ready import ReadyWorkers
 from tests.jobs.small import MakeRecipe, curve, small_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -28,12 +29,12 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 @pytest.fixture(scope="module")
 def one_worker(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
+    workers: ReadyWorkers, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
 ) -> Recipe:
     """A finished run with one worker a role."""
-    offers = ("feedback.enabled=true", "feedback.offered_share=1")
+    offers = ("feedback.enabled=true", "feedback.offered_share=1", "feedback.refit.enabled=false")
     recipe = small_recipe(tmp_path_factory.mktemp("one"), tiny_checkpoint, demo_data, *offers)
-    rlhf.run(recipe)
+    rlhf.run(recipe, crew=workers.crew(recipe))
     return recipe
 
 
@@ -98,7 +99,11 @@ def test_a_checkpoint_of_the_last_step_is_complete(one_worker: Recipe) -> None:
 
 
 def test_a_run_that_reached_its_target_and_is_resumed_without_one_gives_the_numbers_of_one_that_was_never_evaluated(
-    one_worker: Recipe, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    one_worker: Recipe,
+    workers: ReadyWorkers,
+    make_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     metric = "validation/greedy_exact_match"
     # An untrained model gets nothing right: what it is worth after each step is said here.
@@ -113,7 +118,7 @@ def test_a_run_that_reached_its_target_and_is_resumed_without_one_gives_the_numb
     monkeypatch.setattr(validation, "measured", measured)
     evaluating = ("rlhf.evaluate_every=1", "rlhf.validation={num_prompts: 4, samples_per_prompt: 2, stop_at: 0.8}")
     stopped = make_recipe(*evaluating)
-    target = rlhf.run(stopped)
+    target = rlhf.run(stopped, crew=workers.crew(stopped))
     assert "the run ends after step 1 of 3: " in capfd.readouterr().out
     rows = curve(stopped)
     assert [row["step"] for row in rows] == [0, 1]
@@ -125,7 +130,7 @@ def test_a_run_that_reached_its_target_and_is_resumed_without_one_gives_the_numb
 
     best = f"rlhf.checkpoints={{best_metric: {metric}, export: best, save_every: 2, keep_last: 1}}"
     resumed = make_recipe(*evaluating, "rlhf.validation.stop_at=null", best)
-    rlhf.run(resumed, resume=True)
+    rlhf.run(resumed, resume=True, crew=workers.crew(resumed))
     rows = curve(resumed)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert [row[metric] for row in rows] == list(worth.values())
@@ -140,19 +145,19 @@ def _weights(directory: Path) -> bytes:
     return (directory / "model.safetensors").read_bytes()
 
 
-def test_two_ranks_give_the_curve_of_one(one_worker: Recipe, make_recipe: MakeRecipe) -> None:
+def test_two_ranks_give_the_curve_of_one(one_worker: Recipe, workers: ReadyWorkers, make_recipe: MakeRecipe) -> None:
     # At ZeRO 1; stages 2 and 3 are the matter of test_mixes.py and test_checkpoints.py.
     recipe = make_recipe(
         *(f"rlhf.{role}.num_workers=2" for role in ("policy", "critic")),
         *(f"rlhf.{role}.zero_stage=1" for role in ("policy", "critic")),
     )
-    rlhf.run(recipe)
+    rlhf.run(recipe, crew=workers.crew(recipe))
     for one, two in zip(curve(one_worker), curve(recipe), strict=True):
         for name in ("policy/loss", "critic/loss", "policy/entropy", "policy/grad_norm", "reward/mean", "kl/reference"):
             assert two[name] == pytest.approx(one[name], abs=1e-5, rel=1e-5), (name, one["step"])
 
 
-def test_grpo_runs_without_a_critic_and_kl_in_the_loss(make_recipe: MakeRecipe) -> None:
+def test_grpo_runs_without_a_critic_and_kl_in_the_loss(workers: ReadyWorkers, make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(
         # As the untrained model gets nothing right, patience ends the run after two steps.
         "rlhf.num_steps=9",
@@ -164,7 +169,7 @@ def test_grpo_runs_without_a_critic_and_kl_in_the_loss(make_recipe: MakeRecipe) 
         "rlhf.algorithm.kl={place: loss, estimator: k3, weight: 0.1}",
         "rlhf.rewards={exact_match: 1.0, wer: 0.5, length: 0.1}",
     )
-    rlhf.run(recipe)
+    rlhf.run(recipe, crew=workers.crew(recipe))
     *rows, ended = curve(recipe)
     assert len(rows) == 2
     assert "policy/kl_loss" in rows[-1] and not any(name.startswith("critic") for name in rows[-1])
@@ -238,6 +243,42 @@ def test_workers_go_on_to_the_next_stage_with_what_they_hold(make_recipe: MakeRe
         assert third.encoder.on_all(EncoderWorker.num_tower_calls) == [0]
 
 
+def test_completions_of_stale_weights_stop_the_loop() -> None:
+    import numpy as np
+
+    from actors.loop.sampler import check_fresh
+    from pipeline.records import Completion, FinishReason, Rollout
+
+    tokens, logprobs = np.array([1]), np.zeros(1, np.float32)
+    fresh, stale = (Completion(tokens, logprobs, FinishReason.STOP, version, "") for version in (3, 2))
+    check_fresh([Rollout("a", (fresh, fresh))], oldest=3, newest=3)
+    check_fresh([Rollout("a", (fresh, stale))], oldest=2, newest=3)
+    with pytest.raises(RuntimeError, match=r"versions \[2, 3\], not 3 to 3"):
+        check_fresh([Rollout("a", (fresh, stale))], oldest=3, newest=3)
+
+
+def test_generation_that_runs_ahead_is_stale_up_to_the_next_checkpoint(
+    workers: ReadyWorkers, make_recipe: MakeRecipe
+) -> None:
+    recipe = make_recipe(
+        "rlhf.staleness=1",
+        # Evaluations have the newest weights all the same.
+        "rlhf.evaluate_every=1",
+        "rlhf.validation={num_prompts: 2, samples_per_prompt: 1}",
+        "rlhf.algorithm={advantage: rloo, kl: {weight: 0}, off_policy: {correction: token}}",
+        # An untrained model gets nothing right; noise differs within every group, so that weights change each step.
+        "rlhf.rewards={noise: 1.0}",
+        "rlhf.policy.learning_rate=2e-3",
+    )
+    rlhf.run(recipe, crew=workers.crew(recipe))
+    *rows, _ = curve(recipe)
+    # A checkpoint stands after two steps, and nothing is sampled beyond it.
+    assert [row["staleness"] for row in rows] == [0, 1, 0]
+    fresh, stale, again = (row["mismatch/mean"] for row in rows)
+    assert max(fresh, again) < 1e-5 < 1e-4 < stale
+    assert all("policy/importance_weight" in row for row in rows)
+
+
 def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(make_recipe: MakeRecipe) -> None:
     from ray.cluster_utils import Cluster
 
@@ -273,37 +314,3 @@ def _nodes_of_workers() -> set[str]:
 
     actors: list[Any] = list_actors()
     return {actor.node_id for actor in actors if "Worker" in actor.class_name}
-
-
-def test_completions_of_stale_weights_stop_the_loop() -> None:
-    import numpy as np
-
-    from actors.loop.sampler import check_fresh
-    from pipeline.records import Completion, FinishReason, Rollout
-
-    tokens, logprobs = np.array([1]), np.zeros(1, np.float32)
-    fresh, stale = (Completion(tokens, logprobs, FinishReason.STOP, version, "") for version in (3, 2))
-    check_fresh([Rollout("a", (fresh, fresh))], oldest=3, newest=3)
-    check_fresh([Rollout("a", (fresh, stale))], oldest=2, newest=3)
-    with pytest.raises(RuntimeError, match=r"versions \[2, 3\], not 3 to 3"):
-        check_fresh([Rollout("a", (fresh, stale))], oldest=3, newest=3)
-
-
-def test_generation_that_runs_ahead_is_stale_up_to_the_next_checkpoint(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(
-        "rlhf.staleness=1",
-        # Evaluations have the newest weights all the same.
-        "rlhf.evaluate_every=1",
-        "rlhf.validation={num_prompts: 2, samples_per_prompt: 1}",
-        "rlhf.algorithm={advantage: rloo, kl: {weight: 0}, off_policy: {correction: token}}",
-        # An untrained model gets nothing right; noise differs within every group, so that weights change each step.
-        "rlhf.rewards={noise: 1.0}",
-        "rlhf.policy.learning_rate=2e-3",
-    )
-    rlhf.run(recipe)
-    *rows, _ = curve(recipe)
-    # A checkpoint stands after two steps, and nothing is sampled beyond it.
-    assert [row["staleness"] for row in rows] == [0, 1, 0]
-    fresh, stale, again = (row["mismatch/mean"] for row in rows)
-    assert max(fresh, again) < 1e-5 < 1e-4 < stale
-    assert all("policy/importance_weight" in row for row in rows)
