@@ -11,7 +11,10 @@ from typing import Any
 import psutil
 import pytest
 import ray
+import torch
+from safetensors.torch import save_file
 from sqlalchemy import select
+from transformers import AutoConfig
 
 from actors.feedback import refit
 from actors.feedback.refit import Refitter, is_as_good
@@ -24,6 +27,7 @@ from pipeline.feedback.records import Candidate, Item, Judged, Judgement, Judgem
 from pipeline.feedback.store import FeedbackStore, item_of
 from pipeline.feedback.tables import Items
 from pipeline.feedback.versions import RewardVersions, Trigger
+from pipeline.models.checkpoint import HEAD_FILE
 from pipeline.tracking import read_metrics
 from tests.jobs.small import MakeRecipe
 
@@ -32,6 +36,22 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 REFIT = "feedback.refit={after_judgements: 12, num_steps: 8, batch_size: 8, held_out_fraction: 0.3, poll_s: 0.2}"
 FEEDBACK = ("feedback.enabled=true", "feedback.offered_share=1", "rlhf.rewards={learned: 1.0}", REFIT)
 GOOD, BAD = Candidate("good", (11, 12), 0), Candidate("bad", (13, 14), 0)
+
+
+@pytest.fixture
+def judging(make_recipe: MakeRecipe) -> MakeRecipe:
+    """Makes small recipes whose reward model has a head: one of chance."""
+
+    def make(*overrides: str) -> Recipe:
+        recipe = make_recipe(*FEEDBACK, *overrides)
+        path = recipe.checkpoint("reward_model")
+        width = int(AutoConfig.from_pretrained(path).get_text_config().hidden_size)
+        weight = torch.randn(1, width, generator=torch.Generator().manual_seed(0)) * width**-0.5
+        head = {"head.linear.weight": weight, "head.linear.bias": torch.zeros(1)}
+        save_file({**head, "mean": torch.zeros(()), "scale": torch.ones(())}, path / HEAD_FILE)
+        return recipe
+
+    return make
 
 
 def judged_by_people(recipe: Recipe, *, run: str = "demo") -> int:
@@ -52,8 +72,8 @@ def logged(recipe: Recipe, name: str) -> Sequence[Any]:
     return [row.get(name) for row in read_metrics(recipe.run.directory / "metrics")["rlhf"]]
 
 
-def test_what_people_say_reaches_the_loops_reward_and_can_be_taken_back(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(*FEEDBACK, "feedback.refit.enabled=false", "rlhf.num_steps=2")
+def test_what_people_say_reaches_the_loops_reward_and_can_be_taken_back(judging: MakeRecipe) -> None:
+    recipe = judging("feedback.refit.enabled=false", "rlhf.num_steps=2")
     refitter, versions = Refitter(recipe), RewardVersions(recipe)
     try:
         assert refitter.look() is None
@@ -81,7 +101,7 @@ def test_what_people_say_reaches_the_loops_reward_and_can_be_taken_back(make_rec
     rlhf.run(recipe)
     assert logged(recipe, "reward/version") == [1, 1]
     versions.roll_back(0)
-    rlhf.run(make_recipe(*FEEDBACK, "feedback.refit.enabled=false", "rlhf.num_steps=4"), resume=True)
+    rlhf.run(judging("feedback.refit.enabled=false", "rlhf.num_steps=4"), resume=True)
     assert logged(recipe, "reward/version") == [1, 1, 0, 0]
     database = Database(recipe.feedback_url)
     with database.read() as connection:
@@ -90,11 +110,11 @@ def test_what_people_say_reaches_the_loops_reward_and_can_be_taken_back(make_rec
     judging = {
         (item.step, each.reward_version) for item in offered for each in item.candidates if each.score is not None
     }
-    assert judging == {(0, 1), (1, 1), (2, 0), (3, 0)}
+    assert versions_of == {(0, 1), (1, 1), (2, 0), (3, 0)}
 
 
-def test_a_refit_whose_processes_are_killed_is_made_all_the_same(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(*FEEDBACK)
+def test_a_refit_whose_processes_are_killed_is_made_all_the_same(judging: MakeRecipe) -> None:
+    recipe = judging()
     num = judged_by_people(recipe)
     versions = RewardVersions(recipe)
     actor = refit.started(recipe)
