@@ -107,9 +107,8 @@ def test_what_people_say_reaches_the_loops_reward_and_can_be_taken_back(judging:
     with database.read() as connection:
         offered = [item_of(row) for row in connection.execute(select(Items).where(Items.run == recipe.run.name))]
     database.close()
-    judging = {
-        (item.step, each.reward_version) for item in offered for each in item.candidates if each.score is not None
-    }
+    scored = [(item.step, each) for item in offered for each in item.candidates if each.score is not None]
+    versions_of = {(step, each.reward_version) for step, each in scored}
     assert versions_of == {(0, 1), (1, 1), (2, 0), (3, 0)}
 
 
