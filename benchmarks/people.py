@@ -54,6 +54,8 @@ FEEDBACK = (
 NUM_RATERS = 4
 THINK_S = 0.2
 """Seconds from what a rater sees to what he says."""
+LOOK_AGAIN_S = 2.0
+"""Seconds after which a rater who was shown nothing looks again."""
 
 
 def is_liked(text: str) -> bool:
@@ -79,8 +81,8 @@ class Rater(threading.Thread):
             http.headers["X-CSRF-Token"] = login["csrf"]
             while not self.is_over.is_set():
                 shown = self._sent(http, "GET", "api/next")["presentation"]
-                time.sleep(THINK_S)
-                if shown is not None:
+                time.sleep(THINK_S if shown else LOOK_AGAIN_S)
+                if shown:
                     self._judge(http, shown)
         except Exception as error:
             self.failure = error
