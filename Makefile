@@ -23,7 +23,7 @@ absolute = $$(realpath -ms "$(1)")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo people test lint format clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ demo: .venv/.installed ## Train the tiny omni model on a local Ray, from data to
 	$(BIN)/python -m jobs.local -- python -m jobs.quickstart --config "$(call absolute,$(RECIPE))" \
 		"run.directory=$(call absolute,$(RUN))"
 	@echo "The report: $(call absolute,$(RUN))/report.html"
+
+people: RECIPE := jobs/recipes/people.yaml
+people: RUN := runs/people
+people: demo ## Steer the tiny omni model yourself: the same, with a page on which you judge its answers meanwhile.
 
 test: lint ## Run the linters, the type checker, the import contracts and the tests.
 	$(BIN)/pytest

@@ -115,9 +115,17 @@ def where_the_user_stands() -> Base:
 
 
 def main(
-    run: Callable[..., object], description: str | None, *, resumable: bool = False, flags: Sequence[Flag] = ()
+    run: Callable[..., object],
+    description: str | None,
+    *,
+    resumable: bool = False,
+    flags: Sequence[Flag] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend."""
+    """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend.
+
+    environment: see `connect`.
+    """
     print_in_any_locale()
     try:
         recipe, resume = parse(description or "", resumable=resumable, flags=flags)
@@ -125,7 +133,7 @@ def main(
             # transformers imports DeepSpeed where it saves a model, and that warns of a GPU that it does not find.
             os.environ["DS_ACCELERATOR"] = "cpu"
         with held(recipe.run.directory):
-            connect()
+            connect(environment)
             if resume:
                 run(recipe, resume=True)
             else:

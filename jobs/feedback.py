@@ -34,20 +34,14 @@ from pipeline.feedback.raters import Register
 from pipeline.feedback.records import MediumRef, RaterRole
 from pipeline.feedback.versions import RewardVersions
 
-ADMIN = "admin"
 EXPORTED = ("jsonl", "label_studio", "arena", "preferences", "unpaired", "demonstrations")
 BROUGHT = ("jsonl", "label_studio", "arena", "preferences")
 
 
 def serve(recipe: Recipe, options: argparse.Namespace) -> None:
     """Serves the page until it is interrupted."""
-    register = _register(recipe)
-    token = None if register.num_of(RaterRole.ADMIN) else register.invite(ADMIN, RaterRole.ADMIN, days=365)
     connect(page.ENVIRONMENT)
-    address = page.start(recipe)
-    print(f"The rating page: {address}", flush=True)
-    if token is not None:
-        print(f"The administrator's invitation, shown once: {address}#invitation={token}", flush=True)
+    page.announce(recipe, page.start(recipe))
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.default_int_handler)
     try:
@@ -87,7 +81,7 @@ def refit(recipe: Recipe, options: argparse.Namespace) -> None:
     connect()
     refitter = Refitter(recipe)
     try:
-        refitter.look(is_asked=True)
+        print(refitter.look(is_asked=True))
     finally:
         refitter.close()
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from actors.feedback import serve as page
 from actors.loop.crew import TRAININGS, crew_of, loop_paths
 from jobs import evaluate, prepare, reward_model, rlhf, sft
 from jobs.command import main, read_stages, record_stage
@@ -34,7 +36,9 @@ STAGES = {
 def run(recipe: Recipe) -> Path:
     """Runs all stages that are not done and returns the report's path."""
     done = Done(recipe, STAGES)
-    with crew_of(recipe) as workers:
+    # Opened before the loop: whoever is to judge has something to look at while the model learns to answer.
+    asking = page.shown(recipe) if recipe.feedback.enabled and not done.has("rlhf") else nullcontext()
+    with crew_of(recipe) as workers, asking:
         crew = workers if workers.fits_whole() else None
         if crew is not None and not done.all():
             first, *others = [each for each in TRAININGS if not done.has(each)] or ["rollout"]
@@ -65,4 +69,4 @@ def run(recipe: Recipe) -> Path:
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, environment=page.ENVIRONMENT)

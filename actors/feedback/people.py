@@ -57,6 +57,8 @@ class People:
         self._versions.note(state.step, number)
         if number == state.reward_version:
             return state
+        told = self._versions.get(number) if number else "the reward model from before people were asked"
+        print(f"step {state.step} is judged by {told}", flush=True)
         return replace(state, reward_version=number, reward_scale=RunningScale())
 
     def take(self, step: int, batch: Judged) -> None:

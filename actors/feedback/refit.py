@@ -110,7 +110,6 @@ class Refitter:
             fresh=foreseen([each for each in preferences if last is None or each.judged_at > last.until]),
         )
         versions.add(version)
-        print(told(version), flush=True)
         return version
 
     def _learn(
@@ -145,19 +144,6 @@ def is_as_good(after: dict[str, Any], before: dict[str, Any]) -> bool:
     if after["accuracy"] is None or before["accuracy"] is None:
         return after["brier"] <= before["brier"]
     return after["accuracy"] >= before["accuracy"]
-
-
-def told(version: RewardVersion) -> str:
-    """A refit in a line."""
-    after, before = (
-        "-" if each["accuracy"] is None else f"{each['accuracy']:.2f}"
-        for each in (version.held_out, version.held_out_before)
-    )
-    return (
-        f"reward model {version.number} ({version.trigger.value}), from {version.num_comparisons} comparisons by "
-        f"people: right in {after} of {version.held_out['num_pairs']} held-out ones, {before} before; "
-        f"{'it judges from now on' if version.is_accepted else 'it is not better, and is left out'}"
-    )
 
 
 def _of_refits(recipe: Recipe) -> Recipe:

@@ -5,6 +5,8 @@ What was acknowledged lies in the store by then, and pages send again what was n
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import serve
@@ -16,9 +18,12 @@ from pipeline.config import Recipe
 from pipeline.feedback.database import Database
 from pipeline.feedback.queue import Queue
 from pipeline.feedback.raters import Register
+from pipeline.feedback.records import RaterRole
 from pipeline.feedback.store import FeedbackStore
 
 NAME = "feedback"
+ADMIN = "admin"
+"""Name of the first administrator."""
 ENVIRONMENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 """Of Serve's processes. It starts its proxy again and again where that is not up within 5 s, as on a busy machine."""
 MAX_ONGOING = 200
@@ -65,6 +70,27 @@ def start(recipe: Recipe) -> str:
     )
     serve.run(deployment.bind(recipe), name=NAME, route_prefix="/")
     return address(recipe)
+
+
+def announce(recipe: Recipe, address: str) -> None:
+    """Says where the page is; the first time with an administrator's invitation, who may also judge."""
+    store = opened(recipe)
+    register = Register(store.database, session_s=recipe.feedback.session_s)
+    print(f"The rating page: {address}", flush=True)
+    if not register.num_of(RaterRole.ADMIN):
+        token = register.invite(ADMIN, RaterRole.ADMIN, days=365)
+        print(f"The administrator's invitation, shown once: {address}#invitation={token}", flush=True)
+    store.database.close()
+
+
+@contextmanager
+def shown(recipe: Recipe) -> Generator[None, None, None]:
+    """The page, while something else goes on."""
+    announce(recipe, start(recipe))
+    try:
+        yield
+    finally:
+        stop()
 
 
 def stop() -> None:

@@ -61,6 +61,18 @@ class RewardVersion:
         """The inverse of `asdict`, from JSON."""
         return replace(cls(**stored), trigger=Trigger(stored["trigger"]))
 
+    def __str__(self) -> str:
+        """In a line."""
+        after, before = (
+            "none" if each["accuracy"] is None else f"{each['accuracy']:.2f}"
+            for each in (self.held_out, self.held_out_before)
+        )
+        return (
+            f"reward model {self.number}: from {self.num_comparisons} comparisons by people; right in {after} of "
+            f"{self.held_out['num_pairs']} held-out ones, {before} before"
+            + ("" if self.is_accepted else "; that is less often, and it is left out")
+        )
+
 
 class RewardVersions:
     """The versions of one run. Processes that read them see whole files; only one at a time may write."""
@@ -125,6 +137,10 @@ class RewardVersions:
         if number not in kept:
             raise ValueError(f"version {number}: the reward models that are kept are {', '.join(map(str, kept))}")
         self._write("versions", {**self._read("versions"), "current": number})
+
+    def get(self, number: int) -> RewardVersion:
+        """The refit with this number, which is not 0."""
+        return next(each for each in self.all() if each.number == number)
 
     def at(self, step: int) -> int:
         """Which version judges a step: as noted where it was made before, and now the current one."""
