@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.command import Flag, main
-from pipeline.config import ConfigError, MediaAs, Recipe
+from pipeline.config import Answers, ConfigError, MediaAs, Recipe
 from pipeline.data import demo
 from pipeline.data.filesystems import is_uri
 from pipeline.data.ingest import card
@@ -89,7 +89,8 @@ def ingest(recipe: Recipe) -> dict[str, int]:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        with closing(Index(staging / "index.sqlite")) as index:
+        keeps_unanswered = settings.answers is Answers.OPTIONAL
+        with closing(Index(staging / "index.sqlite", keeps_unanswered=keeps_unanswered)) as index:
             return decided(recipe, shards, index, staging=staging, directory=directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -1,26 +1,28 @@
 """Reward model: sample pairs from the SFT model, have them judged, learn to judge.
 
     train prompts -> encoder -> rollout (SFT model) -> rater -> preferences.parquet
-    preferences, a batch a step -> their prompts through the door -> Ray Train x DeepSpeed: Bradley-Terry
+    preferences, a batch a step -> their prompts through the door -> Ray Train x DeepSpeed: Bradley-Terry and others
                                                                        -> checkpoints/reward_model
-                                     held-out pairs, scored at the end -> reward_model.json
+                                  held-out rows, scored at the end -> reward_model.json
 
 The rater of this job is scripted: it knows the reference answer, and errs as often as `preferences.error_rate` says.
-Where the prepared table holds comparisons, or `<run>/preferences.parquet` lies there already (from people, say), they
-are used as they are and nothing is sampled. Of the prompts a tenth is held out, by a hash of their ids: their pairs
-standardise the scores, and say how right and how well calibrated these are.
+Where the prepared table holds comparisons or labels, or `<run>/preferences.parquet` lies there already (from people,
+say), they are used as they are and nothing is sampled. Of the prompts a tenth is held out, by a hash of their ids: what
+is said of these standardises the scores, and says how right and how well calibrated they are.
 """
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from actors.loop.brought import brought_opinions
 from actors.loop.comparisons import comparisons
 from actors.loop.crew import Crew, Roles, crew_of
 from actors.loop.door import Batches, Door, given, nothing
@@ -31,14 +33,12 @@ from actors.training import supervised
 from jobs.command import main
 from pipeline.config import Recipe
 from pipeline.data.datasets import Datasets
-from pipeline.data.preferences import read_pairs
-from pipeline.data.schema import RowError
-from pipeline.data.table import PreferenceTable, Quarantine, write_preferences
+from pipeline.data.table import PreferenceTable, write_preferences
+from pipeline.evaluation.bias import blindness, length_bias
 from pipeline.evaluation.calibration import ScoredPair, calibration_json
+from pipeline.evaluation.ratings import ScoredRating, ratings_json
 from pipeline.feedback.scripted import ScriptedRater
-from pipeline.models.processing import processor_alone
-from pipeline.models.tokens import answer_ids
-from pipeline.records import Preference, PromptInfo, RaterKind
+from pipeline.records import Preference, PromptInfo
 from pipeline.tracking import Tracker
 
 # Seeds of the compared samples are those of a step that training never takes.
@@ -52,7 +52,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     source = recipe.checkpoint("sft")
     table = recipe.run.directory / "preferences.parquet"
     Datasets(recipe.datasets, recipe.preferences.split).check("preferences.split")
-    if not table.is_file() and (first := next(preferences := given_preferences(recipe, source), None)):
+    if not table.is_file() and (first := next(preferences := brought_opinions(recipe, source), None)):
         write_preferences(table, chain([first], preferences))
     with crew_of(recipe, crew, training="reward_model") as workers:
         workers.insist("reward_model", partial(train, recipe, workers, table))
@@ -82,7 +82,8 @@ def train(recipe: Recipe, workers: Crew, table: Path) -> None:
             data=made_or_given(recipe, roles, door, table, drawn),
         ):
             if "held_out" in metrics:
-                metrics = assess(recipe, table, metrics["held_out"], metrics["score"])
+                ratings = metrics["held_out_ratings"]
+                metrics = assess(recipe, table, metrics["held_out"], metrics["score"], ratings)
             refused = drawn.popleft() if drawn and step >= 0 else {}
             supervised.show(tracker, step, {**metrics, **refused})
 
@@ -96,76 +97,63 @@ def lacks(info: PromptInfo) -> str | None:
 
 def made_or_given(
     recipe: Recipe, roles: Roles, door: Door, path: Path, drawn: deque[dict[str, float]]
-) -> Iterator[dict[str, list[supervised.Comparison]]]:
+) -> Iterator[dict[str, Any]]:
     """The preferences of the table, made first where there is none; see `comparisons`."""
     if not path.is_file():
         write_preferences(path, sample_preferences(recipe, roles, door))
     yield from comparisons(recipe, door, PreferenceTable(path), drawn)
 
 
-def assess(recipe: Recipe, path: Path, pairs: Sequence[ScoredPair], score: dict[str, float]) -> dict[str, float]:
-    """Writes what the held-out pairs say of the reward model to `<run>/reward_model.json`; returns it as metrics.
+def assess(
+    recipe: Recipe,
+    path: Path,
+    pairs: Sequence[ScoredPair],
+    score: dict[str, float],
+    ratings: Sequence[ScoredRating] = (),
+) -> dict[str, float]:
+    """Writes what is held out says of the reward model to `<run>/reward_model.json`; returns it as metrics.
 
     path: of the table that it learned from; score: what standardises its scores.
     """
     found = calibration_json(pairs)
     warning = None
-    if len(pairs) < FEW_HELD_OUT:
+    if len(pairs) + len(ratings) < FEW_HELD_OUT:
+        held_out = f"{len(pairs)} pairs" + (f" and {len(ratings)} ratings" if ratings else "")
         warning = (
-            f"only {len(pairs)} pairs are held out: the scale of the learned reward and its accuracy are uncertain; "
+            f"only {held_out} are held out: the scale of the learned reward and its accuracy are uncertain; "
             "raise preferences.num_prompts or reward_model.held_out_fraction"
         )
         print(f"warning: {warning}", flush=True)
-    content = {"raters": PreferenceTable(path).raters(), "warning": warning, "score": score, **found}
+    content = {
+        "raters": PreferenceTable(path).raters(),
+        "warning": warning,
+        "score": score,
+        **found,
+        "criteria": ratings_json(ratings),
+        "length": length_bias(pairs, ratings),
+        "blind": blindness(pairs),
+    }
     (recipe.run.directory / "reward_model.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    overall = found["overall"]
+    return {f"held_out/{name}": float(value) for name, value in figures(content).items() if value is not None}
+
+
+def figures(content: Mapping[str, Any]) -> dict[str, float | None]:
+    """The figures of `reward_model.json` that become metrics."""
+    overall, length = content["overall"], content["length"]
     low, high = overall["accuracy_interval"] or (None, None)
-    metrics = {
+    return {
         **{name: overall[name] for name in ("num_pairs", "accuracy", "brier", "calibration_error")},
         "accuracy_low": low,
         "accuracy_high": high,
-        **{f"accuracy/task:{name}": each["accuracy"] for name, each in found["tasks"].items()},
-        **{f"accuracy/modality:{name}": each["accuracy"] for name, each in found["modalities"].items()},
+        **{f"accuracy/task:{name}": each["accuracy"] for name, each in content["tasks"].items()},
+        **{f"accuracy/modality:{name}": each["accuracy"] for name, each in content["modalities"].items()},
+        **{f"blind_gap/modality:{name}": (each["gap"] or {}).get("value") for name, each in content["blind"].items()},
+        **{f"accuracy/criterion:{name}": each["accuracy"] for name, each in content["criteria"].items()},
+        **{f"brier/criterion:{name}": each["brier"] for name, each in content["criteria"].items()},
+        "length_correlation": length["correlation"],
+        "accuracy/chosen:shorter": length["chosen_shorter"]["accuracy"],
+        "accuracy/chosen:longer": length["chosen_longer"]["accuracy"],
     }
-    return {f"held_out/{name}": float(value) for name, value in metrics.items() if value is not None}
-
-
-def given_preferences(recipe: Recipe, source: Path) -> Iterator[Preference]:
-    """The comparisons that came with the data, in tokens of the model.
-
-    Raises:
-        TooManyBadRows: more than `data.max_bad_fraction` of them hold special tokens; they lie in the quarantine.
-    """
-    load = cache(partial(processor_alone, recipe, source))
-    split, quarantine = recipe.preferences.split, Quarantine()
-
-    def tokens(text: str, field: str) -> tuple[int, ...]:
-        load().check_learned(text, field)
-        return tuple(answer_ids(load().processor.tokenizer, text))
-
-    datasets = Datasets(recipe.datasets, split).sources
-    pairs = ((each, pair) for each in datasets for pair in read_pairs(each.dataset.path, split))
-    num_pairs = 0
-    for num_pairs, (each, pair) in enumerate(pairs, start=1):
-        prompt_id = each.prefix + pair.prompt_id
-        try:
-            chosen_ids, rejected_ids = tokens(pair.chosen, "chosen"), tokens(pair.rejected, "rejected")
-        except RowError as error:
-            quarantine.add(error.quarantined(f"{prompt_id} (comparison {num_pairs})"))
-            continue
-        yield Preference(
-            prompt_id=prompt_id,
-            chosen_ids=chosen_ids,
-            rejected_ids=rejected_ids,
-            chosen=pair.chosen,
-            rejected=pair.rejected,
-            rater=pair.dataset,
-            rater_kind=RaterKind.DATASET,
-            margin=pair.margin,
-        )
-    if len(quarantine):
-        quarantine.write(recipe.run.directory / "quarantine" / f"preferences_{split}.parquet")
-        quarantine.check(num_pairs, recipe.data.max_bad_fraction)
 
 
 def sample_preferences(recipe: Recipe, roles: Roles, door: Door) -> list[Preference]:

@@ -25,7 +25,7 @@ from actors.loop import checkpoints, parity, validation
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Crew, Roles, crew_of, loop_needs, loop_paths
 from actors.loop.door import Batches, Door
-from actors.loop.judge import check_tasks, lacks
+from actors.loop.judge import NOTHING_SAID, check_tasks, lacks
 from actors.loop.metrics import ray_sinks
 from actors.loop.recovery import Recovery
 from actors.loop.sampler import Sampler
@@ -120,11 +120,11 @@ def train(
     with tracker, closing(batches):
         state = recovery.insist(partial(validator.evaluated, state), renew=validator.renew)
         while (end := validator.end(state)) is None:
-            clock = Clock()
+            clock, said = Clock(), NOTHING_SAID
             if people is not None:
-                state = recovery.insist(partial(people.swapped, roles, state))
+                state, said = recovery.insist(partial(people.swapped, roles, state)), people.said(state.step)
             before = state
-            step = Step(roles, recipe, sampler, before)
+            step = Step(roles, recipe, sampler, before, said)
             state, learned = recovery.insist(step.run, renew=step.renew)
             recovery.step = state.step
             scaler.stepped(learned.phases)

@@ -2,6 +2,7 @@
 
     a step's groups -> pairs that differ -> spool (a file a step, on disk) -> store, with their media
                                               ^------ again, while the store cannot be reached
+    the rewards of later steps <- what people said of single completions <- store, where `rlhf.rewards` has `human`
 
 The loop waits for the spool's disk alone. An item has the same id however often it is delivered, and lies in the store
 once.
@@ -20,12 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from actors.loop.judge import Judged
+from actors.loop.judge import NOTHING_SAID, Judged, Said
 from actors.roles.encoder import PromptRef
-from pipeline.config import Recipe
+from pipeline.config import Recipe, RewardName
 from pipeline.data.datasets import Datasets, RowKey, RowRef
 from pipeline.feedback.database import Database
+from pipeline.feedback.overview import set_aside
 from pipeline.feedback.records import Candidate, Item, Task
+from pipeline.feedback.scores import late_scores
 from pipeline.feedback.store import FeedbackStore
 from pipeline.records import Prompt, Rollout
 
@@ -34,8 +37,6 @@ logger = logging.getLogger(__name__)
 AGAIN_S = 5.0
 """Seconds after which a store that could not be reached is tried again."""
 _SEED = 0x0FFE
-LEARNED = "learned"
-"""The part of the reward that is the reward model's score."""
 
 
 class Offered(NamedTuple):
@@ -56,6 +57,8 @@ class Offers:
         self._spool = recipe.run.directory / "feedback" / "spool"
         self._spool.mkdir(parents=True, exist_ok=True)
         self._counts = {"delivered": 0, "refused": 0, "failed": 0}
+        self._hears = RewardName.HUMAN in recipe.rlhf.rewards
+        self._said, self._step = NOTHING_SAID, 0
         self._news = threading.Event()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="feedback-offers")
@@ -75,7 +78,7 @@ class Offers:
     def take(self, step: int, batch: Judged) -> None:
         """Spools a share of a step's groups; taken again, a step changes nothing."""
         chance = np.random.default_rng([self._recipe.run.seed, _SEED, step])
-        scores = batch.parts.get(LEARNED)
+        scores = batch.parts.get(RewardName.LEARNED)
         size = len(batch.rollouts[0].completions)
         lines: list[str] = []
         for group, (prompt, rollout) in enumerate(zip(batch.prompts, batch.rollouts, strict=True)):
@@ -90,6 +93,12 @@ class Offers:
             path = self._spool / f"{step:08d}.jsonl"
             _write(path, "".join(lines))
             self._news.set()
+
+    def said(self, step: int) -> Said:
+        """What was said, as far as it is known here, of completions that are not too old for this step."""
+        self._step = step
+        self._news.set()
+        return self._said
 
     def num_waiting(self) -> int:
         """Steps whose completions are not in the store yet."""
@@ -112,6 +121,8 @@ class Offers:
                 for path in sorted(self._spool.glob("*.jsonl")):
                     self._deliver(store, path)
                     path.unlink()
+                if self._hears:
+                    self._said = self._heard(store)
             except Exception as error:  # Whatever it is: completions wait in the spool, counted, and the run goes on.
                 self._counts["failed"] += 1
                 logger.warning(
@@ -122,6 +133,11 @@ class Offers:
                 self._database.close()
                 return
             self._news.wait(AGAIN_S if self.num_waiting() else None)
+
+    def _heard(self, store: FeedbackStore) -> Said:
+        settings = self._recipe.feedback
+        aside = set_aside(list(store.judged(run=self._recipe.run.name)), settings)
+        return late_scores(store, self._step - settings.max_score_age, run=self._recipe.run.name, aside=aside)
 
     def _deliver(self, store: FeedbackStore, path: Path) -> None:
         offered = [_parsed(line) for line in path.read_text(encoding="utf-8").splitlines()]

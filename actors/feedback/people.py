@@ -11,7 +11,7 @@ from actors.feedback import refit
 from actors.feedback.offers import Offers
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Roles
-from actors.loop.judge import Judged
+from actors.loop.judge import Judged, Said
 from pipeline.algorithms.shaping import RunningScale
 from pipeline.config import Recipe, RewardName
 from pipeline.feedback.versions import RewardVersions
@@ -64,6 +64,10 @@ class People:
     def take(self, step: int, batch: Judged) -> None:
         """Offers a share of a step's completions."""
         self._offers.take(step, batch)
+
+    def said(self, step: int) -> Said:
+        """What people have said so far of completions that are not too old for this step."""
+        return self._offers.said(step)
 
     def metrics(self) -> dict[str, float]:
         """What became of completions, and of the reward model, so far."""

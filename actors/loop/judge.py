@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,9 @@ from pipeline.data.datasets import Datasets
 from pipeline.records import PromptInfo, Rollout
 from pipeline.rewards import can_compare, needs_answer, score_rules
 
+Said = Mapping[tuple[str, tuple[int, ...]], float]
+"""What people said of completions, from -1 to 1, by prompt and tokens."""
+NOTHING_SAID: Said = {}
 OVERLONG = "overlong"
 """Under which name the penalty on length is shown beside the parts of the reward."""
 
@@ -130,13 +133,15 @@ def check_tasks(recipe: Recipe, datasets: Datasets) -> None:
         )
 
 
-def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, step: int) -> Judged:
+def judged_batch(
+    roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, step: int, said: Said = NOTHING_SAID
+) -> Judged:
     """The batch of a step, from what was sampled for it.
 
     With dynamic sampling, groups whose unshaped rewards are all the same are replaced by those of further batches,
     while rounds last; what is left out is counted. Where nothing varies at all, the batch stays as it is.
     """
-    batch = judge(roles, recipe, sampled)
+    batch = judge(roles, recipe, sampled, said)
     rounds = recipe.rlhf.algorithm.dynamic_sampling.max_rounds
     if not rounds:
         return batch
@@ -144,22 +149,22 @@ def judged_batch(roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sample
     for index in range(rounds):
         if len(kept.prompts) >= size:
             break
-        kept = kept.joined(judge(roles, recipe, sampler.more(step, index)).varied())
+        kept = kept.joined(judge(roles, recipe, sampler.more(step, index), said).varied())
     if not kept.prompts:
         return replace(batch, counts=kept.counts, seconds=kept.seconds)
     return kept.select(range(min(size, len(kept.prompts))), reason="groups_beyond_the_batch")
 
 
-def judge(roles: Roles, recipe: Recipe, sampled: Sampled) -> Judged:
+def judge(roles: Roles, recipe: Recipe, sampled: Sampled, said: Said = NOTHING_SAID) -> Judged:
     """Rewards of a sampled batch."""
-    parts, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts)
+    parts, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts, said)
     weights, is_shaped = recipe.rlhf.reward_weights, recipe.rlhf.algorithm.overlong_buffer > 0
     shown: dict[str, Tensor] = {**parts}
     if is_shaped:
         shown[OVERLONG] = _overlong(recipe, sampled.rollouts)
     greedy = None
     if sampled.greedy:
-        greedy_parts, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy)
+        greedy_parts, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy, said)
         greedy = combine(parts=greedy_parts, weights=weights)
         if is_shaped:
             # Else a completion as long as the greedy one would be worse than it for its length alone.
@@ -185,6 +190,7 @@ def _parts(
     recipe: Recipe,
     prompts: Sequence[PromptRef],
     rollouts: Sequence[Rollout],
+    said: Said,
 ) -> tuple[dict[RewardName, Tensor], Counter[str], dict[str, float]]:
     """Each part [N], what could not be given by reason, seconds by role; rules work while the reward model does.
 
@@ -198,7 +204,7 @@ def _parts(
     }
     scoring = score(roles.reward, RewardWorker.scores, groups_of(prompts, rollouts)) if roles.reward else None
     rules = score_rules(
-        names=[name for name in recipe.rlhf.rewards if name is not RewardName.LEARNED],
+        names=[name for name in recipe.rlhf.rewards if needs_answer(name)],
         completions=[completion for rollout in rollouts for completion in rollout.completions],
         answers=[info.answers for info in infos],
         applies=applies,
@@ -211,6 +217,14 @@ def _parts(
         if num_bad := int((~learned.isfinite()).sum()):
             raise ValueError(f"{num_bad} of {len(learned)} scores of the reward model are not finite; train it anew")
         parts[RewardName.LEARNED] = learned
+    if RewardName.HUMAN in recipe.rlhf.rewards:
+        parts[RewardName.HUMAN] = torch.tensor(
+            [
+                said.get((rollout.prompt_id, tuple(completion.token_ids.tolist())), math.nan)
+                for rollout in rollouts
+                for completion in rollout.completions
+            ]
+        )
     for name, part in parts.items():
         part[~torch.tensor(applies[name])] = math.nan
     left_out = Counter({f"reward_not_applicable:{name}": each.count(False) for name, each in applies.items()})

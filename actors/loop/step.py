@@ -18,7 +18,7 @@ from actors.fleet.answer import Answer, gather
 from actors.fleet.world import World
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Roles
-from actors.loop.judge import Judged, groups_of, judged_batch
+from actors.loop.judge import NOTHING_SAID, Judged, Said, groups_of, judged_batch
 from actors.loop.sampler import Sampled, Sampler
 from actors.roles.critic import CriticWorker
 from actors.roles.encoder import PromptRef
@@ -50,7 +50,9 @@ class Learned:
 class Step:
     """A step from the loop's state at its beginning. `run` can be repeated after what it lost was brought back."""
 
-    def __init__(self, roles: Roles, recipe: Recipe, sampler: Sampler, state: LoopState):
+    def __init__(self, roles: Roles, recipe: Recipe, sampler: Sampler, state: LoopState, said: Said = NOTHING_SAID):
+        """said: what people said of completions of earlier steps."""
+        self._said = said
         self._roles = roles
         self._recipe = recipe
         self._sampler = sampler
@@ -114,7 +116,7 @@ class Step:
         scorings = {}
         if not is_dynamic:
             scorings = begin_scoring(self._roles, self._recipe, sampled.prompts, sampled.rollouts)
-        batch = judged_batch(self._roles, self._recipe, sampled, self._sampler, self._state.step)
+        batch = judged_batch(self._roles, self._recipe, sampled, self._sampler, self._state.step, self._said)
         batch = replace(batch, reward_version=self._state.reward_version)
         if is_dynamic:
             scorings = begin_scoring(self._roles, self._recipe, batch.prompts, batch.rollouts)

@@ -82,8 +82,15 @@ class Feedback(Section):
     """Raters who are right less often where the right judgement is known are set aside, and shown so."""
     min_gold_judgements: int = Field(default=10, ge=1)
     """Judgements of such items from which on that is known of a rater."""
+    min_reliability: float = Field(default=0.5, ge=0, le=1)
+    """Raters whose judgements are right less often, by what all raters say of the same items, are set aside, and shown
+    so. Whoever chooses blindly is right in half of all pairs."""
+    min_shared_items: int = Field(default=50, ge=1)
+    """Items that others have judged too, from which on that is known of a rater; with two others or more."""
     weak_weight: float = Field(default=0.2, ge=0, le=1)
     """What a comparison out of clicks weighs on average, where a judgement weighs 1. At 0 there are none."""
+    max_score_age: int = Field(default=50, ge=0)
+    """Steps for which what people said of a completion is a part of the reward of the same completion."""
     max_requests_a_minute: int = Field(default=240, ge=1)
     """Requests that one rater, or one address that is not logged in, may send a minute."""
     max_body_bytes: int = Field(default=100_000, ge=1024)

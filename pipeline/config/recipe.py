@@ -11,7 +11,7 @@ from pipeline.config.data import Data, Dataset
 from pipeline.config.feedback import Feedback
 from pipeline.config.paths import DiskPath
 from pipeline.config.prepare import Prepare
-from pipeline.config.rlhf import Rlhf
+from pipeline.config.rlhf import RewardName, Rlhf
 from pipeline.config.section import Section
 from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
 
@@ -139,6 +139,12 @@ class Recipe(Section):
                     f"rlhf.validation.split={split}: {field} has the same rows, and what is chosen by rows that are "
                     "learned from, or reported on, is not chosen fairly; use a split of its own, such as validation"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_people(self) -> Recipe:
+        if RewardName.HUMAN in self.rlhf.rewards and not self.feedback.enabled:
+            raise ValueError("rlhf.rewards.human: nobody is asked; use feedback.enabled=true, or leave it out")
         return self
 
     @property

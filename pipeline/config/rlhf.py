@@ -18,6 +18,7 @@ from pipeline.config.workers import Encoder, Learner, Rollout, Sharded
 
 class RewardName(StrEnum):
     LEARNED = "learned"
+    HUMAN = "human"
     EXACT_MATCH = "exact_match"
     CONTAINS = "contains"
     WER = "wer"

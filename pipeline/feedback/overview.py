@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import fmean, median
 from typing import Any
@@ -19,7 +19,9 @@ from pipeline.feedback.agreement import (
 )
 from pipeline.feedback.judging import agrees_with_gold
 from pipeline.feedback.records import ANSWERS, Judged, Judgement, JudgementKind
+from pipeline.feedback.reliability import Reliability, reliabilities
 from pipeline.feedback.store import FeedbackStore, RaterRow
+from pipeline.feedback.strengths import version_strengths
 
 SHORTEST_SPAN_S = 60.0
 """Time between a rater's first and last answer below which no rate is told."""
@@ -30,12 +32,15 @@ class Standing:
     """What is known of how well a rater judges.
 
     gold_accuracy: share of right answers among `num_gold` whose right one is known. self_agreement: share of repeated
-    items that were judged as before. None: there are none.
+    items that were judged as before. reliability: expected share of right answers, by `num_shared` items that others
+    have judged too (`reliabilities`). None: there are none, or too few.
     """
 
     num_gold: int
     gold_accuracy: float | None
     self_agreement: float | None
+    num_shared: int
+    reliability: float | None
     reason: str | None
     """Why the rater is set aside; None: is not."""
 
@@ -56,7 +61,13 @@ def standings(judged: Sequence[Judged], settings: Feedback) -> dict[str, Standin
             firsts[said.rater] = label(said)
             if each.item.gold is not None:
                 right[said.rater].append(agrees_with_gold(said.content, each.item.gold))
-    return {rater: _standing(right[rater], same[rater], settings) for rater in raters}
+    shared = reliabilities(judged)
+    return {rater: _standing(right[rater], same[rater], shared.get(rater), settings) for rater in raters}
+
+
+def set_aside(judged: Sequence[Judged], settings: Feedback) -> frozenset[str]:
+    """The raters who are set aside: nothing is learned from what they say."""
+    return frozenset(rater for rater, known in standings(judged, settings).items() if known.reason is not None)
 
 
 def label(said: Judgement) -> Hashable:
@@ -99,6 +110,7 @@ def summary(store: FeedbackStore, settings: Feedback) -> dict[str, Any]:
     judged = list(store.judged())
     said = [judgement for each in judged for judgement in each.judgements]
     known = standings(judged, settings)
+    aside = {rater for rater, standing in known.items() if standing.reason is not None}
     hours = Counter(datetime.fromtimestamp(each.judged_at // 3600 * 3600, UTC).isoformat() for each in said)
     return {
         "raters": [_rater(row, said, known.get(row.name)) for row in store.raters()],
@@ -110,6 +122,7 @@ def summary(store: FeedbackStore, settings: Feedback) -> dict[str, Any]:
             "by_kind": dict(Counter(each.kind.value for each in said)),
             "by_hour": [{"hour": hour, "num": number} for hour, number in sorted(hours.items())],
         },
+        "strengths": [asdict(each) for each in version_strengths(judged, aside=aside)],
         "reward_model": {"versions": [], "num_eaten": 0},
     }
 
@@ -121,15 +134,28 @@ def _answers(judged: Judged) -> list[Any]:
     ]
 
 
-def _standing(right: Sequence[bool], same: Sequence[bool], settings: Feedback) -> Standing:
+def _standing(right: Sequence[bool], same: Sequence[bool], shared: Reliability | None, settings: Feedback) -> Standing:
     accuracy = fmean(right) if right else None
-    reason = None
+    reasons: list[str] = []
     if accuracy is not None and len(right) >= settings.min_gold_judgements and accuracy < settings.min_gold_accuracy:
-        reason = (
+        reasons.append(
             f"right in {accuracy:.0%} of {len(right)} items whose judgement is known; "
             f"feedback.min_gold_accuracy={settings.min_gold_accuracy:g}"
         )
-    return Standing(len(right), accuracy, fmean(same) if same else None, reason)
+    is_known = shared is not None and shared.num_items >= settings.min_shared_items
+    if shared is not None and is_known and shared.value < settings.min_reliability:
+        reasons.append(
+            f"reliability {shared.value:.2f} by {shared.num_items} items that others have judged too; "
+            f"feedback.min_reliability={settings.min_reliability:g}"
+        )
+    return Standing(
+        num_gold=len(right),
+        gold_accuracy=accuracy,
+        self_agreement=fmean(same) if same else None,
+        num_shared=shared.num_items if shared else 0,
+        reliability=shared.value if shared and is_known else None,
+        reason=" | ".join(reasons) or None,
+    )
 
 
 def _rater(row: RaterRow, said: Sequence[Judgement], standing: Standing | None) -> dict[str, Any]:
@@ -157,6 +183,8 @@ def _rater(row: RaterRow, said: Sequence[Judgement], standing: Standing | None) 
             "num": len(pairs),
         },
         "self_agreement": standing.self_agreement if standing else None,
+        "reliability": standing.reliability if standing else None,
+        "num_shared": standing.num_shared if standing else 0,
         "is_set_aside": bool(standing and standing.reason),
         "reason": standing.reason if standing else None,
     }

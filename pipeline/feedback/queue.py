@@ -2,8 +2,9 @@
 
     item that waits -> presentation (a lease, an order of the completions) -> judgement -> item is done, or waits on
 
-What is least certain is shown first. Now and then comes an item whose judgement is known, or one that the rater has
-judged before. Whatever is said is appended in one transaction with the bookkeeping that it changes.
+What raters disagree about is shown first, then what the reward model is least certain of. Now and then comes an item
+whose judgement is known, or one that the rater has judged before. Whatever is said is appended in one transaction with
+the bookkeeping that it changes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from pipeline.feedback.tables import Events, Items, Judgements, Presentations
 
 REPEAT_AFTER_S = 300.0
 """Seconds after which a rater may be shown again what he has judged."""
+MOST_LEFT = 200
+"""Items that are counted as left for a rater at most, so that counting takes no longer where more are waiting."""
 _LONGEST_S = 1e6
 _LAST_SHOWN = 50
 """Items of a rater whose media he may load: those on his screen, and those that he may come back to by undoing."""
@@ -54,7 +57,7 @@ class Presentation:
 
 @dataclass(frozen=True)
 class Progress:
-    """How many items a rater has judged, and how many there are left for him."""
+    """How many items a rater has judged, and how many there are left for him: `MOST_LEFT` stands for more as well."""
 
     num_judged: int
     num_left: int
@@ -230,8 +233,8 @@ class Queue:
         with self._database.read() as connection:
             mine = (Presentations.rater_id == rater.id, Presentations.answer_id.is_not(None))
             num_judged = connection.execute(select(func.count()).select_from(Presentations).where(*mine)).scalar_one()
-            waits = self._waits_for(rater, self._clock())
-            num_left = connection.execute(select(func.count()).select_from(Items).where(waits)).scalar_one()
+            waits = select(Items.id).where(self._waits_for(rater, self._clock())).order_by(*_ORDER).limit(MOST_LEFT)
+            num_left = connection.execute(select(func.count()).select_from(waits.subquery())).scalar_one()
         return Progress(num_judged, num_left)
 
     def may_see(self, rater: Person, key: str) -> bool:
@@ -276,8 +279,7 @@ class Queue:
         return None if row is None else (row, False)
 
     def _first(self, connection: Connection, where: ColumnElement[bool]) -> Any | None:
-        order = (Items.uncertainty.desc(), Items.created_at, Items.id)
-        return connection.execute(select(Items).where(where).order_by(*order).limit(1)).one_or_none()
+        return connection.execute(select(Items).where(where).order_by(*_ORDER).limit(1)).one_or_none()
 
     def _waits_for(self, rater: Person, now: float) -> ColumnElement[bool]:
         """Whether an item lacks a judgement that this rater can give."""
@@ -343,11 +345,20 @@ class Queue:
             )
         ).all()
         said = [answer.content for answer in answers]
-        num_raters = item.num_raters
-        if len(said) >= max(2, num_raters) and any(each != said[0] for each in said):
+        num_raters, is_disputed = item.num_raters, any(each != said[0] for each in said)
+        if len(said) >= num_raters and is_disputed:
             num_raters = max(num_raters, min(len(said) + 1, self._settings.max_raters))
-        values = {"num_answers": len(said), "num_raters": num_raters, "is_done": len(said) >= num_raters}
+        values = {
+            "num_answers": len(said),
+            "num_raters": num_raters,
+            "is_done": len(said) >= num_raters,
+            "priority": item.uncertainty + is_disputed,
+        }
         connection.execute(update(Items).where(Items.id == item_id).values(values))
+
+
+_ORDER = (Items.priority.desc(), Items.created_at, Items.id)
+"""The first item is the next one; of the index `ix_items_queue`."""
 
 
 def _of_key(connection: Connection, rater: Person, key: str) -> Any | None:
@@ -367,13 +378,6 @@ def _was_answered(rater: Person) -> ColumnElement[bool]:
 
 def _repeatable(rater: Person, now: float) -> ColumnElement[bool]:
     """Whether the rater has judged an item a while ago, and was not shown it again."""
-    first, again = aliased(Presentations), aliased(Presentations)
-    answered = exists().where(
-        first.item_id == Items.id,
-        first.rater_id == rater.id,
-        first.answer_id.is_not(None),
-        first.shown_at < now - REPEAT_AFTER_S,
-    )
-    return and_(
-        answered, ~exists().where(again.item_id == Items.id, again.rater_id == rater.id, again.is_repeat.is_(True))
-    )
+    mine = select(Presentations.item_id).where(Presentations.rater_id == rater.id)
+    answered = mine.where(Presentations.answer_id.is_not(None), Presentations.shown_at < now - REPEAT_AFTER_S)
+    return and_(Items.id.in_(answered), Items.id.not_in(mine.where(Presentations.is_repeat.is_(True))))

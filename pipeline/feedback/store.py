@@ -9,14 +9,27 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 
 from pipeline.feedback.database import Database
 from pipeline.feedback.media import MediaFiles, media_type
-from pipeline.feedback.records import Candidate, Item, Judged, Judgement, JudgementKind, MediumRef, RaterRole, Task
-from pipeline.feedback.tables import Items, Judgements, Media, Raters
+from pipeline.feedback.records import (
+    ANSWERS,
+    Act,
+    Candidate,
+    EventKind,
+    Item,
+    Judged,
+    Judgement,
+    JudgementKind,
+    MediumRef,
+    RaterRole,
+    Task,
+    Viewing,
+)
+from pipeline.feedback.tables import Events, Items, Judgements, Media, Presentations, Raters
 from pipeline.records import MediaKind, Message
 
 ITEMS_AT_ONCE = 500
@@ -128,6 +141,33 @@ class FeedbackStore:
                 for row in connection.execute(some):
                     yield Judged(item_of(row), judgements[row.id])
 
+    def viewings(self, *, run: str | None = None) -> Iterator[Viewing]:
+        """Everything that was done on the page, by whom it was and what was shown; of one run, or of all.
+
+        Repeats are left out, and so are items whose judgement is known: nothing is learned of either.
+        """
+        query = (
+            select(Events, Presentations.item_id, Presentations.order, Raters.name, _has_answered().label("answered"))
+            .join(Presentations, Presentations.id == Events.presentation_id)
+            .join(Raters, Raters.id == Events.rater_id)
+            .join(Items, Items.id == Presentations.item_id)
+            .where(
+                Presentations.is_repeat.is_(False),
+                Items.is_gold.is_(False),
+                *([] if run is None else [Items.run == run]),
+            )
+            .order_by(Events.presentation_id, Events.id)
+        )
+        with self.database.read() as connection:
+            shown = [list(rows) for _, rows in groupby(connection.execute(query), key=lambda row: row.presentation_id)]
+            for start in range(0, len(shown), ITEMS_AT_ONCE):
+                some = shown[start : start + ITEMS_AT_ONCE]
+                wanted = select(Items).where(Items.id.in_({rows[0].item_id for rows in some}))
+                items = {row.id: item_of(row) for row in connection.execute(wanted)}
+                for rows in some:
+                    first, acts = rows[0], tuple(map(_act, rows))
+                    yield Viewing(items[first.item_id], first.name, tuple(first.order), acts, bool(first.answered))
+
     def num_items(self) -> Mapping[str, int]:
         """How many there are, how many of them are done, and how many have a known judgement."""
         with self.database.read() as connection:
@@ -195,6 +235,7 @@ def _row(item: Item) -> dict[str, Any]:
         "gold": None if item.gold is None else dict(item.gold),
         "is_gold": item.gold is not None,
         "uncertainty": item.uncertainty,
+        "priority": item.uncertainty,
         "num_raters": item.num_raters,
         "num_answers": 0,
         "is_done": False,
@@ -216,6 +257,21 @@ def _brought(said: Judgement, rater_id: int) -> dict[str, Any]:
         "is_repeat": said.is_repeat,
         "page_version": said.page_version,
     }
+
+
+def _has_answered() -> ColumnElement[bool]:
+    """Whether an answer to the item of the presentation, by who did something there, stands; skips are none."""
+    taken_back = aliased(Judgements)
+    return exists().where(
+        Judgements.item_id == Presentations.item_id,
+        Judgements.rater_id == Events.rater_id,
+        Judgements.kind.in_([kind.value for kind in ANSWERS - {JudgementKind.SKIP}]),
+        ~exists().where(taken_back.withdraws_id == Judgements.id),
+    )
+
+
+def _act(row: Any) -> Act:
+    return Act(EventKind(row.kind), row.place, row.shown_place, row.value)
 
 
 def _judgement(row: Any) -> Judgement:

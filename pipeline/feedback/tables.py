@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Float, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, Float, ForeignKey, Index, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -57,8 +57,14 @@ class Items(Table):
     num_answers: Mapped[int]
     """Answers that stand, of those that count: neither skipped nor repeated."""
     is_done: Mapped[bool]
+    priority: Mapped[float]
+    """What is greater is shown earlier: the uncertainty, and 1 more where raters disagree."""
 
-    __table_args__ = (Index("ix_items_queue", "is_gold", "is_done", "uncertainty", "created_at"),)
+    __table_args__ = (
+        # In the order of the queue: the next item is the first one there, however many wait behind it.
+        Index("ix_items_queue", "is_gold", "is_done", text("priority DESC"), "created_at", "id"),
+        Index("ix_items_run", "run", "step"),
+    )
 
 
 class Raters(Table):

@@ -1,6 +1,7 @@
 """Rewards by rule, one a file, each a pure function of two strings; `RULES` names them as the recipe does.
 
-`learned`, the one reward that is no rule, is the reward model's score and comes from its own workers.
+Two rewards are no rules: `learned` is the reward model's score and comes from its own workers, `human` is what people
+said of the very completion.
 To add a rule: write its function, name it in `RewardName`, add a line to `RULES`.
 """
 
@@ -46,7 +47,7 @@ RULES: dict[RewardName, Rule] = {
 def needs_answer(name: RewardName) -> bool:
     """Whether a reward compares with the reference answer: all rules do (to `length` it is the longest that is free).
 
-    The reward model alone judges completions of prompts that have none.
+    The reward model and people judge completions of prompts that have none, too.
     """
     return name in RULES
 

@@ -7,9 +7,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from sqlalchemy import text
 
-from pipeline.feedback.database import Database
+from pipeline.feedback.database import Database, migrations
+from pipeline.feedback.queue import Queue
+from pipeline.feedback.tables import Table
+from tests.feedback.office import MakeItem, Office
 
 NUM_WRITERS = 20
 """More than there are connections."""
@@ -41,3 +47,22 @@ def test_writers_that_wait_for_their_turn_in_sqlite_leave_connections_to_readers
         numbers = connection.execute(text("SELECT number FROM counted")).scalars()
         assert sorted(numbers) == list(range(NUM_WRITERS))
     database.close()
+
+
+def test_a_store_of_an_earlier_version_is_brought_up_to_date_with_its_queue_in_order(
+    office: Office, make_item: MakeItem
+) -> None:
+    database = office.store.database
+    office.store.offer([make_item(str(value), uncertainty=value) for value in (0.2, 0.8)])
+    with database.write() as connection:
+        command.downgrade(migrations(connection), "0001")
+    database.migrate()
+    shown = Queue(database, office.settings, clock=office.clock).next(office.rater())
+    assert shown is not None and shown.item.uncertainty == 0.8
+
+
+def test_the_migrations_make_the_tables_that_the_program_takes_them_for(database: Database) -> None:
+    with database.read() as connection:
+        found = map(str, compare_metadata(MigrationContext.configure(connection), Table.metadata))
+    # Alembic cannot read the direction of SQLite's indexes; what this one does is tested with the queue.
+    assert [each for each in found if not (database.is_sqlite and "ix_items_queue" in each)] == []

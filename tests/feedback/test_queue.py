@@ -7,11 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from pipeline.config import load_recipe
 from pipeline.feedback.judging import BadJudgement
 from pipeline.feedback.preferences import human_preferences
-from pipeline.feedback.queue import REPEAT_AFTER_S, Conflict, Event, NotYours, Presentation, Queue
+from pipeline.feedback.queue import (
+    MOST_LEFT,
+    REPEAT_AFTER_S,
+    Conflict,
+    Event,
+    NotYours,
+    Presentation,
+    Progress,
+    Queue,
+)
 from pipeline.feedback.raters import Person
 from pipeline.feedback.records import EventKind, Item, Judged, Judgement, JudgementKind, RaterRole, Task
 from tests.feedback.office import MakeItem, Office
@@ -87,6 +97,56 @@ def test_what_is_least_certain_comes_first(office: Office, make_item: MakeItem) 
         seen.append(shown.item.uncertainty)
         choose(queue, rater, shown)
     assert seen == [0.9, 0.5, 0.1]
+
+
+def test_what_raters_disagree_about_is_asked_of_another_one_before_what_is_uncertain(
+    office: Office, make_item: MakeItem
+) -> None:
+    office.store.offer([make_item(name, num_raters=2, uncertainty=0.1) for name in ("agreed", "disputed", "withdrawn")])
+    queue, raters = office.use(max_raters=5), [office.rater() for _ in range(3)]
+    for number, rater in enumerate(raters[:2]):
+        while (shown := queue.next(rater)) is not None:
+            choose(queue, rater, shown, 0 if shown.item.prompt_id == "prompt-agreed" else number)
+    # The second one thinks better of what was asked last: of the one that is left nobody disagrees.
+    again = queue.undo(raters[1], key="undo")
+    assert again is not None
+    others = {"prompt-disputed", "prompt-withdrawn"}
+    office.store.offer([make_item("unsure", uncertainty=0.9), make_item("sure", uncertainty=0.05)])
+    seen: list[str] = []
+    while (shown := queue.next(raters[2])) is not None:
+        seen.append(shown.item.prompt_id)
+        choose(queue, raters[2], shown)
+        office.clock.now += office.settings.lease_s + 1
+    disputed = (others - {again.item.prompt_id}).pop()
+    assert seen == [disputed, "prompt-unsure", again.item.prompt_id, "prompt-sure"]
+
+
+def test_how_many_items_wait_does_not_matter_to_who_asks_for_the_next_one(office: Office, make_item: MakeItem) -> None:
+    office.store.offer([make_item(str(number), uncertainty=number / 300) for number in range(MOST_LEFT + 5)])
+    queue, rater = office.queue, office.rater()
+    assert queue.progress(rater) == Progress(0, MOST_LEFT)
+    asked: list[tuple[str, Any]] = []
+    engine = office.store.database._engine  # pyright: ignore[reportPrivateUsage]
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        if "ORDER BY items.priority DESC" in statement:
+            asked.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    queue.next(rater)
+    queue.progress(rater)
+    event.remove(engine, "before_cursor_execute", note)
+    assert len(asked) == 2
+    with office.store.database.read() as connection:
+        explain = "EXPLAIN QUERY PLAN " if office.store.database.is_sqlite else "EXPLAIN "
+        if not office.store.database.is_sqlite:  # It sorts where it must, and else only where that costs less.
+            connection.exec_driver_sql("SET enable_sort = off; SET enable_seqscan = off; SET enable_bitmapscan = off")
+        for statement, parameters in asked:
+            plan = str(connection.exec_driver_sql(explain + statement, parameters).all())
+            assert "ix_items_queue" in plan and "Sort" not in plan and "TEMP B-TREE" not in plan, plan
+    for number in range(6):
+        assert queue.progress(rater) == Progress(number, min(MOST_LEFT, MOST_LEFT + 5 - number))
+        choose(queue, rater, queue.next(rater))
 
 
 def test_where_two_disagree_a_third_is_asked_and_nobody_judges_an_item_twice(

@@ -26,12 +26,12 @@ def _fails_on_seven(made: Completion, answer: str) -> float:
     return math.nan if made.text == "nan" else 0.5
 
 
-def test_every_reward_of_the_recipe_but_the_learned_one_has_a_rule() -> None:
-    assert set(RULES) == set(RewardName) - {RewardName.LEARNED}
+def test_every_reward_of_the_recipe_but_those_of_reward_model_and_people_has_a_rule() -> None:
+    assert set(RULES) == set(RewardName) - {RewardName.LEARNED, RewardName.HUMAN}
 
 
-def test_the_learned_reward_alone_needs_no_answer() -> None:
-    assert [name for name in RewardName if not needs_answer(name)] == [RewardName.LEARNED]
+def test_reward_model_and_people_alone_need_no_answer() -> None:
+    assert [name for name in RewardName if not needs_answer(name)] == [RewardName.LEARNED, RewardName.HUMAN]
 
 
 def test_where_there_is_no_answer_a_rule_fails_and_is_counted() -> None:

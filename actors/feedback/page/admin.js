@@ -54,7 +54,7 @@ function stateOf({ is_set_aside: isSetAside, reason, revoked }) {
 }
 
 function raterRow(rater) {
-  const { name, role, num_judged, num_skipped, median_latency_s, per_hour, gold_accuracy, num_gold, position_bias: bias, self_agreement, revoked } = rater;
+  const { name, role, num_judged, num_skipped, median_latency_s, per_hour, gold_accuracy, num_gold, position_bias: bias, self_agreement, reliability, num_shared, revoked } = rater;
   const p = bias.p_value === null ? ["admin.bias.plain", { num: bias.num }] : ["admin.bias.p", { p: pValue(bias.p_value), num: bias.num }];
   const revoke = revoked || role === "admin" ? [] : [button({ word: "admin.revoke", className: "quiet small", data: { action: "revoke", name }, label: ["admin.revoke.label", { name }], onclick: () => askRevoke(name) })];
   return element(
@@ -65,6 +65,7 @@ function raterRow(rater) {
     cell(percents(gold_accuracy), element("span", { word: ["admin.gold.n", { num: num_gold }] })),
     cell(percents(bias.first_share), element("span", { word: p })),
     cell(percents(self_agreement)),
+    cell(decimals(reliability), element("span", { word: ["admin.reliability.n", { num: num_shared }] })),
     stateOf(rater),
     element("td", {}, ...revoke),
   );
@@ -72,7 +73,7 @@ function raterRow(rater) {
 
 function raters(rows) {
   if (!rows.length) return [element("p", { className: "empty", word: "admin.none" })];
-  const head = heads("admin.name", "admin.judged", "admin.perhour", "admin.gold", "admin.bias", "admin.self", "admin.state", "admin.revoke");
+  const head = heads("admin.name", "admin.judged", "admin.perhour", "admin.gold", "admin.bias", "admin.self", "admin.reliability", "admin.state", "admin.revoke");
   head.children[2].append(" ", element("small", { word: "admin.latency" }));
   return [table("raters-table", "admin.raters", head, rows.map(raterRow)), element("p", { className: "fine", word: "admin.raters.about" })];
 }
@@ -103,6 +104,26 @@ function rewardModel({ versions, num_eaten: num }) {
   const head = heads("admin.version", "admin.eaten", "admin.accuracy", "admin.gain", "admin.at");
   head.children[2].colSpan = 2;
   return [table("versions-table", "admin.model", head, versions.map(versionRow)), element("p", { className: "fine", word: ["admin.model.about", { num }] })];
+}
+
+const spanOf = ({ first, last }) => (first === last ? String(first) : `${first}–${last}`);
+
+function strengthRow(row, start) {
+  const against = row === start ? "–" : percents(1 / (1 + Math.exp(start.value - row.value)));
+  return element(
+    "tr", { data: { run: row.run, version: spanOf(row) } },
+    element("th", { scope: "row" }, spanOf(row), element("small", {}, row.run)),
+    cell(String(row.num)),
+    cell(decimals(row.value), element("span", { word: ["admin.interval", { low: decimals(row.low), high: decimals(row.high) }] })),
+    cell(against),
+  );
+}
+
+function strengths(rows) {
+  if (!rows.length) return [element("p", { className: "empty", word: "admin.strength.none" })];
+  const head = heads("admin.policy", "admin.compared", "admin.strength", "admin.against");
+  const body = rows.map((row) => strengthRow(row, rows.find(({ run }) => run === row.run)));
+  return [table("strengths-table", "admin.strengths", head, body), element("p", { className: "fine", word: "admin.strength.about" })];
 }
 
 // ---- inviting and revoking
@@ -184,7 +205,7 @@ function build() {
   const cancel = button({ word: "cancel", className: "quiet", id: "revoke-cancel", onclick: () => byId("revoke-dialog").close() });
   const form = element("form", { method: "dialog", onsubmit: revoke }, element("div", { className: "row" }, element("button", { className: "primary", id: "revoke-confirm", word: "admin.revoke" }), cancel));
   const dialog = element("dialog", { id: "revoke-dialog", "aria-labelledby": "revoke-title" }, element("h2", { id: "revoke-title" }), element("p", { id: "revoke-about" }), form);
-  byId("admin-view").replaceChildren(head, part("agreement", "admin.agreement"), part("hours", "admin.hours"), part("raters", "admin.raters"), part("model", "admin.model"), invitations, dialog);
+  byId("admin-view").replaceChildren(head, part("agreement", "admin.agreement"), part("hours", "admin.hours"), part("raters", "admin.raters"), part("strengths", "admin.strengths"), part("model", "admin.model"), invitations, dialog);
 }
 
 async function refresh() {
@@ -195,6 +216,7 @@ async function refresh() {
     fill("agreement", headline(summary));
     fill("hours", hours(summary.judgements));
     fill("raters", raters(summary.raters));
+    fill("strengths", strengths(summary.strengths));
     fill("model", rewardModel(summary.reward_model));
     const time = new Intl.DateTimeFormat(currentLanguage(), { timeStyle: "medium" }).format(new Date());
     say(byId("admin-refreshed"), "admin.refreshed", { time, seconds: EVERY_S });

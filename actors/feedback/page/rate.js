@@ -8,6 +8,7 @@ import { Item } from "./item.js";
 import { say } from "./words.js";
 
 const LOOK_AGAIN_S = [4, 8, 15, 30];
+const MOST_LEFT = 200; // the server counts no further; there may be more.
 const GONE = [404, 409, 410]; // the item was closed or withdrawn meanwhile
 
 // `visit` grows whenever the rater changes: what was started for the one before is then dropped.
@@ -53,7 +54,7 @@ function showProgress({ num_judged: judged, num_left: left }) {
   const box = byId("progress-box");
   Object.assign(box.dataset, { judged, left });
   Object.assign(byId("progress"), { max: Math.max(1, judged + left), value: judged });
-  say(byId("progress-text"), "progress.text", { judged, left });
+  say(byId("progress-text"), "progress.text", { judged, left: left < MOST_LEFT ? left : `${left}+` });
   for (const id of ["undo", "nothing-undo"]) byId(id).disabled = judged === 0;
 }
 

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Route, expect, sync_playwright
 
 from actors.feedback.app import PAGE_VERSION
 from pipeline.data.media import encode_video, encode_wav
-from pipeline.feedback.records import Candidate, Item, RaterRole, Task
+from pipeline.feedback.records import Candidate, Item, Judged, Judgement, JudgementKind, RaterRole, Task
 from pipeline.records import Audio, MediaKind, Message
 from tests.actors.feedback.visits import (
     Visit,
@@ -209,6 +209,43 @@ def test_two_raters_judge_by_keyboard_alone_and_the_administrator_sees_them_agre
     expect(page.locator("#agreement-alpha strong")).to_have_text("0.40")
     page.screenshot(path=tmp_path / "overview.png", full_page=True)
     assert [each.troubles for each in (ada, bo, admin)] == [[], [], []]
+
+
+def test_the_administrator_sees_who_is_set_aside_and_why_and_which_versions_people_prefer(
+    office: Office, visit: Visiting
+) -> None:
+    admin = visit()
+    for name in ("ada", "bo", "cy"):
+        invited(office, name)
+    # Of 60 pairs the newer version's answer is better in 40. Two see that; one always takes what was shown first,
+    # which is the worse one.
+    for number in range(60):
+        versions = tuple(Candidate(f"by {version}", weights_version=version) for version in (0, 5))
+        pair = replace(item(Task.PAIR, str(number), "Which?"), candidates=versions, run="run", step=5)
+        better = int(number < 40)
+        chosen = {"ada": better, "bo": better, "cy": 1 - better}
+        order = (1 - better, better)
+        office.store.bring([Judged(pair, tuple(_judgement(pair, name, one, order) for name, one in chosen.items()))])
+    page = admin.enter(invited(office, "root", RaterRole.ADMIN))
+    bad, good = page.locator("[data-rater=cy]"), page.locator("[data-rater=ada]")
+    expect(bad).to_have_attribute("data-aside", "true")
+    expect(good).to_have_attribute("data-aside", "false")
+    expect(bad.locator("td").nth(3)).to_have_text("100 % p < 0.001, n = 60")
+    expect(bad.locator("td").nth(5)).to_have_text("0.03 60 shared")
+    expect(good.locator("td").nth(5)).to_have_text("0.97 60 shared")
+    expect(bad.locator(".why")).to_contain_text("reliability 0.03 by 60 items that others have judged too")
+    # Of 120 comparisons the newer version won 80, and half a one more each: 80.5 to 40.5.
+    newer = page.locator("#strengths-table [data-version='5'] td")
+    expect(newer.nth(0)).to_have_text("120")
+    expect(newer.nth(1)).to_contain_text("0.34 95 % interval 0.15 to 0.53")
+    expect(newer.nth(2)).to_have_text("67 %")
+    expect(page.locator("#strengths-table [data-version='0'] td").nth(0)).to_have_text("120")
+    assert admin.troubles == []
+
+
+def _judgement(pair: Item, rater: str, chosen: int, order: tuple[int, int]) -> Judgement:
+    key = f"{rater}-{pair.prompt_id}"
+    return Judgement(key, pair.id, rater, JudgementKind.PAIR, {"chosen": chosen}, 1e6, order=order)
 
 
 # Nothing acts that somebody wrote.
