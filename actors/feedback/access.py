@@ -14,6 +14,7 @@ from pipeline.feedback.queue import Queue
 from pipeline.feedback.raters import Person, Register
 from pipeline.feedback.records import RaterRole
 from pipeline.feedback.store import FeedbackStore
+from pipeline.feedback.versions import RewardVersions
 
 COOKIE = "session"
 
@@ -26,6 +27,7 @@ class Services:
     register: Register
     queue: Queue
     settings: Feedback
+    versions: RewardVersions
 
 
 class Body(BaseModel):

@@ -33,7 +33,7 @@ class Revocation(Body):
 @routes.get("/summary")
 def summary(here: Here, _: Admin) -> dict[str, Any]:
     """Throughput, agreement and what is known of each rater."""
-    return overview.summary(here.store, here.settings)
+    return overview.summary(here.store, here.settings, here.versions)
 
 
 @routes.get("/export.jsonl")

@@ -20,6 +20,7 @@ from pipeline.feedback.queue import Queue
 from pipeline.feedback.raters import Register
 from pipeline.feedback.records import RaterRole
 from pipeline.feedback.store import FeedbackStore
+from pipeline.feedback.versions import RewardVersions
 
 NAME = "feedback"
 ADMIN = "admin"
@@ -41,7 +42,8 @@ class Page:
     def __serve_build_asgi_app__(self) -> App:
         store, settings = opened(self._recipe), self._recipe.feedback
         register = Register(store.database, session_s=settings.session_s)
-        return application(Services(store, register, Queue(store.database, settings), settings))
+        queue, versions = Queue(store.database, settings), RewardVersions(self._recipe)
+        return application(Services(store, register, queue, settings, versions))
 
 
 def opened(recipe: Recipe) -> FeedbackStore:

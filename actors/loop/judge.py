@@ -218,13 +218,15 @@ def _parts(
             raise ValueError(f"{num_bad} of {len(learned)} scores of the reward model are not finite; train it anew")
         parts[RewardName.LEARNED] = learned
     if RewardName.HUMAN in recipe.rlhf.rewards:
-        parts[RewardName.HUMAN] = torch.tensor(
-            [
-                said.get((rollout.prompt_id, tuple(completion.token_ids.tolist())), math.nan)
-                for rollout in rollouts
-                for completion in rollout.completions
-            ]
-        )
+        human = [
+            said.get((rollout.prompt_id, tuple(completion.token_ids.tolist())))
+            for rollout in rollouts
+            for completion in rollout.completions
+        ]
+        parts[RewardName.HUMAN] = torch.tensor([math.nan if each is None else each for each in human])
+        # It applies to completions of which somebody said something.
+        asked = applies[RewardName.HUMAN]
+        applies[RewardName.HUMAN] = [of and each is not None for of, each in zip(asked, human, strict=True)]
     for name, part in parts.items():
         part[~torch.tensor(applies[name])] = math.nan
     left_out = Counter({f"reward_not_applicable:{name}": each.count(False) for name, each in applies.items()})

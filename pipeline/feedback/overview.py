@@ -22,6 +22,7 @@ from pipeline.feedback.records import ANSWERS, Judged, Judgement, JudgementKind
 from pipeline.feedback.reliability import Reliability, reliabilities
 from pipeline.feedback.store import FeedbackStore, RaterRow
 from pipeline.feedback.strengths import version_strengths
+from pipeline.feedback.versions import RewardVersions
 
 SHORTEST_SPAN_S = 60.0
 """Time between a rater's first and last answer below which no rate is told."""
@@ -105,7 +106,7 @@ def agreement(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def summary(store: FeedbackStore, settings: Feedback) -> dict[str, Any]:
+def summary(store: FeedbackStore, settings: Feedback, versions: RewardVersions) -> dict[str, Any]:
     """All of it, as the administrator's page takes it."""
     judged = list(store.judged())
     said = [judgement for each in judged for judgement in each.judgements]
@@ -123,8 +124,25 @@ def summary(store: FeedbackStore, settings: Feedback) -> dict[str, Any]:
             "by_hour": [{"hour": hour, "num": number} for hour, number in sorted(hours.items())],
         },
         "strengths": [asdict(each) for each in version_strengths(judged, aside=aside)],
-        "reward_model": {"versions": [], "num_eaten": 0},
+        "reward_model": _reward_model(versions),
     }
+
+
+def _reward_model(versions: RewardVersions) -> dict[str, Any]:
+    every, current = versions.all(), versions.current
+    rows = [
+        {
+            "version": each.number,
+            "num_judgements": each.num_comparisons,
+            "accuracy_new": None if each.fresh is None else each.fresh["accuracy"],
+            "accuracy_before": each.held_out_before["accuracy"],
+            "accuracy_after": each.held_out["accuracy"],
+            "at": each.fitted_at,
+            "state": "current" if each.number == current else "kept" if each.is_accepted else "refused",
+        }
+        for each in every
+    ]
+    return {"versions": rows, "num_eaten": every[-1].num_comparisons if every else 0}
 
 
 def _answers(judged: Judged) -> list[Any]:

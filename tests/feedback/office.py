@@ -12,12 +12,14 @@ import pytest
 from sqlalchemy import text
 
 from benchmarks import postgres
+from pipeline.config import load_recipe
 from pipeline.config.feedback import Feedback
 from pipeline.feedback.database import Database
 from pipeline.feedback.queue import Queue
 from pipeline.feedback.raters import Person, Register
 from pipeline.feedback.records import Candidate, Item, RaterRole, Task
 from pipeline.feedback.store import FeedbackStore
+from pipeline.feedback.versions import RewardVersions
 from pipeline.records import Message
 
 
@@ -45,6 +47,12 @@ class Office:
     @property
     def queue(self) -> Queue:
         return Queue(self.store.database, self.settings, clock=self.clock, chance=random.Random(0))
+
+    @property
+    def versions(self) -> RewardVersions:
+        """Of the run whose store it is, in SQLite."""
+        place = Path(str(self.store.database.url.database)).parent
+        return RewardVersions(load_recipe(None, [f"run.directory={place}"]))
 
     def use(self, **settings: object) -> Queue:
         self.settings = self.settings.model_copy(update=settings)

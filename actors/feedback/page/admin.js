@@ -84,7 +84,7 @@ function hours({ by_hour: byHour, by_kind: byKind }) {
   return [element("figure", { className: "chart" }, chart), element("ul", { className: "tags", id: "judgements-by-kind", label: "admin.kinds" }, ...kinds)];
 }
 
-function versionRow({ version, num_judgements, accuracy_before: before, accuracy_after: after, at }) {
+function versionRow({ version, num_judgements, accuracy_new, accuracy_before: before, accuracy_after: after, at, state }) {
   const both = before !== null && after !== null;
   const gain = both ? after - before : null;
   const when = new Intl.DateTimeFormat(currentLanguage(), { dateStyle: "short", timeStyle: "short" }).format(new Date(at * 1000));
@@ -92,17 +92,19 @@ function versionRow({ version, num_judgements, accuracy_before: before, accuracy
     "tr", { data: { version } },
     element("th", { scope: "row" }, String(version)),
     cell(String(num_judgements)),
+    cell(decimals(accuracy_new, 3)),
     element("td", { className: "both" }, element("span", { className: "sft" }, decimals(before, 3)), " → ", element("span", { className: "rlhf" }, decimals(after, 3))),
     element("td", { className: "wide" }, ...(both ? [stepOf(before, after)] : [])),
     element("td", { className: gain > 0 ? "good" : gain < 0 ? "bad" : "" }, both ? signed(gain) : "–"),
     cell(when),
+    element("td", { word: `admin.state.${state}` }),
   );
 }
 
 function rewardModel({ versions, num_eaten: num }) {
   if (!versions.length) return [element("p", { className: "empty", word: "admin.model.none" })];
-  const head = heads("admin.version", "admin.eaten", "admin.accuracy", "admin.gain", "admin.at");
-  head.children[2].colSpan = 2;
+  const head = heads("admin.version", "admin.eaten", "admin.foreseen", "admin.accuracy", "admin.gain", "admin.at", "admin.state");
+  head.children[3].colSpan = 2;
   return [table("versions-table", "admin.model", head, versions.map(versionRow)), element("p", { className: "fine", word: ["admin.model.about", { num }] })];
 }
 

@@ -36,7 +36,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
 @contextmanager
 def served(office: Office) -> Generator[str, None, None]:
     """The address of the page on a real server, while this lasts."""
-    app = application(Services(office.store, office.register, office.queue, office.settings))
+    app = application(Services(office.store, office.register, office.queue, office.settings, office.versions))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

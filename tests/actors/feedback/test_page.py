@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Route, expect, sync_playwright
 from actors.feedback.app import PAGE_VERSION
 from pipeline.data.media import encode_video, encode_wav
 from pipeline.feedback.records import Candidate, Item, Judged, Judgement, JudgementKind, RaterRole, Task
+from pipeline.feedback.versions import RewardVersion, Trigger
 from pipeline.records import Audio, MediaKind, Message
 from tests.actors.feedback.visits import (
     Visit,
@@ -226,7 +227,15 @@ def test_the_administrator_sees_who_is_set_aside_and_why_and_which_versions_peop
         chosen = {"ada": better, "bo": better, "cy": 1 - better}
         order = (1 - better, better)
         office.store.bring([Judged(pair, tuple(_judgement(pair, name, one, order) for name, one in chosen.items()))])
+    before, after = ({"num_pairs": 10, "accuracy": each, "brier": 0.2} for each in (0.5, 0.75))
+    first = RewardVersion(1, 0, Trigger.COUNT, 1e6, 1e6, 40, after, before, True, {"num": 20, "accuracy": 0.25})
+    for version in (first, replace(first, number=2, num_comparisons=60, held_out=before, is_accepted=False)):
+        office.versions.add(version)
     page = admin.enter(invited(office, "root", RaterRole.ADMIN))
+    fitted = page.locator("#versions-table [data-version='1'] td")
+    for place, text in {0: "40", 1: "0.250", 2: "0.500 → 0.750", 4: "+0.250", 6: "judges"}.items():
+        expect(fitted.nth(place)).to_have_text(text)
+    expect(page.locator("#versions-table [data-version='2'] td").nth(6)).to_have_text("not better: left out")
     bad, good = page.locator("[data-rater=cy]"), page.locator("[data-rater=ada]")
     expect(bad).to_have_attribute("data-aside", "true")
     expect(good).to_have_attribute("data-aside", "false")

@@ -182,6 +182,17 @@ def test_the_learned_reward_may_be_of_some_tasks_and_must_be_finite(monkeypatch:
         judge(cast(Any, RewardModel(monkeypatch, 0.0, np.nan)), recipe, sampled)
 
 
+def test_what_people_said_is_a_part_of_the_reward_of_the_very_completion_and_of_no_other() -> None:
+    recipe = _recipe("rlhf.rewards={human: 2.0, exact_match: 1.0}", "feedback.enabled=true")
+    sampled = _sampled({"a": ("yes", "oh yes"), "b": ("no", "yes")})
+    (_, second), (first, _) = (rollout.completions for rollout in sampled.rollouts)
+    said = {("a", tuple(second.token_ids.tolist())): 0.5, ("a", tuple(first.token_ids.tolist())): -1.0}
+    found = judge(ROLES, recipe, sampled, said)
+    assert found.parts["human"].isnan().tolist() == [True, False, True, True]
+    assert found.rewards.tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert found.counts == {"reward_not_applicable:human": 3}
+
+
 def test_a_row_without_an_answer_is_refused_where_a_part_of_its_task_compares() -> None:
     lacking = lacks(_recipe("rlhf.rewards={learned: 1.0, wer: {weight: 1.0, tasks: [speech]}}"))
     speech, text = (prompt_ref(task, task=task, answer=None).info for task in ("speech", "text"))
