@@ -1,7 +1,8 @@
 """Does the rating page bear many raters at once, and does it lose or double a judgement when it is killed?
 
     raters -> GET /api/next, POST /api/judgements, at once and without a pause -> judgements a second, p99 of the latter
-    the same raters go on; `kill -9` to the page's process at random times -> what was acknowledged == what is stored?
+    the same raters go on, and the reward model learns from them; `kill -9` to the page, or to what refits, at random
+    times -> what was acknowledged == what is stored?
 
     python -m benchmarks.feedback_load
 
@@ -26,7 +27,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -34,14 +35,20 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import psutil
+import ray
 
+from actors.feedback import refit
 from actors.feedback import serve as page
 from benchmarks import machine, postgres
+from jobs import prepare
 from jobs.command import connect
 from pipeline.config import Recipe, load_recipe
+from pipeline.data.datasets import Datasets
 from pipeline.feedback.raters import Register
 from pipeline.feedback.records import Candidate, Item, JudgementKind, RaterRole, Task
 from pipeline.feedback.store import FeedbackStore
+from pipeline.feedback.versions import RewardVersions
+from pipeline.models.checkpoint import load_reward_model, save_checkpoint
 from pipeline.records import Message
 
 WARM_JUDGEMENTS = 2
@@ -49,6 +56,10 @@ WARM_JUDGEMENTS = 2
 KILL_WITHIN_S = 2.0
 """A kill comes within so many seconds after the first judgement that the page took since the last one."""
 BACK_WITHIN_S = 120.0
+PAGE, REFITTING = "ServeReplica", ("_Looking", "RayTrainWorker")
+"""What is in the names of the processes that are killed: the page's; and the one that refits, with those that train."""
+REFIT_SHARE = 0.5
+"""How often what refits is killed, and not the page."""
 PATIENCE_S, LONGEST_WAIT_S = 20.0, 30.0
 """The page's own: how long it waits for an answer, and between two attempts."""
 LOOK_AGAIN_S = 0.5
@@ -134,23 +145,25 @@ class Rater:
 
 
 class Supply:
-    """Items in the store: so many that all raters always find one."""
+    """Items in the store, of these prompts in turn: so many that all raters always find one."""
 
-    def __init__(self, store: FeedbackStore):
+    def __init__(self, store: FeedbackStore, prompt_ids: Sequence[str]):
         self._store = store
+        self._prompt_ids = prompt_ids
         self.num_offered = 0
 
     def offer(self, num: int) -> None:
         """Puts as many more into the queue."""
         numbers = range(self.num_offered, self.num_offered + num)
-        self._store.offer([item(number) for number in numbers])
+        prompts = self._prompt_ids
+        self._store.offer([item(number, prompts[number % len(prompts)]) for number in numbers])
         self.num_offered += num
 
 
-def item(number: int) -> Item:
+def item(number: int, prompt_id: str) -> Item:
     """One that a rater is to judge."""
-    candidates = (Candidate("seven", (1, 2)), Candidate("maybe seven", (3, 1, 2)))
-    return Item(Task.PAIR, f"prompt-{number}", "digit", (Message("user", f"Digit {number}?"),), (), candidates)
+    candidates = (Candidate("seven", (11, 12)), Candidate("maybe seven", (13, 11, 12)))
+    return Item(Task.PAIR, prompt_id, "digit", (Message("user", f"Digit {number}?"),), (), candidates)
 
 
 def stored(store: FeedbackStore) -> list[Said]:
@@ -182,27 +195,41 @@ def p99(values: Sequence[float]) -> float:
     return sorted(values)[math.ceil(0.99 * len(values)) - 1]
 
 
-def replicas() -> set[int]:
-    """Processes of the page in this process's own Ray."""
+def processes(*names: str) -> set[int]:
+    """Processes of this process's own Ray that have one of these names."""
     found: set[int] = set()
     for each in psutil.Process().children(recursive=True):
         try:
-            if "ServeReplica" in "".join(each.cmdline()):
-                found.add(each.pid)
+            command = "".join(each.cmdline())
         except psutil.Error:  # It has ended meanwhile.
             continue
+        if any(name in command for name in names):
+            found.add(each.pid)
     return found
 
 
-async def killed(log: Log, *, kills: int, chance: random.Random) -> list[float]:
-    """Kills the page's process at random times; the seconds after which a judgement was acknowledged again."""
-    seconds: list[float] = []
-    for _ in range(kills):
-        await asyncio.sleep(chance.uniform(0, KILL_WITHIN_S))
-        gone = await asyncio.to_thread(replicas)
-        started = time.perf_counter()
-        for process in gone:
+def killed_now(*names: str) -> set[int]:
+    """Kills the processes that have one of these names."""
+    gone = processes(*names)
+    for process in gone:
+        with suppress(psutil.NoSuchProcess):
             psutil.Process(process).kill()
+    return gone
+
+
+async def killed(log: Log, *, kills: int, chance: random.Random) -> tuple[Counter[str], list[float]]:
+    """Kills the page or what refits, at random times: how often which of them, and the seconds after which the page,
+    where it was killed, acknowledged a judgement again.
+    """
+    counts, seconds = Counter[str](), list[float]()
+    while counts.total() < kills:
+        await asyncio.sleep(chance.uniform(0, KILL_WITHIN_S))
+        if chance.random() < REFIT_SHARE and await asyncio.to_thread(killed_now, *REFITTING):
+            counts["refit"] += 1
+            continue
+        gone = await asyncio.to_thread(killed_now, PAGE)
+        started = time.perf_counter()
+        counts["page"] += 1
 
         async def until(happened: Callable[[], Awaitable[bool]], started: float = started) -> None:
             while not await happened():
@@ -211,7 +238,7 @@ async def killed(log: Log, *, kills: int, chance: random.Random) -> list[float]:
                 await asyncio.sleep(0.05)
 
         async def is_there(gone: set[int] = gone) -> bool:
-            return bool(await asyncio.to_thread(replicas) - gone)
+            return bool(await asyncio.to_thread(processes, PAGE) - gone)
 
         await until(is_there)
         before = len(log.acknowledged)
@@ -221,7 +248,7 @@ async def killed(log: Log, *, kills: int, chance: random.Random) -> list[float]:
 
         await until(answers)
         seconds.append(time.perf_counter() - started)
-    return seconds
+    return counts, seconds
 
 
 async def judge_on(rater: Rater, is_over: asyncio.Event) -> None:
@@ -245,7 +272,15 @@ async def judge_all(rater: Rater, num: int) -> None:
 
 
 async def load(
-    address: str, supply: Supply, tokens: Sequence[str], *, judgements: int, kills: int, seed: int, think_s: float
+    address: str,
+    supply: Supply,
+    tokens: Sequence[str],
+    *,
+    judgements: int,
+    kills: int,
+    seed: int,
+    think_s: float,
+    before_kills: Callable[[], Any] = lambda: None,
 ) -> tuple[Log, dict[str, Any]]:
     """All that raters say, in peace and with kills; and what was measured meanwhile."""
     log, chance, is_over = Log(), random.Random(seed), asyncio.Event()
@@ -269,7 +304,8 @@ async def load(
         supply.offer(num)
         going_on = [asyncio.create_task(judge_on(rater, is_over)) for rater in raters]
         going_on.append(asyncio.create_task(supply_on(supply, log, num, is_over)))
-        back_s = await killed(log, kills=kills, chance=chance)
+        await asyncio.to_thread(before_kills)
+        killed_of, back_s = await killed(log, kills=kills, chance=chance)
         is_over.set()
         await asyncio.gather(*going_on)
     finally:
@@ -279,20 +315,33 @@ async def load(
         "judgements_per_s": round(rate, 1),
         "p99_ms": round(p99(in_peace) * 1e3, 1),
         "median_ms": round(median(in_peace) * 1e3, 1),
-        "kills": len(back_s),
+        "kills": killed_of.total(),
+        "kills_of": dict(killed_of),
         "back_s": {"median": round(median(back_s), 1), "most": round(max(back_s), 1)} if back_s else None,
         "acknowledged": len(log.acknowledged),
     }
 
 
 def recipe_of(directory: Path, url: str | None) -> Recipe:
-    """A run that has a page and nothing else."""
+    """A run that has a page, and refits often."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     given = [f"run.directory={directory}", f"feedback.port={port}", "feedback.max_requests_a_minute=1000000"]
     shares = [f"feedback.{share}_share=0" for share in ("gold", "repeat", "second_rater")]
-    return load_recipe(None, [*given, *shares, *([f"feedback.url={url}"] if url else [])])
+    refits = ["feedback.refit={after_judgements: 64, num_steps: 4, poll_s: 0.2}", "data.num_readers=1"]
+    small = ["prepare.tasks=[text]", "prepare.train_rows=64", "prepare.validation_rows=4", "prepare.test_rows=4"]
+    return load_recipe(None, [*given, *shares, *refits, *small, *([f"feedback.url={url}"] if url else [])])
+
+
+def trained(recipe: Recipe) -> list[str]:
+    """Makes what refits need, an untrained reward model and a prompt table; the ids of its prompts."""
+    prepare.run(recipe)
+    source = recipe.checkpoint("base")
+    module = load_reward_model(source, dtype=recipe.model.dtype, trust_remote_code=False)
+    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    save_checkpoint(recipe.checkpoint("reward_model"), module=module, state=state, source=source)
+    return [info.id for info in Datasets(recipe.datasets, recipe.rlhf.split).infos()]
 
 
 def measure(
@@ -302,14 +351,27 @@ def measure(
     store = page.opened(recipe)
     register = Register(store.database, session_s=recipe.feedback.session_s)
     tokens = [register.invite(f"rater{number}", RaterRole.RATER, days=1) for number in range(raters)]
+    supply, started = Supply(store, trained(recipe)), list[Any]()
     address = page.start(recipe)
     try:
         log, found = asyncio.run(
-            load(address, Supply(store), tokens, judgements=judgements, kills=kills, seed=seed, think_s=think_s)
+            load(
+                address,
+                supply,
+                tokens,
+                judgements=judgements,
+                kills=kills,
+                seed=seed,
+                think_s=think_s,
+                before_kills=lambda: started.append(refit.started(recipe)),
+            )
         )
     finally:
+        for actor in started:
+            ray.kill(actor)
         page.stop()
     found["lost"], found["doubled"] = compare(log.acknowledged, stored(store))
+    found["refits"] = len(RewardVersions(recipe).all())
     store.database.close()
     for trouble, num in sorted(log.troubles.items()):
         print(f"{num:6} times, then sent again: {trouble}", flush=True)

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import feedback_load
 from benchmarks.feedback_load import Said, Supply
+from pipeline.config.feedback import Refit
 from pipeline.feedback.database import Database
 from pipeline.feedback.raters import Register
 from pipeline.feedback.records import JudgementKind, RaterRole
@@ -56,7 +57,7 @@ def test_p99_is_the_least_value_that_99_percent_do_not_exceed(num: int, expected
 
 
 def test_the_store_tells_judgements_in_the_words_of_the_page(office: Office) -> None:
-    Supply(office.store).offer(2)
+    Supply(office.store, ["a", "b"]).offer(2)
     rater = office.rater()
     for key, chosen in (("judgement-1", "maybe seven"), ("judgement-2", None)):
         shown = office.queue.next(rater)
@@ -78,7 +79,9 @@ def test_raters_on_a_server_acknowledge_what_its_store_holds(office: Office) -> 
     office.use(max_requests_a_minute=100_000)
     tokens = [office.register.invite(f"rater{number}", RaterRole.RATER, days=1) for number in range(3)]
     with served(office) as address:
-        load = feedback_load.load(address, Supply(office.store), tokens, judgements=5, kills=0, seed=0, think_s=0.0)
+        load = feedback_load.load(
+            address, Supply(office.store, ["a", "b"]), tokens, judgements=5, kills=0, seed=0, think_s=0.0
+        )
         log, found = asyncio.run(load)
     assert found["kills"] == 0 and found["back_s"] is None
     assert found["acknowledged"] == len(log.acknowledged) >= 3 * (feedback_load.WARM_JUDGEMENTS + 5)
@@ -101,5 +104,9 @@ def test_the_recipe_of_a_store_has_its_url_and_shows_every_item_once(tmp_path: P
     recipe = feedback_load.recipe_of(tmp_path, "postgresql://postgres@/postgres?host=/tmp/pg")
     assert recipe.feedback_url == "postgresql://postgres@/postgres?host=/tmp/pg"
     assert recipe.feedback.model_copy(update={"url": None}) == PLAIN.model_copy(
-        update={"port": recipe.feedback.port, "max_requests_a_minute": 1_000_000}
+        update={
+            "port": recipe.feedback.port,
+            "max_requests_a_minute": 1_000_000,
+            "refit": Refit(after_judgements=64, num_steps=4, poll_s=0.2),
+        }
     )
