@@ -28,7 +28,7 @@ from pipeline.data.held_out import HeldOut
 from pipeline.data.table import PreferenceTable, write_preferences
 from pipeline.evaluation.calibration import ScoredPair, measure
 from pipeline.feedback.database import Database
-from pipeline.feedback.preferences import HumanPreference, foreseen, human_preferences, reason_to_refit
+from pipeline.feedback.preferences import HumanPreference, foreseen, human_preferences, new_since, reason_to_refit
 from pipeline.feedback.store import FeedbackStore
 from pipeline.feedback.versions import RewardVersion, RewardVersions, Trigger
 
@@ -68,24 +68,30 @@ class Refitter:
             why = reason_to_refit(preferences, last, settings.refit, since=since, now=time.time())
             if why is None and not is_asked:
                 return None
-            recipe = self._fitting(preferences)
-            if recipe is None:
+            learned = self._learned(preferences)
+            if learned is None:
                 if is_asked:
                     raise ConfigError(
                         f"{len(preferences)} comparisons by people are too few to hold some out and learn from others"
                     )
                 return None
-            return self._refit(recipe, preferences, last, why or Trigger.ASKED)
+            return self._refit(*learned, last, why or Trigger.ASKED)
 
-    def _fitting(self, preferences: Sequence[HumanPreference]) -> Recipe | None:
-        """The recipe, its batch no larger than what there is to learn from; None where that is nothing."""
+    def _learned(self, preferences: Sequence[HumanPreference]) -> tuple[Recipe, list[HumanPreference]] | None:
+        """What is learned from or held out, and the recipe, its batch no larger than that; None where it is nothing.
+
+        Of held-out prompts that is what people said alone: a refit is measured by nothing else.
+        """
         settings = self._fits.reward_model
-        if not preferences:
+        said = [each.preference.prompt_id for each in preferences if each.judged_at is not None]
+        if not said:
             return None
-        ids = [each.preference.prompt_id for each in preferences]
-        held_out = HeldOut.of(ids, fraction=settings.held_out_fraction, most=settings.max_held_out)
-        num_learned = len(ids) - len(held_out.rows)
-        return _with(self._fits, batch_size=min(settings.batch_size, num_learned)) if num_learned else None
+        held_out = HeldOut.of(said, fraction=settings.held_out_fraction, most=settings.max_held_out)
+        kept = [each for each in preferences if each.judged_at is not None or each.preference.prompt_id not in held_out]
+        num_learned = len(kept) - len(held_out.rows)
+        if not num_learned:
+            return None
+        return _with(self._fits, batch_size=min(settings.batch_size, num_learned)), kept
 
     def _refit(
         self, recipe: Recipe, preferences: Sequence[HumanPreference], last: RewardVersion | None, why: Trigger
@@ -102,12 +108,12 @@ class Refitter:
             source=source,
             trigger=why,
             fitted_at=time.time(),
-            until=max(each.judged_at for each in preferences),
-            num_comparisons=len(preferences),
+            until=max(each.judged_at for each in preferences if each.judged_at is not None),
+            num_comparisons=sum(each.judged_at is not None for each in preferences),
             held_out={name: after[name] for name in SHOWN},
             held_out_before={name: before[name] for name in SHOWN},
             is_accepted=is_as_good(after, before),
-            fresh=foreseen([each for each in preferences if last is None or each.judged_at > last.until]),
+            fresh=foreseen(new_since(preferences, last)),
         )
         versions.add(version)
         return version

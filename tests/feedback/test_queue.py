@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from pipeline.config import load_recipe
 from pipeline.feedback.judging import BadJudgement
-from pipeline.feedback.preferences import human_preferences
+from pipeline.feedback.preferences import human_preferences, new_since
 from pipeline.feedback.queue import (
     MOST_LEFT,
     REPEAT_AFTER_S,
@@ -24,7 +24,7 @@ from pipeline.feedback.queue import (
 )
 from pipeline.feedback.raters import Person
 from pipeline.feedback.records import EventKind, Item, Judged, Judgement, JudgementKind, RaterRole, Task
-from tests.feedback.office import MakeItem, Office
+from tests.feedback.office import PLAIN, MakeItem, Office
 
 
 def choose(queue: Queue, rater: Person, shown: Presentation | None, place: int | None = 0, key: str = "") -> None:
@@ -347,3 +347,20 @@ def test_a_ranking_compares_every_two_for_the_reward_model(office: Office, make_
         ("r0", "r2", True),
         ("r1", "r2", False),
     }
+
+
+def test_what_somebody_copied_is_learned_too_with_less_weight_and_does_not_count_as_said(
+    office: Office, make_item: MakeItem
+) -> None:
+    office.store.offer([make_item("copied")])
+    rater, queue = office.rater(), office.queue
+    shown = queue.next(rater)
+    assert shown is not None
+    acts = [Event("one", shown.id, EventKind.COPIED, 1), Event("two", shown.id, EventKind.DWELT, value=3.5)]
+    queue.record(rater, acts)
+    (found,) = human_preferences(office.store, PLAIN)
+    texts = [shown.item.candidates[place].text for place in shown.order]
+    assert (found.preference.chosen, found.preference.rejected) == (texts[1], texts[0])
+    assert found.preference.weight == pytest.approx(PLAIN.weak_weight) and found.judged_at is None
+    assert new_since([found], None) == []
+    assert list(human_preferences(office.store, PLAIN.model_copy(update={"weak_weight": 0}))) == []
