@@ -38,6 +38,7 @@ from ray.exceptions import RayError
 
 from actors.fleet.pool import Pool
 from actors.fleet.recoveries import Recoveries, Recovery
+from actors.fleet.staff import Staff
 from actors.fleet.world import World
 from actors.loop.crew import crew_of
 from benchmarks import machine
@@ -178,7 +179,7 @@ class Killer:
 @contextmanager
 def watched(killer: Killer) -> Generator[None, None, None]:
     """Shows the killer all workers that start and all calls that are made in here."""
-    start, ask, started, give = World._start, World._ask, Pool._started, Pool._give  # pyright: ignore[reportPrivateUsage]
+    start, ask, started, give = World._start, World._ask, Staff._started, Pool._give  # pyright: ignore[reportPrivateUsage]
 
     def watched_start(world: World[Any]) -> None:
         start(world)
@@ -191,8 +192,8 @@ def watched(killer: Killer) -> Generator[None, None, None]:
             killer.asked((world.role, method), place, actor)
         return answer
 
-    def watched_started(pool: Pool[Any], *seat: Any) -> Any:
-        member = started(pool, *seat)
+    def watched_started(staff: Staff, *seat: Any) -> Any:
+        member = started(staff, *seat)
         killer.met(member.actor)
         return member
 
@@ -203,7 +204,7 @@ def watched(killer: Killer) -> Generator[None, None, None]:
     patches: dict[tuple[Any, str], Any] = {
         (World, "_start"): watched_start,
         (World, "_ask"): watched_ask,
-        (Pool, "_started"): watched_started,
+        (Staff, "_started"): watched_started,
         (Pool, "_give"): watched_give,
     }
     for (owner, name), value in patches.items():

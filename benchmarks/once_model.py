@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.models.architectures import ARCHITECTURES
-from pipeline.models.forward import Policy, RewardModel, ScalarHead, ValueModel
+from pipeline.models.forward import Policy, RewardHead, RewardModel, ScalarHead, ValueModel
 from pipeline.records import MediaKind, MediumTensors, ProcessedPrompt
 
 IMAGE, AUDIO, VIDEO, START = 4, 5, 6, 7
@@ -86,7 +86,7 @@ class Models:
         self.patch = int(SIZES[size]["vision"]["patch_size"])
         model = build(size, torch.bfloat16 if device.type == "cuda" else torch.float32)
         hidden = int(SIZES[size]["text"]["hidden_size"])
-        self.reward = RewardModel(copy.deepcopy(model), self.architecture, ScalarHead(hidden)).to(device)
+        self.reward = RewardModel(copy.deepcopy(model), self.architecture, RewardHead(hidden)).to(device)
         self.critic = ValueModel(copy.deepcopy(model), self.architecture, ScalarHead(hidden)).to(device)
         self.reference = Policy(copy.deepcopy(model), self.architecture).to(device)
         self.policy = Policy(model, self.architecture).to(device)

@@ -19,6 +19,7 @@ from actors.roles.critic import CriticWorker
 from actors.roles.encoder import EncoderWorker
 from actors.roles.policy import PolicyWorker
 from actors.roles.reference import ReferenceWorker
+from actors.roles.reward import RewardWorker
 from actors.roles.rollout import RolloutWorker
 from pipeline.config import Recipe, Workers
 
@@ -58,6 +59,12 @@ class ReusableReference(Reusable, ReferenceWorker):  # pyright: ignore[reportInc
     role_in_recipe = "reference"
 
 
+class ReusableReward(Reusable, RewardWorker):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Scores."""
+
+    role_in_recipe = "reward"
+
+
 class ReusableCritic(Reusable, CriticWorker):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Values."""
 
@@ -73,6 +80,7 @@ CLASSES: dict[str, type[Reusable]] = {
     "rollout": ReusableRollout,
     "policy": ReusablePolicy,
     "reference": ReusableReference,
+    "reward": ReusableReward,
     "critic": ReusableCritic,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,8 +45,11 @@ class Member:
     seat: int
     actor: Any
     warm: ray.ObjectRef[None]
+    options: Mapping[str, Any]
+    """Of its actor: where its process runs."""
     extra: ExtraSeat | None = None
     """The seat's own resources, where they are not held with those of the stage."""
+    was_spare: bool = False
     loaded: Future[tuple[None, Spent]] = field(default_factory=Future[tuple[None, Spent]])
     """Done when it has its checkpoint."""
     asked: float = math.inf

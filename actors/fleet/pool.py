@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from itertools import count, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -41,8 +41,9 @@ from actors.fleet.failures import (
     is_death,
 )
 from actors.fleet.member import Member, State, Task
-from actors.fleet.placement import ExtraSeat, Seating
+from actors.fleet.placement import Seating
 from actors.fleet.recoveries import Recoveries, Recovery
+from actors.fleet.staff import Staff
 from actors.fleet.worker import Spent, Worker
 from pipeline.config import Recipe, Workers
 
@@ -57,11 +58,7 @@ IN_FLIGHT = 2
 """Tasks that a worker has at a time: one to do, and one that lies ready."""
 MAX_DEATHS = 4
 """Workers of which the same task may be the last, before it is taken for the cause."""
-LINGERS = 4
-"""Times that a pool is resized (once a step) before a worker that leaves is gone: what it has put into the object store
-goes with it, and steps that have begun still read that."""
 _LOOK_S = 1.0
-_LIVES = count()
 
 
 class Pool(Generic[W]):
@@ -77,20 +74,14 @@ class Pool(Generic[W]):
         self, worker: type[W], role: str, seating: Seating, recipe: Recipe, settings: Workers, recoveries: Recoveries
     ):
         self.role = role
-        self.settings = settings
         self.path: Path | None = None
         self._worker = worker
-        self._recipe = recipe
-        self._seating = seating
+        self._device = seating.device
         self.recoveries = recoveries
         self._deadlines = Deadlines(recipe.cluster.deadlines)
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._members = [self._started(seat) for seat in range(len(seating.options[role]))]
-        self._leaving: list[Member] = []
-        self._wanted: ExtraSeat | None = None
-        """The seat that was asked for and is not there yet."""
-        self._size = settings.num_workers
-        """How many workers there are to be."""
+        self._staff = Staff(worker, role, seating, recipe, settings)
+        self._members = self._staff.members
         self.warm = [member.warm for member in self._members]
         """Done when the workers are up and have imported what they need."""
         self._queue: deque[Task] = deque()
@@ -102,15 +93,13 @@ class Pool(Generic[W]):
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"pool-{role}")
         self._thread.start()
 
-    def _started(self, seat: int, extra: ExtraSeat | None = None) -> Member:
-        remote: Any = ray.remote(self._worker)
-        name = f"{self.role}-{seat}-{id(self):x}-{next(_LIVES)}"
-        options = extra.options if extra is not None else self._seating.options[self.role][seat]
-        actor = remote.options(name=name, **options).remote(self._recipe, self.settings)
-        return Member(seat, actor, actor.warm_up.remote(self._seating.device), extra)
-
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def settings(self) -> Workers:
+        """Of the role."""
+        return self._staff.settings
 
     @property
     def actors(self) -> list[Any]:
@@ -235,16 +224,14 @@ class Pool(Generic[W]):
 
     def use(self, recipe: Recipe, settings: Workers) -> None:
         """Takes another recipe for workers that are started again."""
-        self._recipe, self.settings = recipe, settings
+        self._staff.recipe, self._staff.settings = recipe, settings
+        self._inbox.put(self._staff.end_spare)
 
     def shutdown(self) -> None:
         """Ends the workers' processes."""
         self._inbox.put(None)
         self._thread.join()
-        for member in [*self._members, *self._leaving]:
-            self._end(member)
-        if self._wanted is not None:
-            self._wanted.release()
+        self._staff.shutdown()
 
     # From here on in the pool's own thread.
 
@@ -267,42 +254,19 @@ class Pool(Generic[W]):
                 self._fail_all(error)
 
     def _resize(self, size: int) -> None:
-        self._size = size
-        if self._wanted is not None and size <= len(self._members):
-            self._wanted.release()
-            self._wanted = None
-        while size < len(self._members) and self._members[-1].extra is not None:
-            self._members[-1].beats_left = LINGERS
-            self._leaving.append(self._members.pop())
-        for member in list(self._leaving):
-            member.beats_left -= 1
-            if member.beats_left < 0 and not member.doing:
-                self._leaving.remove(member)
-                self._end(member)
+        self._staff.resize(size)
         self._seat_who_is_wanted()
 
     def _seat_who_is_wanted(self) -> None:
-        """Does so, if Ray's control plane answers; work goes on meanwhile, and the next look asks again."""
+        """Does so and keeps a spare, if Ray's control plane answers; work goes on meanwhile, and it is tried again."""
         try:
-            self._seat_next()
+            arrived = self._staff.arrived()
+            if arrived is not None and self.path is not None:
+                self._set_up(arrived)
+            self._staff.ask()
+            self._staff.keep_spare(at_once=bool(self.recoveries.all))
         except Exception as error:
-            logger.warning("%s: a further worker could not be seated just now: %s", self.role, error)
-
-    def _seat_next(self) -> None:
-        """Starts a worker in the seat that has come, and asks for the next one, where more are to be."""
-        if self._wanted is not None and self._wanted.is_there():
-            member = self._started(len(self._members), self._wanted)
-            self._wanted = None
-            self._members.append(member)
-            if self.path is not None:
-                self._set_up(member)
-        if self._wanted is None and self._size > len(self._members):
-            self._wanted = ExtraSeat(self.settings, self._seating.device)
-
-    def _end(self, member: Member) -> None:
-        ray.kill(member.actor)
-        if member.extra is not None:
-            member.extra.release()
+            logger.warning("%s: no further worker could be started just now: %s", self.role, error)
 
     def _take(self, tasks: Sequence[Task]) -> None:
         self._queue += sorted(tasks, key=lambda task: -task.cost)
@@ -321,14 +285,15 @@ class Pool(Generic[W]):
 
     def _set_up(self, member: Member, recovery: Recovery | None = None) -> None:
         member.is_ready, member.state, member.asked = False, None, time.monotonic()
-        place = Place(0, 1, "", 0, self._seating.device, self._recipe.cluster.collective_timeout_s)
+        place = Place(0, 1, "", 0, self._device, self._staff.recipe.cluster.collective_timeout_s)
         call = member.actor.perform.remote(Worker.setup.__name__, place, self.path).future()
         call.add_done_callback(lambda call: self._inbox.put(partial(self._is_set_up, member, recovery, call)))
 
     def _is_set_up(self, member: Member, recovery: Recovery | None, call: Future[tuple[None, Spent]]) -> None:
         error = call.exception()
         if error is not None and is_death(error):
-            self._replace(member, error)
+            # That a spare was dead already is no loss of its own.
+            self._replace(member, error, recovery if member.was_spare else None)
         elif error is not None:
             raise error
         else:
@@ -388,12 +353,11 @@ class Pool(Generic[W]):
             self._busy_s += call.result()[1].busy_s
             task.result.set_result(call.result())
 
-    def _replace(self, member: Member, error: BaseException) -> None:
+    def _replace(self, member: Member, error: BaseException, recovery: Recovery | None = None) -> None:
         """Another worker takes the seat of one that died; what that one was at is done again."""
-        if member in self._leaving:
-            self._leaving.remove(member)
+        if member in self._staff.leaving:
             self._queue.extendleft(reversed(member.doing))
-            self._end(member)
+            self._staff.left(member)
             return
         if member not in self._members:
             return
@@ -404,16 +368,17 @@ class Pool(Generic[W]):
             member.doing.remove(killer)
             killer.result.set_exception(KillsWorkers(f"{self.role}: {MAX_DEATHS} workers died of {killer.method}"))
         self._queue.extendleft(reversed(member.doing))
-        recovery = self.recoveries.begin(self.role, f"worker {member.seat} died: {str(error).splitlines()[0]}")
-        ray.kill(member.actor)
-        self._members[member.seat] = another = self._started(member.seat, member.extra)
+        if recovery is None:
+            cause = f"worker {member.seat} died: {str(error).splitlines()[0]}"
+            recovery = self.recoveries.begin(self.role, cause)
+        another = self._staff.replace(member)
         another.loaded = member.loaded  # Who waits for the one waits for the other.
         self._set_up(another, recovery)
 
     def _kill_who_hangs(self) -> None:
         now = time.monotonic()
-        for member in [*self._members, *self._leaving]:
-            loads_s, first_s = now - member.asked, self._recipe.cluster.deadlines.first_s
+        for member in [*self._members, *self._staff.leaving]:
+            loads_s, first_s = now - member.asked, self._staff.recipe.cluster.deadlines.first_s
             is_late = not member.is_ready and loads_s > first_s
             if member.doing:
                 is_late = now - member.doing[0].started > self._deadlines.of(member.doing[0].method)

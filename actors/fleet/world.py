@@ -52,7 +52,7 @@ class World(Generic[W]):
             )
             for rank, options in enumerate(self._seating.options[self.role])
         ]
-        self.warm: list[ray.ObjectRef[None]] = [actor.warm_up.remote(self._seating.device) for actor in self.actors]
+        self.warm: list[ray.ObjectRef[None]] = [actor.start.remote(self._seating.device) for actor in self.actors]
         """Done when the workers are up and have imported what they need."""
 
     def __len__(self) -> int:

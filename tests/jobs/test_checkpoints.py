@@ -16,6 +16,7 @@ from actors.fleet.recoveries import read_losses
 from actors.loop import checkpoints
 from jobs import rlhf
 from pipeline.config import Recipe
+from tests.jobs.ready import ReadyWorkers
 from tests.jobs.small import MakeRecipe, curve, small_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -27,19 +28,20 @@ TWO_WORKERS_AT_STAGE_3 = [
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
+    workers: ReadyWorkers, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
 ) -> Recipe:
     """A finished run of three steps with one worker a role."""
     recipe = small_recipe(tmp_path_factory.mktemp("one"), tiny_checkpoint, demo_data)
-    rlhf.run(recipe)
+    rlhf.run(recipe, crew=workers.crew(recipe))
     return recipe
 
 
 def test_one_worker_without_zero_goes_on_as_two_with_zero_3_and_past_a_damaged_checkpoint(
-    uninterrupted: Recipe, make_recipe: MakeRecipe, capfd: pytest.CaptureFixture[str]
+    uninterrupted: Recipe, workers: ReadyWorkers, make_recipe: MakeRecipe, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rlhf.run(make_recipe("rlhf.num_steps=2"))
-    saved = make_recipe().run.directory / "checkpoints" / "rlhf_steps"
+    first = make_recipe("rlhf.num_steps=2")
+    rlhf.run(first, crew=workers.crew(first))
+    saved = first.run.directory / "checkpoints" / "rlhf_steps"
     # A later checkpoint with one wrong bit on the disk.
     shutil.copytree(saved / "step-000002", saved / "step-000003")
     file = saved / "step-000003" / "critic" / "rank-00000-000.safetensors"
@@ -48,7 +50,7 @@ def test_one_worker_without_zero_goes_on_as_two_with_zero_3_and_past_a_damaged_c
     file.write_bytes(content)
     resumed = make_recipe(*TWO_WORKERS_AT_STAGE_3)
     capfd.readouterr()
-    rlhf.run(resumed, resume=True)
+    rlhf.run(resumed, resume=True, crew=workers.crew(resumed))
     told = capfd.readouterr().out
     assert f"refused checkpoint {saved}/step-000003: critic/rank-00000-000.safetensors: sha256" in told
     assert f"resumed from {saved}/step-000002" in told
@@ -75,6 +77,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_costs_checkpoints_and_neither_the_run_nor_the_one_that_stands(
     uninterrupted: Recipe,
+    workers: ReadyWorkers,
     make_recipe: MakeRecipe,
     small_disk: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -91,7 +94,7 @@ def test_a_full_disk_costs_checkpoints_and_neither_the_run_nor_the_one_that_stan
             check(root, needed)  # The last one nobody foresees: the ranks find the disk full.
 
     monkeypatch.setattr(checkpoints, "check_space", filled)
-    rlhf.run(recipe)
+    rlhf.run(recipe, crew=workers.crew(recipe))
     told = capfd.readouterr().out
     assert re.search(r"step 2 is not saved, the run goes on with step-000001: .*MiB, and 0.2 MiB are free", told)
     assert re.search(r"step 3 is not saved, the run goes on with step-000001: .*No space left on device", told)
@@ -104,7 +107,10 @@ def test_a_full_disk_costs_checkpoints_and_neither_the_run_nor_the_one_that_stan
     assert (recipe.checkpoint("rlhf") / "model.safetensors").is_file()
 
 
-def test_a_run_whose_first_checkpoint_finds_no_room_does_not_begin(make_recipe: MakeRecipe, small_disk: Path) -> None:
+def test_a_run_whose_first_checkpoint_finds_no_room_does_not_begin(
+    workers: ReadyWorkers, make_recipe: MakeRecipe, small_disk: Path
+) -> None:
+    recipe = make_recipe(f"rlhf.checkpoints.path={small_disk}")
     (small_disk / "others").write_bytes(bytes(63 * 2**20))
     with pytest.raises(CannotSave, match=r"a checkpoint takes .* make room there, or .* rlhf.checkpoints.path"):
-        rlhf.run(make_recipe(f"rlhf.checkpoints.path={small_disk}"))
+        rlhf.run(recipe, crew=workers.crew(recipe))

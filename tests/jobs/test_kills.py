@@ -35,7 +35,9 @@ AT = [
 HANGS = ("reference", "logprobs")
 """The one of these that is stopped instead of killed."""
 NUM_STEPS = 2
-CALM = ("rlhf.parity.num_rows=0", "cluster.deadlines={first_s: 600, least_s: 120, factor: 10}")
+FEWER = ("rlhf.parity.num_rows=0", "rlhf.critic.num_workers=1", "rlhf.reward.num_workers=1")
+"""The long form has two of these as well; here it is ranks of policy and of reference that wait for each other."""
+CALM = (*FEWER, "cluster.deadlines={first_s: 600, least_s: 120, factor: 10}")
 """Nothing hangs here, and the machine may be busy."""
 RESUMES = "run.resume=auto"
 
@@ -66,7 +68,7 @@ def test_a_run_that_loses_a_worker_of_every_role_ends_with_the_numbers_of_one_th
         Kill(call, place % 2, peaceful.calls[call] // 2 + 1, 0.01, How.HANG if call == HANGS else How.KILL)
         for place, call in enumerate(AT)
     ]
-    impatient = (*CALM[:1], "cluster.deadlines={first_s: 600, least_s: 30, factor: 10}")
+    impatient = (*FEWER, "cluster.deadlines={first_s: 600, least_s: 30, factor: 10}")
     found = run(recipe_of(tmp_path, shared, num_steps=NUM_STEPS, overrides=impatient), kills)
     assert found.error is None
     assert {kill.call for kill in found.killed} == set(AT)
@@ -88,7 +90,7 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_same_command_go
     wait_until(lambda: checkpoint.is_dir() or first.poll() is not None)
     assert first.poll() is None
     of_first = workers() - before
-    assert len(of_first) == 12
+    assert len(of_first) >= 10  # Pools that have waited for long have a spare.
     first.kill()
     wait_until(lambda: not of_first & workers(), timeout_s=60)
     second = subprocess.run(command, env=environment, text=True, capture_output=True)

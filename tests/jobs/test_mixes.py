@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,23 @@ import pytest
 from numpy.typing import NDArray
 
 from actors.fleet.answer import gather
-from actors.loop.crew import Fleet, Roles, loop_needs
+from actors.loop.crew import Roles, loop_needs
 from actors.loop.sampler import generate
 from actors.loop.step import sync_weights
 from actors.roles.encoder import PromptRef
 from actors.roles.policy import LearningWorker, Minibatch, PolicyWorker, Row
 from actors.roles.scoring import score
-from benchmarks.reusable import ReadyCrew, ReusableCritic, start
+from benchmarks.reusable import ReusableCritic
 from jobs import rlhf
 from pipeline.algorithms.aggregation import Normalisers
 from pipeline.config import Recipe
 from pipeline.data.datasets import Datasets, RowRef
 from pipeline.records import Completion, Experience
-from tests.jobs.small import MakeRecipe, curve, small_recipe
+from tests.jobs.ready import LEARNERS, ReadyWorkers
+from tests.jobs.small import MakeRecipe, curve
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-LEARNERS = ("policy", "critic")
 RULES_ONLY = ("rlhf.rewards={wer: 1.0, length: 1.0}", "rlhf.algorithm.kl.weight=0", "rlhf.parity.num_rows=0")
 TOWERS = "{vision_tower: {mode: train}, audio_tower: {mode: lora}, projector: {mode: train}}"
 TOWERS_LEARN = tuple(f"rlhf.{role}.parts={TOWERS}" for role in LEARNERS)
@@ -37,35 +36,6 @@ GROUP_SIZE, NUM_TOKENS = 2, 5
 
 def two_ranks(stage: int) -> tuple[str, ...]:
     return tuple(f"rlhf.{role}.{name}" for role in LEARNERS for name in ("num_workers=2", f"zero_stage={stage}"))
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Fleets that all tests here share: all roles with one rank, and policy and critic with two."""
-
-    one: dict[str, Fleet]
-    two: dict[str, Fleet]
-
-    def roles(self, recipe: Recipe, paths: Mapping[str, Path]) -> Roles:
-        """The roles in `paths` with the number of ranks that `recipe` gives policy and critic."""
-        return self.crew(recipe).roles(paths)
-
-    def crew(self, recipe: Recipe) -> ReadyCrew:
-        return ReadyCrew(recipe, self.one if recipe.rlhf.policy.num_workers == 1 else self.one | self.two)
-
-
-@pytest.fixture(scope="module")
-def workers(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
-) -> Iterator[Workers]:
-    # Ranks that wait for each other end with an error, long before the test itself runs out of time.
-    patience = "cluster.collective_timeout_s=120"
-    recipe = small_recipe(tmp_path_factory.mktemp("workers"), tiny_checkpoint, demo_data, patience)
-    one = start(recipe, dict.fromkeys(("encoder", "rollout", *LEARNERS), 1))
-    two = start(recipe, dict.fromkeys(LEARNERS, 2))
-    yield Workers(one, two)
-    for each in (*one.values(), *two.values()):
-        each.shutdown()
 
 
 def admitted(roles: Roles, recipe: Recipe, tasks: Sequence[str]) -> list[PromptRef]:
@@ -120,7 +90,7 @@ PAIRS = ("text", "video", "speech", "text", "text", "digit", "video", "speech", 
 """Tasks of the rows that rank 0 and rank 1 hold, an optimizer step after the other."""
 
 
-def learned(workers: Workers, recipe: Recipe) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+def learned(workers: ReadyWorkers, recipe: Recipe) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Metrics and parameters of policy and critic after an update on `PAIRS`."""
     path = recipe.checkpoint("sft")
     roles = workers.roles(recipe, {"encoder": path, "policy": path, "critic": path})
@@ -144,7 +114,7 @@ def parameters_of(roles: Roles) -> dict[str, Any]:
 
 
 def test_ranks_with_different_modalities_learn_what_one_rank_with_both_does(
-    workers: Workers, make_recipe: MakeRecipe
+    workers: ReadyWorkers, make_recipe: MakeRecipe
 ) -> None:
     expected_metrics, expected = learned(workers, make_recipe(*RULES_ONLY, *TOWERS_LEARN))
     untrained = learned_nothing(workers, make_recipe(*RULES_ONLY, *TOWERS_LEARN))
@@ -165,7 +135,7 @@ def test_ranks_with_different_modalities_learn_what_one_rank_with_both_does(
                 assert metrics[role][name] == pytest.approx(expected_metrics[role][name], abs=1e-5, rel=1e-5)
 
 
-def learned_nothing(workers: Workers, recipe: Recipe) -> dict[str, Any]:
+def learned_nothing(workers: ReadyWorkers, recipe: Recipe) -> dict[str, Any]:
     """Parameters of policy and critic before any update."""
     path = recipe.checkpoint("sft")
     roles = workers.roles(recipe, {"policy": path, "critic": path})
@@ -187,7 +157,7 @@ def largest_difference(rows: Sequence[Any], completions: Sequence[Sequence[Compl
 
 
 def test_rollout_and_exported_checkpoint_follow_a_policy_with_adapters(
-    workers: Workers, make_recipe: MakeRecipe, tmp_path: Path
+    workers: ReadyWorkers, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     # The head stays, so that adapters are all that is learnt and PEFT's format can hold it.
     adapters = "rlhf.policy.parts={language_model: {mode: lora}, vision_tower: {mode: lora}, head: {mode: freeze}}"
@@ -239,7 +209,7 @@ def check_adapter(base: Path, exported: Path) -> None:
 
 
 def test_a_loop_with_towers_that_learn_gives_the_same_curve_on_two_ranks(
-    workers: Workers, make_recipe: MakeRecipe
+    workers: ReadyWorkers, make_recipe: MakeRecipe
 ) -> None:
     rows: list[list[dict[str, Any]]] = []
     for ranks in ((), two_ranks(3)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from actors.engine.weights import Weights
 from actors.loop import parity
-from actors.loop.crew import Roles, crew_of, loop_needs, loop_paths
+from actors.loop.crew import Roles, loop_needs, loop_paths
 from actors.loop.door import Door
 from actors.loop.step import sync_weights
 from actors.roles.policy import PolicyWorker
@@ -19,6 +18,7 @@ from actors.roles.rollout import RolloutWorker
 from pipeline.config import Recipe
 from pipeline.models.processing import load_processor
 from pipeline.parity import ParityError
+from tests.jobs.ready import ReadyWorkers
 from tests.jobs.small import small_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -40,20 +40,18 @@ class Loop:
 
 @pytest.fixture(scope="module")
 def loop(
-    local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
-) -> Iterator[Loop]:
+    workers: ReadyWorkers, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_data: Path
+) -> Loop:
     recipe = small_recipe(
         tmp_path_factory.mktemp("parity"),
         tiny_checkpoint,
         demo_data,
         "rlhf.algorithm={advantage: rloo, kl: {weight: 0}}",
         "rlhf.rewards={exact_match: 1.0}",
-        "rlhf.encoder.num_workers=2",
         "rlhf.parity.num_rows=10",
     )
-    with crew_of(recipe) as crew:
-        roles = crew.roles(loop_paths(recipe))
-        yield Loop(recipe, roles, Door(roles, recipe, "train", stage="test", needs=loop_needs(recipe)))
+    roles = workers.roles(recipe, loop_paths(recipe))
+    return Loop(recipe, roles, Door(roles, recipe, "train", stage="test", needs=loop_needs(recipe)))
 
 
 def test_rollout_trainer_and_the_checkpoints_own_forward_agree_on_every_mix(

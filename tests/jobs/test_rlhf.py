@@ -194,36 +194,15 @@ def test_a_missing_checkpoint_is_named(make_recipe: MakeRecipe) -> None:
         rlhf.run(recipe)
 
 
-def test_each_medium_is_encoded_once_and_each_prompt_processed_once(make_recipe: MakeRecipe) -> None:
+def test_media_are_encoded_and_prompts_processed_once_and_workers_go_on_to_the_next_stage_with_what_they_hold(
+    make_recipe: MakeRecipe,
+) -> None:
     from actors.loop.crew import crew_of
     from actors.loop.door import Door
     from actors.roles.encoder import EncoderWorker, Needs, fetch_encoded
     from pipeline.data.table import PromptTable
 
     recipe = make_recipe("rlhf.encoder.num_workers=2")
-    table = PromptTable(recipe.data_path / "train.parquet")
-    with crew_of(recipe) as crew:
-        roles = crew.roles({"encoder": recipe.checkpoint("sft")})
-        door = Door(roles, recipe, "train", stage="test", needs=Needs())
-        ids = [info.id for info in door.datasets.infos()]
-        first = door.admit(ids)
-        again = door.admit(list(reversed(ids)))
-        calls = sum(roles.encoder.on_all(EncoderWorker.num_tower_calls))
-        prompts = [row for row in table.read(ids) if isinstance(row, Prompt)]
-        media = {medium.data for prompt in prompts for medium in prompt.media}
-        encoded = fetch_encoded(first)
-    assert calls == len(media)
-    assert {prompt.stored for prompt in first} == {prompt.stored for prompt in again}
-    assert [prompt.id for prompt in encoded] == ids
-    assert all(len(prompt.media) == len(row.media) for prompt, row in zip(encoded, prompts, strict=True))
-
-
-def test_workers_go_on_to_the_next_stage_with_what_they_hold(make_recipe: MakeRecipe) -> None:
-    from actors.loop.crew import crew_of
-    from actors.loop.door import Door
-    from actors.roles.encoder import EncoderWorker, Needs
-
-    recipe = make_recipe()
     base, sft = recipe.checkpoint("base"), recipe.checkpoint("sft")
     with crew_of(recipe) as crew:
         crew.plan(["rollout"])
@@ -232,15 +211,23 @@ def test_workers_go_on_to_the_next_stage_with_what_they_hold(make_recipe: MakeRe
         door = Door(first, recipe, "train", stage="test", needs=Needs())
         ids = [info.id for info in door.datasets.infos()]
         once = door.admit(ids)
+        again = door.admit(list(reversed(ids)))
+        calls = sum(first.encoder.on_all(EncoderWorker.num_tower_calls))
+        encoded = fetch_encoded(once)
         second = crew.roles({"encoder": sft, "rollout": sft})
         with crew_of(recipe, crew) as same:
             assert same is crew
         assert second.encoder is first.encoder
-        again = Door(second, recipe, "train", stage="test", needs=Needs()).admit(ids)
-        assert [prompt.stored for prompt in again] == [prompt.stored for prompt in once]
+        later = Door(second, recipe, "train", stage="test", needs=Needs()).admit(ids)
+        assert [prompt.stored for prompt in later] == [prompt.stored for prompt in once]
         # Another checkpoint has other towers: nothing that the first ones encoded is used.
         third = crew.roles({"encoder": base})
-        assert third.encoder.on_all(EncoderWorker.num_tower_calls) == [0]
+        assert third.encoder.on_all(EncoderWorker.num_tower_calls) == [0, 0]
+    prompts = [row for row in PromptTable(recipe.data_path / "train.parquet").read(ids) if isinstance(row, Prompt)]
+    assert calls == len({medium.data for prompt in prompts for medium in prompt.media})
+    assert {prompt.stored for prompt in once} == {prompt.stored for prompt in again}
+    assert [prompt.id for prompt in encoded] == ids
+    assert all(len(prompt.media) == len(row.media) for prompt, row in zip(encoded, prompts, strict=True))
 
 
 def test_completions_of_stale_weights_stop_the_loop() -> None:
@@ -281,11 +268,13 @@ def test_generation_that_runs_ahead_is_stale_up_to_the_next_checkpoint(
 
 def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(make_recipe: MakeRecipe) -> None:
     from ray.cluster_utils import Cluster
+    from ray.util.placement_group import placement_group_table
 
+    from actors.loop.crew import crew_of
     from jobs.command import connect
 
     ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=4)
         cluster.wait_for_nodes()
@@ -299,18 +288,13 @@ def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(mak
             *(f"rlhf.{role}.cpus_per_worker=0.5" for role in (*roles, "rollout")),
             *(f"rlhf.{role}.num_workers=2" for role in roles),
         )
-        rlhf.run(recipe)
-        used = _nodes_of_workers()
+        with crew_of(recipe) as crew:
+            rlhf.run(recipe, crew=crew)
+            groups = placement_group_table().values()
+            used = {node for group in groups for node in group["bundles_to_node_id"].values()}
     finally:
         ray.shutdown()
         cluster.shutdown()
         connect(address="local", num_cpus=8)
     assert [row["step"] for row in curve(recipe)] == [0, 1]
     assert len(used) == 2
-
-
-def _nodes_of_workers() -> set[str]:
-    from ray.util.state import list_actors
-
-    actors: list[Any] = list_actors()
-    return {actor.node_id for actor in actors if "Worker" in actor.class_name}

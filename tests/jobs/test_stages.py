@@ -25,9 +25,9 @@ TINY_RUN = (
     "cluster.device=cpu",
     "data.num_readers=1",
     "prepare={train_rows: 16, validation_rows: 2, test_rows: 3}",
-    "sft={num_steps: 3, batch_size: 8, num_workers: 2, micro_batch_tokens: 200}",
+    "sft={num_steps: 3, batch_size: 8, micro_batch_tokens: 200}",
     "preferences={num_prompts: 64, error_rate: 0.1}",
-    "reward_model={num_steps: 2, batch_size: 4, num_workers: 2}",
+    "reward_model={num_steps: 2, batch_size: 4}",
     "rlhf={num_steps: 2, prompts_per_step: 6, group_size: 2, checkpoints: {save_every: 2}}",
     "evaluate={samples_per_prompt: 1, browser_rows: 6}",
 )
@@ -35,7 +35,7 @@ TINY_RUN = (
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("architecture", "tasks", "policy_cpus", "share_prefix"),
+    ("architecture", "tasks", "policy_cpus", "share_prefix", "num_ranks"),
     [
         # All workers fit beside each other, and start ahead of their stages. Some prompts have several turns.
         (
@@ -43,13 +43,14 @@ TINY_RUN = (
             ["digit", "speech", "sum", "video", "scene", "text", "assistant", "events"],
             0.2,
             True,
+            2,
         ),
         # They do not fit, and start with their stages; nor does a prompt's state stay for its completions.
-        ("qwen2_5_vl", ["digit", "video", "scene", "text"], 7.0, False),
+        ("qwen2_5_vl", ["digit", "video", "scene", "text"], 7.0, False, 1),
     ],
 )
 def test_the_stages_run_unchanged_on_every_architecture(
-    tmp_path: Path, architecture: str, tasks: list[str], policy_cpus: float, share_prefix: bool
+    tmp_path: Path, architecture: str, tasks: list[str], policy_cpus: float, share_prefix: bool, num_ranks: int
 ) -> None:
     recipe = load_recipe(
         None,
@@ -60,6 +61,7 @@ def test_the_stages_run_unchanged_on_every_architecture(
             f"model.share_prefix={share_prefix}",
             f"prepare.tasks={tasks}",
             f"rlhf.policy.cpus_per_worker={policy_cpus}",
+            *(f"{stage}.num_workers={num_ranks}" for stage in ("sft", "reward_model")),
         ],
     )
     report = quickstart.run(recipe)
@@ -80,7 +82,7 @@ def test_the_stages_run_unchanged_on_every_architecture(
         )
     assert summary["demonstrator_task"] is None and summary["counts"]["rows_without_swap"] == 0
     assert summary["counts"]["quarantined"] == 0
-    preferences = PreferenceTable(tmp_path / "preferences.parquet").read()
+    preferences = PreferenceTable(tmp_path / "preferences.parquet").pairs()
     assert {item.rater_kind for item in preferences} == {RaterKind.SCRIPTED}
     assert "scripted (right, then finished, then plain; error rate 0.1)" in report.read_text()
     losses = [row["loss"] for row in curve(recipe, "sft")]

@@ -15,10 +15,12 @@ import ray
 from ray.exceptions import RpcError
 
 from actors.engine.engine import Place
+from actors.fleet import staff
 from actors.fleet.failures import KillsWorkers, TooManyRecoveries
 from actors.fleet.placement import ExtraSeat
-from actors.fleet.pool import LINGERS, Pool
+from actors.fleet.pool import Pool
 from actors.fleet.recoveries import Recoveries
+from actors.fleet.staff import LINGERS
 from actors.fleet.worker import Worker
 from pipeline.config import Deadlines, Device, Pooled, Recipe, Workers, load_recipe
 
@@ -268,6 +270,35 @@ def test_a_control_plane_that_does_not_answer_costs_a_look_and_no_work(
     assert next(answers, None) is None
     assert [sum_ for sum_, _, _ in pool.submit(Adder.add, list(range(6))).result()] == list(range(6))
     pool.shutdown()
+
+
+def test_a_spare_takes_over_and_another_one_follows_and_a_dead_spare_is_no_loss_of_its_own(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staff, "SPARE_AFTER_S", 0.0)
+    pool = adders(tmp_path, num_workers=1)
+    pool.publish(Adder.take, 100)
+    known: set[int] = set()
+    for life, is_alive in enumerate((True, True, False)):
+        spare = spare_of(pool)
+        known.add(spare)
+        assert len(known) == life + 1
+        if not is_alive:
+            os.kill(spare, signal.SIGKILL)
+        log = deaths(pool, f"life-{life}.1")
+        (sum_, _, process) = pool.submit(Adder.add, [3], deaths=log.name).result()[0]
+        assert sum_ == 103 and len(list(log.iterdir())) == 1
+        assert (process == spare) == is_alive
+        assert pool.recoveries.counts() == {"counts/recoveries:adder": 1}
+        assert all(loss.seconds is not None for loss in pool.recoveries.all)
+    pool.shutdown()
+
+
+def spare_of(pool: Pool[Adder]) -> int:
+    """The process of a pool's spare, once there is one."""
+    own: Any = pool._staff  # pyright: ignore[reportPrivateUsage]
+    wait_until(lambda: own._spare is not None)
+    return ray.get(own._spare.actor.__ray_call__.remote(lambda _: os.getpid()))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
 
 
 def test_the_dearest_tasks_are_begun_first_and_results_lie_where_they_were_asked_for(pool: Pool[Adder]) -> None:
