@@ -1,7 +1,8 @@
 """The frozen records that flow through a step, one type a stage.
 
 Prompt (checked row) -> ProcessedPrompt (ids, positions, media tensors) -> EncodedPrompt (tower features)
--> Completion -> Rollout (a group) -> Experience (what the update needs). Preference feeds the reward model.
+-> Completion -> Rollout (a group) -> Experience (what the update needs). An Opinion (Preference,
+Ranking or Rating) feeds the reward model.
 Arrays are NumPy, so that Ray shares them between processes without copies.
 """
 
@@ -234,6 +235,10 @@ class Experience:
         return len(self.mask) if self.left_out is None else int((~self.left_out).sum())
 
 
+Ids = tuple[int, ...]
+"""Token ids of a completion."""
+
+
 @dataclass(frozen=True)
 class Preference:
     """A comparison of two completions of one prompt; the table is the same for scripted and for human raters.
@@ -243,8 +248,8 @@ class Preference:
     """
 
     prompt_id: str
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    chosen_ids: Ids
+    rejected_ids: Ids
     chosen: str
     rejected: str
     rater: str
@@ -255,14 +260,128 @@ class Preference:
     """How much better the chosen one is at least, in units of the reward model's score; 0 where that is not known."""
     is_tie: bool = False
     """Whether the rater held both to be equally good; which one is `chosen` then means nothing."""
+    weight: float = 1.0
+    """How much it counts in the loss and in what that is divided by; 1 is a judgement that is fully believed."""
 
     def __post_init__(self) -> None:
+        _check_weight(self.weight, self.prompt_id)
         if not math.isfinite(self.margin):
             raise ValueError(f"margin={self.margin} of a preference on {self.prompt_id!r}: must be finite; 0 is none")
         if self.is_tie and self.margin:
             raise ValueError(
                 f"margin={self.margin} of a tie on {self.prompt_id!r}: equally good completions have none; use 0"
             )
+
+    @property
+    def completions(self) -> tuple[Ids, ...]:
+        """Token ids of the chosen and of the rejected one."""
+        return self.chosen_ids, self.rejected_ids
+
+    @property
+    def num_observations(self) -> int:
+        """A choice of one of two."""
+        return 1
+
+
+MOST_TIED = 8
+"""Completions of a ranking that may share a rank: what their ties cost has 2 to their number terms."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """An order of k >= 2 completions of one prompt.
+
+    completions: the token ids of each. texts: the same to read.
+    ranks: of each completion, 1 is best; equal ranks are ties, and only their order counts: 1, 2, 2 is 1, 3, 3.
+
+    Raises:
+        ValueError: too few completions, another number of texts or of ranks, too many ties, or a weight of no meaning.
+    """
+
+    prompt_id: str
+    completions: tuple[Ids, ...]
+    texts: tuple[str, ...]
+    ranks: tuple[int, ...]
+    rater: str
+    rater_kind: RaterKind
+    weight: float = 1.0
+    """As with `Preference`."""
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight, self.prompt_id)
+        count = len(self.completions)
+        if count < 2 or not count == len(self.texts) == len(self.ranks):
+            raise ValueError(
+                f"a ranking on {self.prompt_id!r} has {count} completions, {len(self.texts)} texts and "
+                f"{len(self.ranks)} ranks; give as many of each, at least two"
+            )
+        if min(self.ranks) < 1 or max(map(self.ranks.count, self.ranks)) > MOST_TIED:
+            raise ValueError(
+                f"ranks={list(self.ranks)} on {self.prompt_id!r}: from 1 on, and at most {MOST_TIED} may share one"
+            )
+
+    @property
+    def num_observations(self) -> int:
+        """Choices of the best of what is left: the last one is none."""
+        return len(self.completions) - 1
+
+
+OVERALL = "overall"
+"""The criterion of what is said of a completion as a whole."""
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What one rater holds of one completion alone, by criterion.
+
+    ratings: each from 0 (the worst of the scale) to 1 (the best): of stars from 1 to 5 it is (stars - 1) / 4, of an
+        absolute judgement (a label) 1 where the completion is good and 0 where it is bad.
+
+    Raises:
+        ValueError: no rating, one outside of the scale, or a weight of no meaning.
+    """
+
+    prompt_id: str
+    token_ids: Ids
+    text: str
+    ratings: Mapping[str, float]
+    rater: str
+    rater_kind: RaterKind
+    weight: float = 1.0
+    """As with `Preference`; each of the ratings has it."""
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight, self.prompt_id)
+        if not self.ratings:
+            raise ValueError(f"a rating on {self.prompt_id!r} says nothing; give at least one criterion")
+        for criterion, value in self.ratings.items():
+            if not 0 <= value <= 1:
+                raise ValueError(
+                    f"ratings.{criterion}={value} on {self.prompt_id!r}: must be from 0 to 1; of stars from 1 to 5 "
+                    "give (stars - 1) / 4"
+                )
+
+    @property
+    def completions(self) -> tuple[Ids, ...]:
+        """Token ids of the one that is rated."""
+        return (self.token_ids,)
+
+    @property
+    def num_observations(self) -> int:
+        """One a criterion."""
+        return len(self.ratings)
+
+
+Opinion = Preference | Ranking | Rating
+"""What a reward model learns of one prompt, from one rater."""
+
+
+def _check_weight(weight: float, prompt_id: str) -> None:
+    if not 0 < weight < math.inf:
+        raise ValueError(
+            f"weight={weight} of what is said on {prompt_id!r}: must be positive and finite; leave out what counts "
+            "for nothing"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,18 @@
-"""Preferences on their way to the reward model that learns them: held-out ones first, then a batch a step."""
+"""What raters say on its way to the reward model that learns it: held-out rows first, then a batch a step."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from actors.loop.door import Door, PairBatches
-from actors.roles.encoder import PromptRef
-from actors.training.supervised import Comparison
+from actors.roles.encoder import PromptRef, Showing
+from actors.training.opinions import Example
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.held_out import HeldOut
 from pipeline.data.table import PreferenceTable
-from pipeline.records import Preference
+from pipeline.records import OVERALL, Opinion
 
 ENCODED_AHEAD = 2
 """Batches that the encoders are at while the next one is sent."""
@@ -19,15 +20,17 @@ ENCODED_AHEAD = 2
 
 def comparisons(
     recipe: Recipe, door: Door, table: PreferenceTable, drawn: deque[dict[str, float]]
-) -> Iterator[dict[str, list[Comparison]]]:
-    """What `Training.run` of `reward_model` reads, from the preferences of a table.
+) -> Iterator[dict[str, Any]]:
+    """What `Training.run` of `reward_model` reads, from the rows of a table.
 
     drawn: takes what was refused so far, of each batch.
 
     Raises:
-        ConfigError: the table has too few for a batch beside those that are held out.
+        ConfigError: the table has too few rows for a batch beside those that are held out, or rates what the model
+            does not score.
     """
     settings = recipe.reward_model
+    check_criteria(recipe, table)
     rows = HeldOut.of(table.prompt_ids(), fraction=settings.held_out_fraction, most=settings.max_held_out)
     num_held_out = len(rows.rows)
     if len(table) - num_held_out < settings.batch_size:
@@ -38,29 +41,48 @@ def comparisons(
     print(f"{len(table)} preferences by {', '.join(table.raters())}; {num_held_out} are held out", flush=True)
     batches = PairBatches(door, recipe, table, size=settings.batch_size, held_out=rows)
     kept = held_out(door, table.read(rows.rows))
-    message = {"held_out": kept}
+    message = {"held_out": kept, "blanked": blanked(door, [each.prompt for each in kept])}
     for step in range(settings.num_steps):
         batches.announce(min(1 + ENCODED_AHEAD, settings.num_steps - step))
-        yield {**message, "items": [compared(*each) for each in batches.take()]}
+        yield {**message, "items": [Example(prompt, opinion) for opinion, prompt in batches.take()]}
         message = {}
         num_refused = batches.num_refused + num_held_out - len(kept)
         drawn.append({**door.metrics(), "counts/pairs_refused": float(num_refused)})
 
 
-def held_out(door: Door, preferences: Sequence[Preference]) -> list[Comparison]:
-    """The comparisons that are not learned.
+def check_criteria(recipe: Recipe, table: PreferenceTable) -> None:
+    """Makes sure that all that is rated has a score.
 
     Raises:
-        ConfigError: the door refused all their prompts.
+        ConfigError: a criterion has none.
     """
-    prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in preferences}))}
-    found = [compared(item, prompts[item.prompt_id]) for item in preferences if item.prompt_id in prompts]
+    criteria = recipe.reward_model.criteria
+    if unknown := [name for name in table.criteria() if name not in (*criteria, OVERALL)]:
+        raise ConfigError(
+            f"{table.path}: completions are rated by {', '.join(unknown)}, and "
+            f"reward_model.criteria={list(criteria)} has no such; name what is rated there, or {OVERALL} in the table"
+        )
+
+
+def held_out(door: Door, opinions: Sequence[Opinion]) -> list[Example]:
+    """What is not learned.
+
+    Raises:
+        ConfigError: the door refused all its prompts, or there is one completion alone.
+    """
+    prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in opinions}))}
+    found = [Example(prompts[item.prompt_id], item) for item in opinions if item.prompt_id in prompts]
     if not found:
-        raise ConfigError(f"the prompts of all {len(preferences)} held-out preferences were refused; see quarantine/")
+        raise ConfigError(f"the prompts of all {len(opinions)} held-out preferences were refused; see quarantine/")
+    if sum(len(each.opinion.completions) for each in found) < 2:
+        raise ConfigError(
+            "one completion alone is held out, and its score has no spread to standardise by; raise "
+            "reward_model.held_out_fraction"
+        )
     return found
 
 
-def compared(preference: Preference, prompt: PromptRef) -> Comparison:
-    """A comparison as it is learned."""
-    ids = preference.chosen_ids, preference.rejected_ids
-    return Comparison(prompt, *ids, margin=preference.margin, is_tie=preference.is_tie)
+def blanked(door: Door, prompts: Sequence[PromptRef]) -> dict[str, PromptRef]:
+    """Prompts that have media, by their ids, with all of these blanked; without those that do not go so."""
+    shown = {each.row: Showing(blanked=frozenset(each.info.modalities)) for each in prompts if each.info.modalities}
+    return {prompt.id: prompt for prompt in door.show(shown)} if shown else {}

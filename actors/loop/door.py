@@ -17,7 +17,7 @@ from pipeline.data.order import Mixture, Order
 from pipeline.data.schema import Reason
 from pipeline.data.stream import RowStream
 from pipeline.data.table import PreferenceTable, Quarantine
-from pipeline.records import Preference, PromptInfo, Quarantined
+from pipeline.records import Opinion, PromptInfo, Quarantined
 
 MIN_JUDGED_ROWS = 1000
 """Rows (or the whole table) whose share of bad ones `data.max_bad_fraction` bounds at least: among the first few rows,
@@ -231,20 +231,23 @@ def shared_rows(directory: Path, one: str, other: str) -> dict[str, int] | None:
 
 
 class PairBatches:
-    """Batches of `size` comparisons in the order of the recipe, with their prompts, let in by the door."""
+    """Batches of `size` rows of a preference table (pairs, rankings, ratings) in the order of the recipe.
+
+    Each with its prompt, let in by the door.
+    """
 
     def __init__(self, door: Door, recipe: Recipe, table: PreferenceTable, *, size: int, held_out: HeldOut):
-        """held_out: comparisons that are passed over.
+        """held_out: rows that are passed over.
 
         Raises:
             ValueError: no others are left.
         """
         self.num_rows = len(table) - len(held_out.rows)
-        """Comparisons that are not held out."""
+        """Rows that are not held out."""
         if not self.num_rows:
-            raise ValueError(f"{table.path}: all {len(table)} comparisons are held out")
+            raise ValueError(f"{table.path}: all {len(table)} rows are held out")
         self.num_refused = 0
-        """Comparisons so far whose prompt was refused."""
+        """Rows so far whose prompt was refused."""
         self._door = door
         self._table = table
         self._size = size
@@ -259,7 +262,7 @@ class PairBatches:
         )
         self._position = 0
         self._num_taken = 0
-        self._pending: deque[tuple[list[Preference], Encoding]] = deque()
+        self._pending: deque[tuple[list[Opinion], Encoding]] = deque()
 
     def announce(self, count: int = 1) -> None:
         """Has the prompts of the next `count` batches processed, so that they are ready when they are taken."""
@@ -268,12 +271,12 @@ class PairBatches:
             keys = self._door.datasets.keys(list({pair.prompt_id: None for pair in pairs}))
             self._pending.append((pairs, self._door.begin([RowRef(key) for key in keys])))
 
-    def take(self) -> list[tuple[Preference, PromptRef]]:
-        """The next batch that has a good prompt: comparisons whose prompts are good.
+    def take(self) -> list[tuple[Opinion, PromptRef]]:
+        """The next batch that has a good prompt: rows whose prompts are good.
 
         Raises:
             KeyError: the tables have no such prompt.
-            TooManyBadRows: the prompts refused so far are more than `data.max_bad_fraction` of the comparisons, or all.
+            TooManyBadRows: the prompts refused so far are more than `data.max_bad_fraction` of the rows, or all.
         """
         while True:
             self.announce()
@@ -288,9 +291,9 @@ class PairBatches:
             if num_seen == num_rows:
                 self._door.quarantine.check(num_seen, 0.0)
 
-    def _draw(self) -> list[Preference]:
-        """The next `size` comparisons that are not held out."""
-        found: list[Preference] = []
+    def _draw(self) -> list[Opinion]:
+        """The next `size` rows that are not held out."""
+        found: list[Opinion] = []
         while missing := self._size - len(found):
             pairs = self._table.read(self._order.rows(self._position, missing))
             self._position += missing

@@ -24,7 +24,12 @@ class CriticWorker(LearningWorker):
 
     def load_module(self) -> ValueModel:
         recipe = self.recipe.model
-        return load_value_model(self.path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+        return load_value_model(
+            self.path,
+            dtype=recipe.dtype,
+            trust_remote_code=recipe.trust_remote_code,
+            weights=self.recipe.reward_model.criterion_weights,
+        )
 
     def values(self, passes: Sequence[Sequence[Group]]) -> list[NDArray[np.float32]]:
         """Values [n, T] of each group's completions."""

@@ -20,7 +20,8 @@ from ray.util.queue import Queue
 
 from actors.fleet.failures import MISTAKES, TrainingLost
 from actors.fleet.placement import rank_resources, resolve_device
-from actors.training.supervised import HERE, train_reward_model, train_sft
+from actors.training.reward_model import train_reward_model
+from actors.training.supervised import HERE, train_sft
 from pipeline.config import ConfigError, Device, Recipe, RewardModel, Supervised
 
 STEPS_AHEAD = 3
@@ -86,7 +87,8 @@ class Training:
         """Trains from checkpoint `source` to `target`, and yields (step, metrics) meanwhile.
 
         `data` gives what the workers read, a message a step, a few steps ahead: `items`, the batch; the reward model's
-        first one also the pairs `held_out`. The first ones are asked for while the workers start and load.
+        first one also the examples `held_out`, and their prompts with `blanked` media. The first ones are asked for
+        while the workers start and load.
 
         Raises:
             TrainingLost: a rank died or raised what may not come again, or nothing has come for too long.

@@ -107,7 +107,8 @@ class Prepare(Section):
     `place`: where a row lies in its source, whatever its columns say."""
     answers: Answers = Answers.REQUIRED
     """`required`: a row without an answer is refused; `optional`: it is kept, with a null in its place. Rewards that
-    compare with an answer refuse such rows in training. A blank answer is refused either way."""
+    compare with an answer refuse such rows in training. A blank answer is refused either way. The prompt of a
+    completion that was judged bad has no answer: the reward model can learn that judgement with `optional` alone."""
     steps: Steps = ()
     """Preprocessing, in this order: docs/preprocessing.md."""
     split: Splitting = Splitting()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field, model_validator
 
+from pipeline.config.feedback import Criterion
 from pipeline.config.parts import TOWERS, Parts
 from pipeline.config.section import Section
 from pipeline.config.workers import Learner, Trained
+from pipeline.records import OVERALL
 
 
 class Supervised(Trained):
@@ -47,15 +51,24 @@ class RewardModel(Learner):
     num_steps: int = Field(default=60, gt=0)
     """Optimizer steps."""
     batch_size: int = Field(default=32, gt=0)
-    """Preference pairs in an optimizer step, over all workers."""
+    """Rows of the preference table (pairs, rankings, ratings) in an optimizer step, over all workers."""
+    criteria: tuple[Criterion, ...] = Field(default=(OVERALL,), min_length=1)
+    """What completions are scored by, a head each. Ratings are each of one of these; pairs, rankings and labels are of
+    the overall score, which is the weighted mean of all."""
+    criterion_weights: dict[str, float] = Field(default={})
+    """Weights of the criteria in the overall score, which the loop optimises; a run may have others than the training
+    had. Empty: all the same; else a criterion that is not named counts for nothing."""
+    ensemble: int = Field(default=1, ge=1, le=64)
+    """Heads of each criterion, which learn from bootstrap samples of their own. The score is their mean, and their
+    spread says how uncertain it is."""
     margin_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """What the margins of the table are multiplied by before a chosen score has to be larger by so much; 0 ignores
     them."""
     held_out_fraction: float = Field(default=0.1, gt=0, le=0.5)
-    """Share of the prompts whose pairs are never learned, by a hash of their ids: such pairs standardise the learned
-    reward and say how good it is."""
+    """Share of the prompts whose rows are never learned, by a hash of their ids: these standardise the learned reward
+    and say how good it is."""
     max_held_out: int = Field(default=512, gt=0)
-    """Pairs that are held out, at most."""
+    """Rows that are held out, at most."""
 
     @model_validator(mode="after")
     def _check(self) -> RewardModel:
@@ -65,6 +78,23 @@ class RewardModel(Learner):
                 f"parts.{towers[0]}.mode={self.parts.of(towers[0]).mode}: the reward model shares tower features with "
                 "the other roles of the loop; use freeze"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_criteria(self) -> RewardModel:
+        if len(set(self.criteria)) < len(self.criteria):
+            raise ValueError(f"criteria={list(self.criteria)}: name each once")
+        if OVERALL in self.criteria and len(self.criteria) > 1:
+            raise ValueError(
+                f"criteria={list(self.criteria)}: {OVERALL} is the weighted mean of the others; leave it out"
+            )
+        for name, weight in self.criterion_weights.items():
+            if name not in self.criteria:
+                raise ValueError(f"criterion_weights.{name}={weight:g}: reward_model.criteria are {self.criteria}")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"criterion_weights.{name}={weight:g}: must be finite and at least 0")
+        if self.criterion_weights and not any(self.criterion_weights.values()):
+            raise ValueError(f"criterion_weights={self.criterion_weights}: at least one must be above 0")
         return self
 
 

@@ -51,6 +51,7 @@ def judgement_row(staged: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
 
 _ANSWERS = {"chosen": "answer", "rejected": "rejected"}
 _PAIR_COLUMNS = ("id", "chosen", "rejected", "dataset", "margin")
+_JUDGEMENT_COLUMNS = ("id", "completion", "label", "dataset")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,28 @@ class Pair:
 
 def read_pairs(directory: str, split: str) -> Iterator[Pair]:
     """The comparisons of a prepared table; none where there are none. Media are not read."""
-    place = f"{directory.rstrip('/')}/{PREFERENCES}"
+    for row in _rows(f"{directory.rstrip('/')}/{PREFERENCES}", split, _PAIR_COLUMNS):
+        margin = row.get("margin") or 0.0
+        yield Pair(row["id"], _text(row["chosen"]), _text(row["rejected"]), row["dataset"], margin)
+
+
+@dataclass(frozen=True)
+class Label:
+    """An answer to the prompt with this id, whether it is good, and the data set that says so."""
+
+    prompt_id: str
+    completion: str
+    is_good: bool
+    dataset: str
+
+
+def read_labels(directory: str, split: str) -> Iterator[Label]:
+    """The judgements of a prepared table; none where there are none. Media are not read."""
+    for row in _rows(f"{directory.rstrip('/')}/{JUDGEMENTS}", split, _JUDGEMENT_COLUMNS):
+        yield Label(row["id"], _text(row["completion"]), row["label"], row["dataset"])
+
+
+def _rows(place: str, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         parts = parts_of(place, split)
     except FileNotFoundError:
@@ -77,11 +99,9 @@ def read_pairs(directory: str, split: str) -> Iterator[Pair]:
     system, inner = filesystem(place)
     for part in parts:
         file = pq.ParquetFile(f"{inner}/{part}", filesystem=system)
-        present = [name for name in _PAIR_COLUMNS if name in file.schema_arrow.names]
+        present = [name for name in columns if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=present, use_threads=False):
-            for row in batch.to_pylist():
-                margin = row.get("margin") or 0.0
-                yield Pair(row["id"], _text(row["chosen"]), _text(row["rejected"]), row["dataset"], margin)
+            yield from batch.to_pylist()
 
 
 def _text(turns: list[dict[str, Any]]) -> str:

@@ -151,21 +151,6 @@ PROMPT_SCHEMA = described(
 STAGED_SCHEMA = pa.schema([*PROMPT_SCHEMA, ("rejected", pa.string()), ("margin", pa.float64()), ("label", pa.bool_())])
 """A prepared row before it is known which rows stay."""
 
-PREFERENCE_SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("chosen_ids", pa.list_(pa.int64())),
-        ("rejected_ids", pa.list_(pa.int64())),
-        ("chosen", pa.string()),
-        ("rejected", pa.string()),
-        ("rater", pa.string()),
-        ("rater_kind", pa.string()),
-        ("error_rate", pa.float64()),
-        ("margin", pa.float64()),
-        ("is_tie", pa.bool_()),
-    ]
-)
-
 _TAGS = re.compile("(" + "|".join(re.escape(kind.tag) for kind in MediaKind) + ")")
 _KIND_OF_TAG = {kind.tag: kind for kind in MediaKind}
 

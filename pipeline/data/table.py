@@ -21,15 +21,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.data.layout import Group, Layout, MediaStore, Part
-from pipeline.data.schema import (
-    PREFERENCE_SCHEMA,
-    PROMPT_SCHEMA,
-    RowError,
-    bare_prompt,
-    from_row,
-    media_places,
-)
-from pipeline.records import MediaKind, Preference, Prompt, PromptInfo, Quarantined, RaterKind
+from pipeline.data.opinions import PREFERENCE_SCHEMA, opinion_of, opinion_row
+from pipeline.data.schema import PROMPT_SCHEMA, RowError, bare_prompt, from_row, media_places
+from pipeline.records import MediaKind, Opinion, Preference, Prompt, PromptInfo, Quarantined
 
 ROWS_PER_GROUP = 32
 """A random row costs the reading of its group: small groups make batches cheap, at some footer bytes a group."""
@@ -192,14 +186,13 @@ def _hash(id: str) -> np.uint64:
     return np.frombuffer(hashlib.blake2b(id.encode(), digest_size=8).digest(), np.uint64)[0]
 
 
-def write_preferences(path: Path, preferences: Iterable[Preference]) -> int:
-    """Writes comparisons, as they come, as one Parquet file with `PREFERENCE_SCHEMA`; returns their number."""
-    rows = ({**vars(preference), "rater_kind": preference.rater_kind.value} for preference in preferences)
-    return write_prompts(path, rows, schema=PREFERENCE_SCHEMA)
+def write_preferences(path: Path, preferences: Iterable[Opinion]) -> int:
+    """Writes opinions, as they come, as one Parquet file with `PREFERENCE_SCHEMA`; returns their number."""
+    return write_prompts(path, map(opinion_row, preferences), schema=PREFERENCE_SCHEMA)
 
 
 class PreferenceTable:
-    """Comparisons on disk. Opening it reads the footer alone; rows have numbers, from 0."""
+    """What raters said, on disk. Opening it reads the footer alone; rows have numbers, from 0."""
 
     def __init__(self, path: Path) -> None:
         """Opens what `write_preferences` wrote.
@@ -217,43 +210,33 @@ class PreferenceTable:
     def __len__(self) -> int:
         return self.layout.total_rows
 
-    def read(self, rows: Iterable[int] | None = None) -> list[Preference]:
-        """The comparisons in rows of these numbers; None reads all."""
+    def read(self, rows: Iterable[int] | None = None) -> list[Opinion]:
+        """What is said in rows of these numbers; None reads all."""
         numbers = list(range(len(self)) if rows is None else rows)
         cells = self._rows.cells(numbers)
-        return [_preference(**cells[number]) for number in numbers]
+        return [opinion_of(cells[number]) for number in numbers]
+
+    def pairs(self) -> list[Preference]:
+        """The comparisons of two completions, in the order of the rows; rankings and ratings are left out."""
+        return [each for each in self.read() if isinstance(each, Preference)]
 
     def raters(self) -> list[str]:
-        """Who compared, each once, sorted."""
+        """Who said it, each once, sorted."""
         return sorted(set(self._column("rater")))
 
+    def criteria(self) -> list[str]:
+        """What ratings are about, each once, sorted."""
+        rated = (ratings or () for ratings in self._column("ratings"))
+        return sorted({each["criterion"] for ratings in rated for each in ratings})
+
     def prompt_ids(self) -> Iterator[str]:
-        """The prompt of each comparison, in the order of the rows; a row group is in memory at a time."""
+        """The prompt of each row, in their order; a row group is in memory at a time."""
         return self._column("prompt_id")
 
-    def _column(self, name: str) -> Iterator[str]:
-        return (each for group in self._rows.groups([name]) for each in group[name].to_pylist())
-
-
-def _preference(
-    *,
-    chosen_ids: list[int],
-    rejected_ids: list[int],
-    rater_kind: str,
-    error_rate: float | None = None,
-    margin: float | None = None,
-    is_tie: bool | None = None,
-    **texts: str,
-) -> Preference:
-    return Preference(
-        chosen_ids=tuple(chosen_ids),
-        rejected_ids=tuple(rejected_ids),
-        rater_kind=RaterKind(rater_kind),
-        error_rate=error_rate,
-        margin=margin or 0.0,
-        is_tie=bool(is_tie),
-        **texts,
-    )
+    def _column(self, name: str) -> Iterator[Any]:
+        """The cells of a column; none where the table has no such column."""
+        groups = self._rows.groups([name])
+        return (each for group in groups if group.num_columns for each in group[name].to_pylist())
 
 
 class _RowReader:

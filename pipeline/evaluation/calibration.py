@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.evaluation.intervals import wilson
 
+TEXT_ONLY = "text"
 NUM_BINS = 5
 """Of confidence, from 0.5 to 1: few, since the pairs are few."""
 
@@ -27,6 +28,15 @@ class ScoredPair:
     chosen: float
     rejected: float
     is_tie: bool = False
+    lengths: tuple[int, int] | None = None
+    """Tokens of the chosen and of the rejected completion."""
+    blind: tuple[float, float] | None = None
+    """The two scores where the prompt's media are blanked."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the pair counts for: the kinds of media, or `text`."""
+        return self.modalities or (TEXT_ONLY,)
 
     @property
     def confidence(self) -> float:
@@ -54,16 +64,18 @@ def calibration_json(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     See `measure` for what is measured; a pair whose prompt has several kinds of media counts for each of them.
     """
     tasks = sorted({pair.task for pair in pairs})
-    kinds = sorted({kind for pair in pairs for kind in _kinds(pair)})
+    kinds = sorted({kind for pair in pairs for kind in pair.kinds})
     return {
         "overall": measure(pairs),
         "tasks": {task: measure([pair for pair in pairs if pair.task == task]) for task in tasks},
-        "modalities": {kind: measure([pair for pair in pairs if kind in _kinds(pair)]) for kind in kinds},
+        "modalities": {kind: measure([pair for pair in pairs if kind in pair.kinds]) for kind in kinds},
     }
 
 
 def measure(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Accuracy and calibration of N >= 1 pairs. None of it depends on which completion of a pair comes first.
+    """Accuracy and calibration of N pairs, null where there are none.
+
+    None of it depends on which completion of a pair comes first.
 
     - `accuracy`: share of the pairs without a tie (`num_decided`) whose chosen completion scores higher, and its 95 %
       interval by Wilson (1927).
@@ -82,14 +94,10 @@ def measure(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
         "num_decided": len(decided),
         "accuracy": num_right / len(decided) if decided else None,
         "accuracy_interval": list(wilson(num_right / len(decided), len(decided))) if decided else None,
-        "brier": sum(pair.squared_error for pair in pairs) / len(pairs),
-        "calibration_error": sum(gaps) / len(pairs),
+        "brier": sum(pair.squared_error for pair in pairs) / len(pairs) if pairs else None,
+        "calibration_error": sum(gaps) / len(pairs) if pairs else None,
         "bins": filled,
     }
-
-
-def _kinds(pair: ScoredPair) -> tuple[str, ...]:
-    return pair.modalities or ("text",)
 
 
 def _bin_of(pair: ScoredPair) -> int:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import ConfigError
 from pipeline.models.architectures import Architecture
 from pipeline.models.batch import CompletionBatch, PromptBatch
 from pipeline.models.float32 import Float32Linear
 from pipeline.models.vocabulary import VocabularyHead
-from pipeline.records import MediaKind, MediumTensors
+from pipeline.records import OVERALL, MediaKind, MediumTensors
 
 
 class Decoder(nn.Module):
@@ -174,15 +175,20 @@ class Policy(nn.Module):
         )
 
 
+def scalar_map(hidden_size: int, num_scalars: int) -> Float32Linear:
+    """A linear map that gives scalars of unit size of normalised hidden states."""
+    linear = Float32Linear(hidden_size, num_scalars)
+    nn.init.zeros_(linear.bias)
+    nn.init.normal_(linear.weight, std=hidden_size**-0.5)
+    return linear
+
+
 class ScalarHead(nn.Module):
     """A float32 linear map from hidden states [..., H] to scalars [...], also in a bfloat16 world."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.linear = Float32Linear(hidden_size, 1)
-        nn.init.zeros_(self.linear.bias)
-        # Normalised hidden states of unit size then give scores of unit size.
-        nn.init.normal_(self.linear.weight, std=hidden_size**-0.5)
+        self.linear = scalar_map(hidden_size, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Scalars [...]."""
@@ -203,24 +209,94 @@ class ValueModel(nn.Module):
         return values.masked_fill(~completions.mask, 0.0)
 
 
+class RewardHead(nn.Module):
+    """A float32 linear map from hidden states [..., H] to scores [..., C, M], of C criteria by M members each.
+
+    The members are an ensemble: they start differently and learn from different samples of the data. They share the
+    decoder, so their spread tells what the data leave open on its states, and nothing of what these do not hold
+    (Gleave and Irving 2022, arXiv 2203.07472).
+    """
+
+    def __init__(self, hidden_size: int, criteria: Sequence[str] = (OVERALL,), num_members: int = 1):
+        super().__init__()
+        self.criteria = tuple(criteria)
+        self.num_members = num_members
+        self.linear = scalar_map(hidden_size, len(self.criteria) * num_members)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Scores [..., C, M]."""
+        return self.linear(hidden).unflatten(-1, (len(self.criteria), self.num_members))
+
+
+SMALLEST_SCALE = 1e-6
+"""A reward model that tells nothing apart gives rewards of 0, and no NaN."""
+
+
 class RewardModel(nn.Module):
-    """Scores a whole completion at its last token; `mean` and `scale` standardise scores over preferences."""
+    """Scores a whole completion at its last token, by criterion and member of the ensemble.
 
-    mean: Tensor
-    scale: Tensor
+    The overall score is the mean of the criteria by `weights`; `means` [C] and `covariances` [C, C] of the criteria
+    over held-out completions standardise it, whatever the weights.
+    """
 
-    def __init__(self, model: Any, architecture: Architecture, head: ScalarHead):
+    means: Tensor
+    covariances: Tensor
+    weights: Tensor
+
+    def __init__(self, model: Any, architecture: Architecture, head: RewardHead):
         super().__init__()
         self.decoder = Decoder(without_vocabulary(model), architecture)
         self.head = head
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("scale", torch.ones(()))
+        num_criteria = len(head.criteria)
+        self.register_buffer("means", torch.zeros(num_criteria))
+        self.register_buffer("covariances", torch.eye(num_criteria))
+        self.register_buffer("weights", torch.full((num_criteria,), 1 / num_criteria), persistent=False)
 
     def forward(self, prompts: PromptBatch, completions: CompletionBatch) -> Tensor:
-        """Raw scores [N]."""
+        """Raw scores [N, C, M]."""
         last = completions.mask.sum(1)
         states = self.decoder.states(prompts, completions)
         return self.head(states[torch.arange(len(last), device=last.device), last])
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Sets the weights of the criteria; without any all count the same, else those that are not named not at all.
+
+        Raises:
+            ConfigError: one is of a criterion that this model does not have.
+        """
+        if not weights:
+            return
+        if unknown := sorted(set(weights) - set(self.head.criteria)):
+            raise ConfigError(
+                f"reward_model.criterion_weights.{unknown[0]}: the reward model has the criteria "
+                f"{', '.join(self.head.criteria)}; weigh these, or train one on others (reward_model.criteria)"
+            )
+        given = torch.tensor([weights.get(name, 0.0) for name in self.head.criteria])
+        self.weights.copy_(given / given.sum())
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the overall score over held-out completions []."""
+        return self.weights @ self.means
+
+    @property
+    def scale(self) -> Tensor:
+        """Its standard deviation []."""
+        return (self.weights @ self.covariances @ self.weights).sqrt().clamp(min=SMALLEST_SCALE)
+
+    def rewards(self, scores: Tensor) -> Tensor:
+        """Overall scores by member, standardised: [N, M] of raw scores [N, C, M]."""
+        return (overall(scores, self.weights) - self.mean) / self.scale
+
+
+def overall(scores: Tensor, weights: Tensor) -> Tensor:
+    """Means [N, M] of the scores [N, C, M] of all criteria, by their weights [C]."""
+    return (scores * weights[:, None]).sum(1)
+
+
+def spread(scores: Tensor) -> Tensor:
+    """Standard deviations (of the sample) [N] over the members of an ensemble [N, M]; 0 of one alone."""
+    return scores.std(1) if scores.shape[1] > 1 else torch.zeros_like(scores[:, 0])
 
 
 def without_vocabulary(model: Any) -> Any:

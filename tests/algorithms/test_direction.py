@@ -346,7 +346,8 @@ def test_a_fit_to_comparisons_ranks_as_told() -> None:
             rejected=scores[rejected],
             margin=torch.zeros(len(chosen)),
             is_tie=torch.zeros(len(chosen), dtype=torch.bool),
-            num_pairs=float(len(chosen)),
+            weight=torch.ones(len(chosen)),
+            total_weight=float(len(chosen)),
         ).backward()
         optimizer.step()
     assert scores.detach().argsort(descending=True).tolist() == [3, 1, 0, 2]

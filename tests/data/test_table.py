@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,19 @@ from pipeline.data.table import (
     write_preferences,
     write_prompts,
 )
-from pipeline.records import MediaKind, Medium, Message, Preference, Prompt, PromptInfo, Quarantined, RaterKind
+from pipeline.records import (
+    MediaKind,
+    Medium,
+    Message,
+    Opinion,
+    Preference,
+    Prompt,
+    PromptInfo,
+    Quarantined,
+    Ranking,
+    RaterKind,
+    Rating,
+)
 
 
 def prompt(number: int) -> Prompt:
@@ -133,12 +146,53 @@ def test_preferences_come_back_as_they_were(tmp_path: Path) -> None:
         PreferenceTable(tmp_path / "nothing.parquet")
 
 
+def test_rankings_and_ratings_stand_beside_comparisons_and_come_back_as_they_were(tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"rater": "anna", "rater_kind": RaterKind.HUMAN}
+    opinions: list[Opinion] = [
+        Ranking("row-1", ((1,), (2, 3), (4,)), ("a", "b", "c"), (2, 1, 2), **shared, weight=0.2),
+        Preference("row-2", (5,), (6,), "a", "b", "anna", RaterKind.HUMAN, weight=0.5),
+        Rating("row-3", (7, 8), "d", {"fluent": 0.75, "safe": 1.0}, **shared),
+        Rating("row-4", (), "", {"overall": 0.0}, **shared, weight=2.0),
+    ]
+    write_preferences(tmp_path / "preferences.parquet", opinions)
+    table = PreferenceTable(tmp_path / "preferences.parquet")
+    assert table.read() == opinions and table.pairs() == [opinions[1]]
+    assert table.criteria() == ["fluent", "overall", "safe"]
+    assert list(table.prompt_ids()) == ["row-1", "row-2", "row-3", "row-4"]
+    assert [each.num_observations for each in opinions] == [2, 1, 2, 1]
+    assert [len(each.completions) for each in opinions] == [3, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ranking("row", ((1,),), ("a",), (1,), "anna", RaterKind.HUMAN), "1 completions.*at least two"),
+        (lambda: Ranking("row", ((1,), (2,)), ("a", "b"), (1,), "anna", RaterKind.HUMAN), "2 texts and 1 ranks"),
+        (lambda: Ranking("row", ((1,), (2,)), ("a", "b"), (0, 1), "anna", RaterKind.HUMAN), r"ranks=\[0, 1\].*from 1"),
+        (lambda: Ranking("row", ((1,),) * 9, ("a",) * 9, (1,) * 9, "anna", RaterKind.HUMAN), "at most 8 may share"),
+        (lambda: Rating("row", (1,), "a", {}, "anna", RaterKind.HUMAN), "says nothing"),
+        (lambda: Rating("row", (1,), "a", {"safe": 4.0}, "anna", RaterKind.HUMAN), r"safe=4.0.*\(stars - 1\) / 4"),
+        (lambda: Rating("row", (1,), "a", {"safe": float("nan")}, "anna", RaterKind.HUMAN), "from 0 to 1"),
+        (lambda: Rating("row", (1,), "a", {"safe": 1}, "anna", RaterKind.HUMAN, weight=0.0), "weight=0.0.*positive"),
+        (
+            lambda: Preference("row", (1,), (2,), "a", "b", "anna", RaterKind.HUMAN, weight=float("inf")),
+            "weight=inf.*finite",
+        ),
+    ],
+)
+def test_an_opinion_that_cannot_be_learned_is_an_error(make: Callable[[], Opinion], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_a_table_without_margins_and_ties_has_none(tmp_path: Path) -> None:
     preference = Preference("row-1", (1,), (2,), "yes", "no", "anna", RaterKind.HUMAN)
     write_preferences(tmp_path / "new.parquet", [preference])
-    old = pq.read_table(tmp_path / "new.parquet").drop_columns(["margin", "is_tie", "error_rate"])
+    new = ["margin", "is_tie", "error_rate", "completions", "ratings", "weight"]
+    old = pq.read_table(tmp_path / "new.parquet").drop_columns(new)
     pq.write_table(old, tmp_path / "old.parquet")
-    assert PreferenceTable(tmp_path / "old.parquet").read() == [preference]
+    table = PreferenceTable(tmp_path / "old.parquet")
+    assert (table.read(), table.pairs(), table.criteria()) == ([preference], [preference], [])
     nulls = old.append_column("margin", [[None]]).append_column("is_tie", [[None]])
     pq.write_table(nulls, tmp_path / "nulls.parquet")
     assert PreferenceTable(tmp_path / "nulls.parquet").read() == [preference]

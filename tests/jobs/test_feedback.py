@@ -114,7 +114,7 @@ def test_judgements_that_were_acknowledged_outlive_the_server_and_become_prefere
         assert summary["judgements"]["num"] == 6 and summary["items"]["done"] == 6
     assert re.search(r"6 comparisons by 1 raters", job("preferences", *given))
     table = PreferenceTable(tmp_path / "preferences.parquet")
-    rows = table.read(range(6))
+    rows = table.pairs()
     assert {(row.chosen, row.rater, row.rater_kind) for row in rows if not row.is_tie} == {
         ("seven", "ada", RaterKind.HUMAN)
     }

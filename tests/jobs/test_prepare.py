@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ import pytest
 
 from actors.loop.crew import crew_of
 from jobs import evaluate, prepare, reward_model, rlhf, sft
-from pipeline.config import ConfigError, Recipe, Source, load_recipe
+from pipeline.config import ConfigError, Dtype, Recipe, Source, load_recipe
 from pipeline.data.held_out import HeldOut
 from pipeline.data.ingest import shards
 from pipeline.data.media import decode_image
 from pipeline.data.table import PreferenceTable, PromptTable, Quarantine, TooManyBadRows, write_preferences
+from pipeline.models.checkpoint import load_reward_model
 from pipeline.records import Prompt, RaterKind
 from tests.data.ingest import samples
 from tests.jobs.dying import deaths_in, dying
@@ -103,7 +105,7 @@ def test_training_reads_what_was_prepared(trained: Recipe) -> None:
 
 
 def test_the_reward_model_learns_the_comparisons_that_came_with_the_data(trained: Recipe) -> None:
-    given = PreferenceTable(trained.run.directory / "preferences.parquet").read()
+    given = PreferenceTable(trained.run.directory / "preferences.parquet").pairs()
     assert {(item.rater, item.rater_kind) for item in given} == {("preferences", RaterKind.DATASET)}
     assert all(item.rejected == f"{item.chosen} maybe" for item in given)
     assert {item.margin for item in given} == {0.0, 1.0, 2.0}
@@ -115,6 +117,45 @@ def test_the_reward_model_learns_the_comparisons_that_came_with_the_data(trained
     assert last["held_out/accuracy"] == found["overall"]["accuracy"]
     assert found["raters"] == ["preferences"] and "reward_model.held_out_fraction" in found["warning"]
     assert set(found["tasks"]) == {"preferences"} and set(found["modalities"]) == {"image"}
+    assert found["blind"]["image"]["num_pairs"] == len(held_out.rows) and found["blind"]["image"]["change"] > 0
+    assert found["length"]["chosen_shorter"]["num_decided"] == len(held_out.rows)
+    assert last["held_out/accuracy/chosen:shorter"] == found["overall"]["accuracy"]
+
+
+def test_labels_alone_teach_a_reward_model_of_several_heads(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = samples.judgements(tmp_path, 0)
+    shared = ["prepare.split={validation: 0, test: 0}", "prepare.count_tokens=false", "preferences.num_prompts=4"]
+    learning = "reward_model={num_steps: 2, batch_size: 4, held_out_fraction: 0.3, ensemble: 3}"
+    answered = recipe_of(tmp_path / "answered", tiny_checkpoint, [source], *shared, learning)
+    prepare.run(answered)
+    assert len(rows_of(answered.data_path)) == samples.ROWS // 2
+    stages_done(answered.run.directory, tiny_checkpoint)
+    with pytest.raises(ConfigError, match=r"6 of 12 ids are not in this table.*prepare\.answers=optional"):
+        reward_model.run(answered)
+
+    recipe = recipe_of(tmp_path / "run", tiny_checkpoint, [source], *shared, learning, "prepare.answers=optional")
+    prepare.run(recipe)
+    answers = [row["answer"] for row in rows_of(recipe.data_path)]
+    assert answers[::2] == [str(number) for number in range(0, samples.ROWS, 2)] and not any(answers[1::2])
+    stages_done(recipe.run.directory, tiny_checkpoint)
+    shutil.rmtree(recipe.checkpoint("reward_model"))
+    reward_model.run(recipe)
+
+    given = PreferenceTable(recipe.run.directory / "preferences.parquet")
+    assert (len(given), given.pairs(), given.criteria()) == (samples.ROWS, [], ["overall"])
+    *steps, last = curve(recipe, "reward_model")
+    assert all(row["loss"] > 0 and "accuracy" not in row and row["rating_error"] < 1 for row in steps)
+    found = json.loads((recipe.run.directory / "reward_model.json").read_text())
+    rated = found["criteria"]["overall"]
+    assert last["held_out/brier/criterion:overall"] == rated["brier"]
+    assert rated["num_ratings"] == rated["num_decided"] == found["length"]["num_completions"] > 1
+    assert (found["overall"]["num_pairs"], found["overall"]["accuracy"], found["blind"]) == (0, None, {})
+    assert f"{rated['num_ratings']} ratings are held out" in found["warning"]
+    trained = load_reward_model(recipe.checkpoint("reward_model"), dtype=Dtype.FLOAT32, trust_remote_code=False)
+    assert trained.head.num_members == 3
+    assert (trained.mean.item(), trained.scale.item()) == pytest.approx((found["score"]["mean"], found["score"]["std"]))
 
 
 def test_datasets_opens_the_directory_as_it_is(prepared: Recipe) -> None:

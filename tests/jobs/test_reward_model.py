@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.reward_model import FEW_HELD_OUT, assess, given_preferences
+from actors.loop.brought import brought_opinions
+from jobs.reward_model import FEW_HELD_OUT, assess
 from pipeline.config import load_recipe
 from pipeline.data.preferences import PREFERENCES, pair_row, pair_schema
 from pipeline.data.table import Quarantine, TooManyBadRows, write_preferences, write_prompts
@@ -55,8 +56,8 @@ def test_given_comparisons_with_tokens_of_the_model_s_own_are_refused_and_counte
     schema = pair_schema(frozenset(), has_margin=False)
     write_prompts(tmp_path / "data" / PREFERENCES / "train.parquet", rows, schema=schema)
     recipe = load_recipe(None, [f"run.directory={tmp_path}", "data.max_bad_fraction=0.5"])
-    found = list(given_preferences(recipe, tiny_checkpoint))
-    assert [(item.prompt_id, item.chosen, item.rejected) for item in found] == [
+    found = list(brought_opinions(recipe, tiny_checkpoint))
+    assert [(item.prompt_id, item.chosen, item.rejected) for item in found if isinstance(item, Preference)] == [
         ("row-0", "7", "8"),
         ("row-3", "6", "5"),
     ]
@@ -64,4 +65,4 @@ def test_given_comparisons_with_tokens_of_the_model_s_own_are_refused_and_counte
     assert refused.counts() == {"special_token": 1, "placeholder_mismatch": 1}
     strict = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_bad_fraction": 0.4})})
     with pytest.raises(TooManyBadRows, match="2 of 4 rows were refused"):
-        list(given_preferences(strict, tiny_checkpoint))
+        list(brought_opinions(strict, tiny_checkpoint))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from pipeline.config import Dtype
+from pipeline.config import ConfigError, Dtype
 from pipeline.models.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture_of
 from pipeline.models.batch import CompletionBatch, PromptBatch
 from pipeline.models.checkpoint import (
@@ -24,6 +25,7 @@ from pipeline.models.checkpoint import (
     save_checkpoint,
     tower_fingerprint,
 )
+from pipeline.models.forward import RewardModel
 
 LOAD: dict[str, Any] = {"dtype": Dtype.FLOAT32, "trust_remote_code": False}
 
@@ -87,8 +89,8 @@ def test_a_reward_model_keeps_head_mean_and_scale(
     reward = load_reward_model(checkpoint, **LOAD)
     assert (reward.mean.item(), reward.scale.item()) == (0.0, 1.0)
     _change(reward)
-    reward.mean.fill_(1.5)
-    reward.scale.fill_(0.25)
+    reward.means.fill_(1.5)
+    reward.covariances.fill_(0.25**2)
     save_checkpoint(tmp_path / "reward", module=reward, state=_state(reward), source=checkpoint)
     loaded = load_reward_model(tmp_path / "reward", **LOAD)
     assert (loaded.mean.item(), loaded.scale.item()) == (1.5, 0.25)
@@ -102,12 +104,69 @@ def test_a_critic_takes_over_the_head_of_a_reward_model(
     _change(reward)
     save_checkpoint(tmp_path / "reward", module=reward, state=_state(reward), source=checkpoint)
     critic = load_value_model(tmp_path / "reward", **LOAD)
-    assert all(torch.equal(tensor, reward.head.state_dict()[name]) for name, tensor in critic.head.state_dict().items())
+    assert all(
+        torch.allclose(tensor, reward.head.state_dict()[name]) for name, tensor in critic.head.state_dict().items()
+    )
     # The score of the first tokens is the value of the state after them.
     prompts, completions = batch
     values = _output(critic, batch)
     first = CompletionBatch(completions.token_ids[::2, :2], completions.mask[::2, :2], completions.owner[::2])
-    assert torch.allclose(_output(reward, (prompts, first)), values[::2, 2], atol=1e-5)
+    assert torch.allclose(_output(reward, (prompts, first))[:, 0, 0], values[::2, 2], atol=1e-5)
+
+
+def _several_heads(checkpoint: Path) -> RewardModel:
+    reward = load_reward_model(checkpoint, **LOAD, criteria=("helpful", "fluent"), num_members=3)
+    _change(reward)
+    reward.means.copy_(torch.tensor([1.0, -0.5]))
+    reward.covariances.copy_(torch.tensor([[4.0, 1.0], [1.0, 2.0]]))
+    return reward
+
+
+def test_several_heads_come_back_with_their_names_and_are_weighed_anew(
+    checkpoint: Path, batch: tuple[PromptBatch, CompletionBatch], tmp_path: Path
+) -> None:
+    reward = _several_heads(checkpoint)
+    save_checkpoint(tmp_path / "reward", module=reward, state=_state(reward), source=checkpoint)
+    loaded = load_reward_model(tmp_path / "reward", **LOAD, weights={"helpful": 3.0, "fluent": 1.0})
+    assert (loaded.head.criteria, loaded.head.num_members) == (("helpful", "fluent"), 3)
+    scores = _output(loaded, batch)
+    assert scores.shape[1:] == (2, 3) and torch.equal(scores, _output(reward, batch))
+    assert (scores - scores.mean(2, keepdim=True)).abs().max() > 1e-2
+    # 3/4 - 1/8, and 9/16 * 4 + 2 * 3/16 * 1 + 1/16 * 2.
+    assert (loaded.mean.item(), loaded.scale.item()) == pytest.approx((0.625, 2.75**0.5))
+    expected = (0.75 * scores[:, 0] + 0.25 * scores[:, 1] - 0.625) / 2.75**0.5
+    assert torch.allclose(loaded.rewards(scores), expected, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"criterion_weights\.safe: .*has the criteria helpful, fluent"):
+        load_reward_model(tmp_path / "reward", **LOAD, weights={"safe": 1.0})
+
+
+def test_a_critic_of_several_heads_starts_as_their_standardised_weighted_mean(
+    checkpoint: Path, batch: tuple[PromptBatch, CompletionBatch], tmp_path: Path
+) -> None:
+    reward, weights = _several_heads(checkpoint), {"helpful": 1.0, "fluent": 3.0}
+    save_checkpoint(tmp_path / "reward", module=reward, state=_state(reward), source=checkpoint)
+    reward.weigh(weights)
+    values = _output(load_value_model(tmp_path / "reward", **LOAD, weights=weights), batch)
+    prompts, completions = batch
+    first = CompletionBatch(completions.token_ids[::2, :2], completions.mask[::2, :2], completions.owner[::2])
+    rewards = reward.rewards(_output(reward, (prompts, first))).mean(1)
+    assert torch.allclose(rewards, values[::2, 2], atol=1e-5)
+
+
+def test_a_reward_model_of_one_row_with_mean_and_scale_loads_as_it_was(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    reward = load_reward_model(tiny_checkpoint, **LOAD)
+    save_checkpoint(tmp_path / "old", module=reward, state=_state(reward), source=tiny_checkpoint)
+    linear = reward.head.linear
+    old = {"head.linear.weight": linear.weight.detach(), "head.linear.bias": linear.bias.detach()}
+    scales = {"mean": torch.tensor(0.3), "scale": torch.tensor(0.7)}
+    save_file({**old, **scales}, tmp_path / "old" / HEAD_FILE)
+    loaded = load_reward_model(tmp_path / "old", **LOAD, criteria=("ignored",), num_members=5)
+    assert (loaded.head.criteria, loaded.head.num_members) == (("overall",), 1)
+    assert torch.equal(loaded.head.linear.weight, linear.weight)
+    assert (loaded.mean.item(), loaded.scale.item()) == (scales["mean"].item(), scales["scale"].item())
+    critic = load_value_model(tmp_path / "old", **LOAD)
+    assert torch.allclose(critic.head.linear.weight, linear.weight / 0.7)
+    assert critic.head.linear.bias.item() == pytest.approx((linear.bias.item() - 0.3) / 0.7)
 
 
 def test_a_critic_comes_back_from_its_own_checkpoint(

@@ -26,7 +26,7 @@ _FETCHED_ROWS = 4096
 
 PROMPTS = "prompts"
 _ROWS_OF = {PROMPTS: "label IS NOT 0", PREFERENCES: "is_pair", JUDGEMENTS: "label IS NOT NULL"}
-"""Which rows are in which table. A bad completion is nobody's reference answer."""
+"""Which rows are in which table. A bad completion is nobody's reference answer: its prompt has none."""
 
 _COLUMNS = (
     *("number", "shard", "place", "split", "id", "dataset", "task", "modalities", "num_tokens", "num_answer_tokens"),
@@ -48,8 +48,13 @@ _SCHEMA = f"""
 class Index:
     """Rows of `worker.INDEX_COLUMNS` by their number in the order of the sources."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Makes the database; `:memory:` keeps it off the disk."""
+    def __init__(self, path: Path | str, *, keeps_unanswered: bool = False) -> None:
+        """Makes the database; `:memory:` keeps it off the disk.
+
+        keeps_unanswered: whether prompts stay of which nothing but a bad completion is known.
+        """
+        self._keeps_unanswered = keeps_unanswered
+        self._rows_of = {**_ROWS_OF, PROMPTS: "TRUE"} if keeps_unanswered else _ROWS_OF
         self.database = sqlite3.connect(f"file:{quote(str(path))}?nolock=1", uri=True, isolation_level=None)
         """Others may keep tables of their own here."""
         self.database.executescript(
@@ -66,6 +71,8 @@ class Index:
         Returns: the id that it has here: its own, or where that is taken its own, a dash and the next number from 2.
         """
         values = {**row, "number": number, "modalities": "+".join(row["modalities"])}
+        if self._keeps_unanswered and row["label"] is False:
+            values["has_answer"] = False
         marks = ", ".join("?" * len(_COLUMNS))
         statement = f"INSERT OR IGNORE INTO rows ({', '.join(_COLUMNS)}) VALUES ({marks})"
         id: str = row["id"]
@@ -154,18 +161,18 @@ class Index:
 
     def size(self, table: str, split: str) -> int:
         """Rows of a table's split."""
-        return next(self._each(f"SELECT COUNT(*) FROM rows WHERE stays AND split = ? AND {_ROWS_OF[table]}", split))[0]
+        statement = f"SELECT COUNT(*) FROM rows WHERE stays AND split = ? AND {self._rows_of[table]}"
+        return next(self._each(statement, split))[0]
 
     def places(self, table: str, split: str, *, is_sorted: bool) -> Iterator[tuple[int, int, str]]:
         """Shard, place and id of each row of a split, in order, or by ascending sort value (unknown ones last)."""
         order = "sort_value NULLS LAST, number" if is_sorted else "number"
-        yield from self._each(
-            f"SELECT shard, place, id FROM rows WHERE stays AND split = ? AND {_ROWS_OF[table]} ORDER BY {order}", split
-        )
+        which = f"stays AND split = ? AND {self._rows_of[table]}"
+        yield from self._each(f"SELECT shard, place, id FROM rows WHERE {which} ORDER BY {order}", split)
 
     def kinds(self, table: str) -> frozenset[MediaKind]:
         """The kinds of media in the rows of a table."""
-        every = self._each(f"SELECT DISTINCT modalities FROM rows WHERE stays AND {_ROWS_OF[table]}")
+        every = self._each(f"SELECT DISTINCT modalities FROM rows WHERE stays AND {self._rows_of[table]}")
         return frozenset(MediaKind(kind) for (kinds,) in every for kind in kinds.split("+") if kind)
 
     def has_margins(self) -> bool:

@@ -54,11 +54,20 @@ class Contents:
         """Staged rows as rows of a table."""
         schema = self.schema(table)
         if table == PROMPTS:
-            return pa.Table.from_arrays(staged.select(schema.names).columns, schema=schema)
+            return pa.Table.from_arrays(_answered(staged).select(schema.names).columns, schema=schema)
         rows = staged.to_pylist()
         if table == PREFERENCES:
             return pa.Table.from_pylist([pair_row(row, self.preferences) for row in rows], schema=schema)
         return pa.Table.from_pylist([judgement_row(row, self.judgements) for row in rows], schema=schema)
+
+
+def _answered(staged: pa.Table) -> pa.Table:
+    """Staged rows with null in place of answers that were judged bad."""
+    labels = staged["label"].to_pylist()
+    for name in ("answer", "demonstration"):
+        texts = [None if label is False else text for label, text in zip(labels, staged[name].to_pylist(), strict=True)]
+        staged = staged.set_column(staged.schema.get_field_index(name), name, pa.array(texts, pa.string()))
+    return staged
 
 
 def directory_of(table: str, directory: Path) -> Path:

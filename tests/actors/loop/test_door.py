@@ -280,5 +280,5 @@ def test_comparisons_come_in_batches_of_which_an_epoch_holds_each_once_without_r
 
 def test_comparisons_of_which_all_are_held_out_are_an_error(table: Path) -> None:
     everything = HeldOut(below=1.0, rows=tuple(range(20)))
-    with pytest.raises(ValueError, match=r"preferences\.parquet: all 20 comparisons are held out"):
+    with pytest.raises(ValueError, match=r"preferences\.parquet: all 20 rows are held out"):
         _pair_batches(table, 20, everything)
