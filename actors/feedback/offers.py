@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from pipeline.feedback.overview import set_aside
 from pipeline.feedback.records import Candidate, Item, Task
 from pipeline.feedback.scores import late_scores
 from pipeline.feedback.store import FeedbackStore
-from pipeline.records import Prompt, Rollout
+from pipeline.records import Completion, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +78,13 @@ class Offers:
     def take(self, step: int, batch: Judged) -> None:
         """Spools a share of a step's groups; taken again, a step changes nothing."""
         chance = np.random.default_rng([self._recipe.run.seed, _SEED, step])
-        scores = batch.parts.get(RewardName.LEARNED)
         size = len(batch.rollouts[0].completions)
         lines: list[str] = []
         for group, (prompt, rollout) in enumerate(zip(batch.prompts, batch.rollouts, strict=True)):
             if chance.random() >= self._recipe.feedback.offered_share:
                 continue
-            own = None if scores is None else scores[group * size : (group + 1) * size].tolist()
-            if pair := _pair(rollout, own, chance):
-                if own is not None:
-                    pair = [replace(candidate, reward_version=batch.reward_version) for candidate in pair]
+            if places := _pair(rollout, chance):
+                pair = [_candidate(batch, group * size + place, rollout.completions[place]) for place in places]
                 lines.append(_line(prompt, pair, step))
         if lines:
             path = self._spool / f"{step:08d}.jsonl"
@@ -170,31 +167,38 @@ class Offers:
 
 
 def uncertainty(candidates: Sequence[Candidate]) -> float:
-    """How unsure the reward model is which of two is better: 4 p (1 - p), p by Bradley-Terry; 0 without scores."""
-    first, second = (candidate.score for candidate in candidates)
-    if first is None or second is None:
+    """How unsure the reward model is which of two is better: 4 p (1 - p), p by Bradley-Terry; 0 without scores.
+
+    Where an ensemble gives the scores a spread, p is moderated: sigmoid(d / sqrt(1 + pi v / 8)), d the difference of
+    the scores and v the sum of their variances (MacKay 1992, "The evidence framework applied to classification
+    networks").
+    """
+    first, second = candidates
+    if first.score is None or second.score is None:
         return 0.0
-    p = 1 / (1 + float(np.exp(np.clip(second - first, -50, 50))))
+    variance = (first.score_std or 0.0) ** 2 + (second.score_std or 0.0) ** 2
+    difference = (second.score - first.score) / (1 + np.pi * variance / 8) ** 0.5
+    p = 1 / (1 + float(np.exp(np.clip(difference, -50, 50))))
     return 4 * p * (1 - p)
 
 
-def _pair(rollout: Rollout, scores: Sequence[float] | None, chance: np.random.Generator) -> list[Candidate] | None:
+def _pair(rollout: Rollout, chance: np.random.Generator) -> tuple[int, int] | None:
     """Two completions whose texts differ, drawn at random; None where all are alike."""
-    order = chance.permutation(len(rollout.completions)).tolist()
-    first = order[0]
-    other = next((each for each in order if rollout.completions[each].text != rollout.completions[first].text), None)
-    if other is None:
-        return None
-    return [
-        Candidate(
-            text=completion.text,
-            token_ids=tuple(completion.token_ids.tolist()),
-            weights_version=completion.weights_version,
-            score=None if scores is None else scores[place],
-        )
-        for place in (first, other)
-        for completion in [rollout.completions[place]]
-    ]
+    first, *others = chance.permutation(len(rollout.completions)).tolist()
+    other = next((each for each in others if rollout.completions[each].text != rollout.completions[first].text), None)
+    return None if other is None else (first, other)
+
+
+def _candidate(batch: Judged, row: int, completion: Completion) -> Candidate:
+    scores, spread = batch.parts.get(RewardName.LEARNED), batch.uncertainty
+    return Candidate(
+        text=completion.text,
+        token_ids=tuple(completion.token_ids.tolist()),
+        weights_version=completion.weights_version,
+        score=None if scores is None else float(scores[row]),
+        score_std=None if spread is None else float(spread[row]),
+        reward_version=None if scores is None else batch.reward_version,
+    )
 
 
 def _line(prompt: PromptRef, pair: Sequence[Candidate], step: int) -> str:

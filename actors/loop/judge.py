@@ -42,6 +42,7 @@ class Judged:
     counts: by reason, rewards that could not be given and groups that were left out.
     seconds: by role.
     reward_version: which reward model scored; 0 is the run's own.
+    uncertainty: float32 [N], of its scores, in units of these; None where there is no reward model.
     """
 
     prompts: list[PromptRef]
@@ -52,6 +53,7 @@ class Judged:
     counts: Counter[str]
     seconds: dict[str, float]
     reward_version: int = 0
+    uncertainty: Tensor | None = None
 
     @property
     def rewards(self) -> Tensor:
@@ -72,6 +74,7 @@ class Judged:
             self.counts + Counter({reason: len(self.prompts) - len(groups)}),
             self.seconds,
             self.reward_version,
+            None if self.uncertainty is None else self.uncertainty[rows],
         )
 
     def joined(self, other: Judged) -> Judged:
@@ -81,10 +84,11 @@ class Judged:
             self.rollouts + other.rollouts,
             {name: torch.cat([part, other.parts[name]]) for name, part in self.parts.items()},
             torch.cat([self.unshaped, other.unshaped]),
-            None if self.greedy is None or other.greedy is None else torch.cat([self.greedy, other.greedy]),
+            _joined(self.greedy, other.greedy),
             self.counts + other.counts,
             {role: spent + other.seconds[role] for role, spent in self.seconds.items()},
             self.reward_version,
+            _joined(self.uncertainty, other.uncertainty),
         )
 
     def means(self) -> dict[str, float]:
@@ -95,6 +99,10 @@ class Judged:
         """The groups whose rewards differ before length enters: alike right or wrong, they do not vary (DAPO)."""
         is_varied = varied_groups(rewards=self.unshaped.view(len(self.rollouts), -1))
         return self.select(is_varied.nonzero()[:, 0].tolist(), reason="groups_without_variance")
+
+
+def _joined(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return None if one is None or other is None else torch.cat([one, other])
 
 
 def lacks(recipe: Recipe) -> Lacks:
@@ -157,14 +165,14 @@ def judged_batch(
 
 def judge(roles: Roles, recipe: Recipe, sampled: Sampled, said: Said = NOTHING_SAID) -> Judged:
     """Rewards of a sampled batch."""
-    parts, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts, said)
+    parts, uncertainty, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts, said)
     weights, is_shaped = recipe.rlhf.reward_weights, recipe.rlhf.algorithm.overlong_buffer > 0
     shown: dict[str, Tensor] = {**parts}
     if is_shaped:
         shown[OVERLONG] = _overlong(recipe, sampled.rollouts)
     greedy = None
     if sampled.greedy:
-        greedy_parts, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy, said)
+        greedy_parts, _, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy, said)
         greedy = combine(parts=greedy_parts, weights=weights)
         if is_shaped:
             # Else a completion as long as the greedy one would be worse than it for its length alone.
@@ -172,7 +180,7 @@ def judge(roles: Roles, recipe: Recipe, sampled: Sampled, said: Said = NOTHING_S
         counts += failures
         seconds = {role: time + spent[role] for role, time in seconds.items()}
     unshaped, seconds = combine(parts=parts, weights=weights), {**sampled.seconds, **seconds}
-    return Judged(sampled.prompts, sampled.rollouts, shown, unshaped, greedy, counts, seconds)
+    return Judged(sampled.prompts, sampled.rollouts, shown, unshaped, greedy, counts, seconds, uncertainty=uncertainty)
 
 
 def _overlong(recipe: Recipe, rollouts: Sequence[Rollout]) -> Tensor:
@@ -191,8 +199,10 @@ def _parts(
     prompts: Sequence[PromptRef],
     rollouts: Sequence[Rollout],
     said: Said,
-) -> tuple[dict[RewardName, Tensor], Counter[str], dict[str, float]]:
-    """Each part [N], what could not be given by reason, seconds by role; rules work while the reward model does.
+) -> tuple[dict[RewardName, Tensor], Tensor | None, Counter[str], dict[str, float]]:
+    """Each part [N], the reward model's uncertainty [N], what could not be given by reason, seconds by role.
+
+    Rules work while the reward model does.
 
     Raises:
         ValueError: a score of the reward model is not finite.
@@ -202,18 +212,19 @@ def _parts(
         name: [each.applies(info.task) and _can_compare(name, info) for info in infos]
         for name, each in recipe.rlhf.rewards.items()
     }
-    scoring = score(roles.reward, RewardWorker.scores, groups_of(prompts, rollouts)) if roles.reward else None
+    asked = groups_of(prompts, rollouts)
+    scoring = score(roles.reward, RewardWorker.scores_and_uncertainties, asked) if roles.reward else None
     rules = score_rules(
         names=[name for name in recipe.rlhf.rewards if needs_answer(name)],
         completions=[completion for rollout in rollouts for completion in rollout.completions],
         answers=[info.answers for info in infos],
         applies=applies,
     )
-    parts, seconds = dict(rules.values), {}
+    parts, uncertainty, seconds = dict(rules.values), None, {}
     if scoring:
         results, spent = gather({"reward_score": scoring.answer})
         seconds = {name: each.busy_s for name, each in spent.items()}
-        learned = torch.from_numpy(np.concatenate(scoring.in_order(results["reward_score"])))
+        learned, uncertainty = torch.from_numpy(np.concatenate(scoring.in_order(results["reward_score"]))).unbind(1)
         if num_bad := int((~learned.isfinite()).sum()):
             raise ValueError(f"{num_bad} of {len(learned)} scores of the reward model are not finite; train it anew")
         parts[RewardName.LEARNED] = learned
@@ -225,12 +236,12 @@ def _parts(
         ]
         parts[RewardName.HUMAN] = torch.tensor([math.nan if each is None else each for each in human])
         # It applies to completions of which somebody said something.
-        asked = applies[RewardName.HUMAN]
-        applies[RewardName.HUMAN] = [of and each is not None for of, each in zip(asked, human, strict=True)]
+        of_task = applies[RewardName.HUMAN]
+        applies[RewardName.HUMAN] = [of and each is not None for of, each in zip(of_task, human, strict=True)]
     for name, part in parts.items():
         part[~torch.tensor(applies[name])] = math.nan
     left_out = Counter({f"reward_not_applicable:{name}": each.count(False) for name, each in applies.items()})
-    return parts, rules.num_failures + left_out, seconds
+    return parts, uncertainty, rules.num_failures + left_out, seconds
 
 
 def _can_compare(name: RewardName, info: PromptInfo) -> bool:

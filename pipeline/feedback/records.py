@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -84,21 +84,21 @@ class Candidate:
     """A completion that is to be judged.
 
     token_ids: as the policy gave them; empty where the text came from elsewhere. weights_version: of the policy that
-    wrote it; None where that is not known. score: of the reward model at that time, and which version that was; None
-    where there was none.
+    wrote it; None where that is not known. score: of the reward model at that time, its
+    standard deviation over an ensemble, and which version that was; None where there was none.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     weights_version: int | None = None
     score: float | None = None
+    score_std: float | None = None
     reward_version: int | None = None
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Candidate:
         """The inverse of `asdict`, from JSON."""
-        ids = tuple(content["token_ids"])
-        return cls(content["text"], ids, content["weights_version"], content["score"], content.get("reward_version"))
+        return replace(cls(**content), token_ids=tuple(content["token_ids"]))
 
 
 @dataclass(frozen=True)

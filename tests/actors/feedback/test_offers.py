@@ -177,3 +177,10 @@ def test_a_pair_is_uncertain_where_its_scores_are_close() -> None:
     assert of(0.0, 1.0) == of(1.0, 0.0) == pytest.approx(0.7864, abs=1e-4)
     assert of(0.0, 1e6) == pytest.approx(0.0)
     assert of(None, 1.0) == 0.0
+
+
+def test_a_pair_is_more_uncertain_where_an_ensemble_is_not_of_one_mind() -> None:
+    # Variances 4 and 1: sigmoid(2 / sqrt(1 + 5 pi / 8)) = .7617.
+    pair = [Candidate("a", score=0.0, score_std=2.0), Candidate("b", score=2.0, score_std=1.0)]
+    assert uncertainty(pair) == pytest.approx(4 * 0.7617 * 0.2383, abs=1e-3)
+    assert uncertainty(pair) > uncertainty([Candidate("a", score=0.0), Candidate("b", score=2.0)])

@@ -269,7 +269,7 @@ def test_comparisons_come_in_batches_of_which_an_epoch_holds_each_once_without_r
     assert [prompt.id for batch in taken for _, prompt in batch] == [
         pair.prompt_id for each in taken for pair, _ in each
     ]
-    numbers = [pair.chosen_ids[0] for batch in taken for pair, _ in batch]
+    numbers = [pair.completions[0][0] for batch in taken for pair, _ in batch]
     learned = [number for number in range(50) if number % 10 not in (3, held_out)]
     # 45 batches of 8 are 8 epochs; those on the refused prompt are counted instead.
     assert sorted(numbers) == sorted(8 * learned)

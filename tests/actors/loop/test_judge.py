@@ -167,7 +167,7 @@ class RewardModel:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *scores: float):
         self.reward = self
-        rows = [np.array([each], np.float32) for each in scores]
+        rows = [np.array([[each, each / 4]], np.float32) for each in scores]
         scoring = SimpleNamespace(answer=AtOnce().answer([rows]), in_order=lambda results: results[0])
         monkeypatch.setattr(judging, "score", lambda *_: scoring)
 
@@ -178,6 +178,9 @@ def test_the_learned_reward_may_be_of_some_tasks_and_must_be_finite(monkeypatch:
     found = judge(cast(Any, RewardModel(monkeypatch, -1.5, 9.0)), recipe, sampled)
     assert found.rewards.tolist() == [-3.0, 1.0]
     assert found.counts == {"reward_not_applicable:learned": 1}
+    assert found.uncertainty is not None and found.uncertainty.tolist() == [-1.5 / 4, 9.0 / 4]
+    twice = found.joined(found.select([1], reason="left_out"))
+    assert twice.uncertainty is not None and twice.uncertainty.tolist() == [-1.5 / 4, 9.0 / 4, 9.0 / 4]
     with pytest.raises(ValueError, match="1 of 2 scores of the reward model are not finite"):
         judge(cast(Any, RewardModel(monkeypatch, 0.0, np.nan)), recipe, sampled)
 
