@@ -115,6 +115,18 @@ def test_the_demo_takes_paths_with_blanks_and_makes_them_absolute(checkout: Path
     assert said[0].startswith(f"{_environment(checkout)}/bin/python -m jobs.local")
 
 
+def test_people_steer_a_run_of_a_recipe_and_a_directory_of_its_own(checkout: Path) -> None:
+    _put_python(checkout / ".venv" / "bin" / "python", NEW)
+    _make(checkout, "install")
+    (checkout / ".venv" / ".installed").touch()
+    said = _make(checkout, "people").stdout.splitlines()
+    assert said[-2:] == [f"{checkout}/jobs/recipes/people.yaml", f"run.directory={checkout}/runs/people"]
+    assert _make(checkout, "people", "RECIPE=a.yaml", "RUN=here").stdout.splitlines()[-2:] == [
+        f"{checkout}/a.yaml",
+        f"run.directory={checkout}/here",
+    ]
+
+
 def test_cleaning_removes_the_environment_and_its_link_but_nothing_of_the_checkout(checkout: Path) -> None:
     (checkout.parent / "bin" / "rm").symlink_to("/usr/bin/rm")
     _put_python(checkout / ".venv" / "bin" / "python", NEW)
