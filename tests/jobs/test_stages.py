@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from pipeline.config import load_recipe
 from pipeline.data.media import encode_wav
 from pipeline.data.schema import to_row
 from pipeline.data.table import PreferenceTable, PromptTable, Quarantine, TooManyBadRows, write_prompts
+from pipeline.feedback.database import Database
+from pipeline.feedback.store import FeedbackStore
 from pipeline.records import Audio, MediaKind, Medium, Message, Prompt, RaterKind
 from tests.jobs.small import curve
 
@@ -35,7 +38,7 @@ TINY_RUN = (
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("architecture", "tasks", "policy_cpus", "share_prefix", "num_ranks"),
+    ("architecture", "tasks", "policy_cpus", "share_prefix", "num_ranks", "has_people"),
     [
         # All workers fit beside each other, and start ahead of their stages. Some prompts have several turns.
         (
@@ -44,14 +47,26 @@ TINY_RUN = (
             0.2,
             True,
             2,
+            False,
         ),
-        # They do not fit, and start with their stages; nor does a prompt's state stay for its completions.
-        ("qwen2_5_vl", ["digit", "video", "scene", "text"], 7.0, False, 1),
+        # They do not fit, and start with their stages; nor does a prompt's state stay for its completions. The rating
+        # page is there meanwhile.
+        ("qwen2_5_vl", ["digit", "video", "scene", "text"], 7.0, False, 1, True),
     ],
 )
 def test_the_stages_run_unchanged_on_every_architecture(
-    tmp_path: Path, architecture: str, tasks: list[str], policy_cpus: float, share_prefix: bool, num_ranks: int
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    architecture: str,
+    tasks: list[str],
+    policy_cpus: float,
+    share_prefix: bool,
+    num_ranks: int,
+    has_people: bool,
 ) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     recipe = load_recipe(
         None,
         [
@@ -62,9 +77,15 @@ def test_the_stages_run_unchanged_on_every_architecture(
             f"prepare.tasks={tasks}",
             f"rlhf.policy.cpus_per_worker={policy_cpus}",
             *(f"{stage}.num_workers={num_ranks}" for stage in ("sft", "reward_model")),
+            f"feedback={{enabled: {has_people}, port: {port}, offered_share: 1, refit: {{enabled: false}}}}",
         ],
     )
     report = quickstart.run(recipe)
+    assert (f"http://localhost:{port}/#invitation=" in capfd.readouterr().out) == has_people
+    if has_people:
+        store = FeedbackStore(Database(recipe.feedback_url), recipe.feedback_media)
+        assert store.num_items()["waiting"] > 0
+        store.database.close()
 
     assert report.stat().st_size > 50_000
     summary = json.loads((tmp_path / "summary.json").read_text())
