@@ -400,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--think-s", type=float, default=0.0, help="seconds between an item and its judgement")
     parsed = parser.parse_args(arguments)
-    connect(page.ENVIRONMENT, address="local", num_cpus=8)
+    connect(address="local", num_cpus=8)
     found: dict[str, Any] = {"sqlite": None, "postgresql": None}
     with urls() as known, tempfile.TemporaryDirectory(prefix="feedback-load-") as directory:
         for kind, url in known.items():

@@ -154,7 +154,6 @@ def run_base(config: Path, overrides: Sequence[str], *, directory: Path) -> None
 
 def run_arm(arm: str, config: Path, overrides: Sequence[str], *, directory: Path, base: Path) -> None:
     """Runs the loop and evaluates. In a process of its own, which starts a local Ray."""
-    from actors.feedback import serve as page
     from actors.loop.crew import crew_of
     from jobs import evaluate, rlhf
     from jobs.command import connect
@@ -165,7 +164,7 @@ def run_arm(arm: str, config: Path, overrides: Sequence[str], *, directory: Path
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     recipe = load_recipe(config, own)
-    connect(page.ENVIRONMENT, address="local", object_store_memory=512 * 2**20)
+    connect(address="local", object_store_memory=512 * 2**20)
     with crew_of(recipe) as crew:
         if arm == "people":
             asked = load_recipe(config, [*FEEDBACK, f"feedback.port={port}", *own])

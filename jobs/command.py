@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ from pipeline.config import (
 from pipeline.data.table import TooManyBadRows
 
 STAGES_FILE = "stages.json"
+SERVE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""Of the rating page's processes. Serve starts its proxy again and again where that is not up within 5 s, as on a busy
+machine."""
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets in the driver of a submitted job, and nowhere else."""
 
@@ -115,17 +118,9 @@ def where_the_user_stands() -> Base:
 
 
 def main(
-    run: Callable[..., object],
-    description: str | None,
-    *,
-    resumable: bool = False,
-    flags: Sequence[Flag] = (),
-    environment: Mapping[str, str] | None = None,
+    run: Callable[..., object], description: str | None, *, resumable: bool = False, flags: Sequence[Flag] = ()
 ) -> None:
-    """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend.
-
-    environment: see `connect`.
-    """
+    """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend."""
     print_in_any_locale()
     try:
         recipe, resume = parse(description or "", resumable=resumable, flags=flags)
@@ -133,7 +128,7 @@ def main(
             # transformers imports DeepSpeed where it saves a model, and that warns of a GPU that it does not find.
             os.environ["DS_ACCELERATOR"] = "cpu"
         with held(recipe.run.directory):
-            connect(environment)
+            connect()
             if resume:
                 run(recipe, resume=True)
             else:
@@ -142,18 +137,15 @@ def main(
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def connect(environment: Mapping[str, str] | None = None, **options: Any) -> None:
-    """Joins the cluster that this job was submitted to, or starts a local one; `options` go to `ray.init`.
-
-    environment: variables that all processes of this job see.
-    """
+def connect(**options: Any) -> None:
+    """Joins the cluster that this job was submitted to, or starts a local one; `options` go to `ray.init`."""
     if not ray.is_initialized():
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         ray.init(
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **(environment or {})}},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **SERVE}},
             **options,
         )
 

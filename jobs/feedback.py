@@ -40,7 +40,7 @@ BROUGHT = ("jsonl", "label_studio", "arena", "preferences")
 
 def serve(recipe: Recipe, options: argparse.Namespace) -> None:
     """Serves the page until it is interrupted."""
-    connect(page.ENVIRONMENT)
+    connect()
     page.announce(recipe, page.start(recipe))
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.default_int_handler)

@@ -69,4 +69,4 @@ def run(recipe: Recipe) -> Path:
 
 
 if __name__ == "__main__":
-    main(run, __doc__, environment=page.ENVIRONMENT)
+    main(run, __doc__)

@@ -25,8 +25,6 @@ from pipeline.feedback.versions import RewardVersions
 NAME = "feedback"
 ADMIN = "admin"
 """Name of the first administrator."""
-ENVIRONMENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
-"""Of Serve's processes. It starts its proxy again and again where that is not up within 5 s, as on a busy machine."""
 MAX_ONGOING = 200
 """Requests that the replica has at a time; others wait."""
 HEALTH_CHECK_S = 1.0
