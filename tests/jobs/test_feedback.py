@@ -43,9 +43,10 @@ def page(*overrides: str) -> Generator[tuple[str, str], None, None]:
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8")
     try:
         assert server.stdout
-        address = server.stdout.readline().split(": ")[1].strip()
-        token = server.stdout.readline().partition("#invitation=")[2].strip()
-        yield address.rstrip("/"), token
+        # Ray may say something before it.
+        said = next(line for line in server.stdout if "#invitation=" in line)
+        address, token = said.split(": ")[1].strip().split("/#invitation=")
+        yield address, token
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0

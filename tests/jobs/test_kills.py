@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 AT = [
     ("encoder", "encode"),
     ("rollout", "generate"),
-    ("reward", "scores"),
+    ("reward", "scores_and_uncertainties"),
     ("reference", "logprobs"),
     ("policy", "update"),
 ]
