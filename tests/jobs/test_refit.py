@@ -29,6 +29,7 @@ from pipeline.feedback.tables import Items
 from pipeline.feedback.versions import RewardVersions, Trigger
 from pipeline.models.checkpoint import HEAD_FILE
 from pipeline.tracking import read_metrics
+from tests.jobs.ready import ReadyWorkers
 from tests.jobs.small import MakeRecipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -72,7 +73,9 @@ def logged(recipe: Recipe, name: str) -> Sequence[Any]:
     return [row.get(name) for row in read_metrics(recipe.run.directory / "metrics")["rlhf"]]
 
 
-def test_what_people_say_reaches_the_loops_reward_and_can_be_taken_back(judging: MakeRecipe) -> None:
+def test_what_people_say_reaches_the_loops_reward_and_can_be_taken_back(
+    judging: MakeRecipe, workers: ReadyWorkers
+) -> None:
     recipe = judging("feedback.refit.enabled=false", "rlhf.num_steps=2")
     refitter, versions = Refitter(recipe), RewardVersions(recipe)
     try:
@@ -98,10 +101,11 @@ def test_what_people_say_reaches_the_loops_reward_and_can_be_taken_back(judging:
         refitter.close()
 
     versions.roll_back(1)
-    rlhf.run(recipe)
+    rlhf.run(recipe, crew=workers.crew(recipe))
     assert logged(recipe, "reward/version") == [1, 1]
     versions.roll_back(0)
-    rlhf.run(judging("feedback.refit.enabled=false", "rlhf.num_steps=4"), resume=True)
+    longer = judging("feedback.refit.enabled=false", "rlhf.num_steps=4")
+    rlhf.run(longer, resume=True, crew=workers.crew(longer))
     assert logged(recipe, "reward/version") == [1, 1, 0, 0]
     database = Database(recipe.feedback_url)
     with database.read() as connection:
