@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import pytest
 import ray
 import torch
@@ -18,6 +17,7 @@ from transformers import AutoConfig
 
 from actors.feedback import refit
 from actors.feedback.refit import Refitter, is_as_good
+from benchmarks.feedback_load import processes
 from jobs import rlhf
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.datasets import Datasets
@@ -127,8 +127,8 @@ def test_a_refit_whose_processes_are_killed_is_made_all_the_same(judging: MakeRe
         while not versions.all():
             assert time.monotonic() < until
             # As soon as it trains: the process that refits, and the workers that it had.
-            if not killed and (learning := _processes("RayTrainWorker")):
-                killed = {*learning, *_processes("_Looking")}
+            if not killed and (learning := processes("RayTrainWorker")):
+                killed = {*learning, *processes("_Looking")}
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
@@ -138,14 +138,6 @@ def test_a_refit_whose_processes_are_killed_is_made_all_the_same(judging: MakeRe
     store = FeedbackStore(Database(recipe.feedback_url), recipe.feedback_media)
     assert sum(len(each.judgements) for each in store.judged()) == num
     store.database.close()
-
-
-def _processes(name: str) -> set[int]:
-    found: set[int] = set()
-    for process in psutil.process_iter(["cmdline"]):
-        if name in "".join(process.info["cmdline"] or []):
-            found.add(process.pid)
-    return found
 
 
 def test_a_refit_judges_where_it_is_right_as_often_and_otherwise_by_its_brier_score() -> None:
