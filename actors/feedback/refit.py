@@ -33,6 +33,8 @@ from pipeline.feedback.store import FeedbackStore
 from pipeline.feedback.versions import RewardVersion, RewardVersions, Trigger
 
 logger = logging.getLogger(__name__)
+MOST_DOUBLINGS = 6
+"""Of the wait between two looks, while they fail."""
 SHOWN = ("num_pairs", "accuracy", "brier")
 
 
@@ -102,7 +104,8 @@ class Refitter:
         table = versions.directory / f"v{number:04d}.parquet"
         write_preferences(table, (each.preference for each in preferences))
         learn = partial(self._learn, recipe, table, versions.path(source), versions.path(number))
-        after, before = map(measure, self._crew.insist("refit", learn))
+        scored, scored_before, num_refused = self._crew.insist("refit", learn)
+        after, before = measure(scored), measure(scored_before)
         version = RewardVersion(
             number=number,
             source=source,
@@ -110,6 +113,7 @@ class Refitter:
             fitted_at=time.time(),
             until=max(each.judged_at for each in preferences if each.judged_at is not None),
             num_comparisons=sum(each.judged_at is not None for each in preferences),
+            num_refused=num_refused,
             held_out={name: after[name] for name in SHOWN},
             held_out_before={name: before[name] for name in SHOWN},
             is_accepted=is_as_good(after, before),
@@ -120,8 +124,8 @@ class Refitter:
 
     def _learn(
         self, recipe: Recipe, table: Path, source: Path, target: Path
-    ) -> tuple[list[ScoredPair], list[ScoredPair]]:
-        """Trains, and returns the held-out comparisons as scored after and before."""
+    ) -> tuple[list[ScoredPair], list[ScoredPair], int]:
+        """Trains, and returns the held-out comparisons as scored after and before, and how many the door refused."""
         roles = self._crew.roles({"encoder": source})
         needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
         door = Door(roles, recipe, recipe.rlhf.split, stage="refit", needs=needs)
@@ -131,7 +135,7 @@ class Refitter:
         for _, metrics in self._crew.training("reward_model").run(source=source, target=target, data=data):
             found |= metrics
         self.warm()
-        return found["held_out"], found["held_out_before"]
+        return found["held_out"], found["held_out_before"], int(drawn[-1]["counts/pairs_refused"])
 
     def warm(self) -> None:
         """Starts the workers of the next refit."""
@@ -183,17 +187,22 @@ class _Looking:
         self._recipe = recipe
 
     def run(self) -> None:
-        refitter = None
+        refitter, num_failed = None, 0
         while True:
             try:
                 if refitter is None:
                     refitter = Refitter(self._recipe)
                     refitter.warm()
                 refitter.look()
+                num_failed = 0
             except Exception as error:  # Whatever it is: the reward model stays what it was, and the loop goes on.
-                RewardVersions(self._recipe).failed(error)
+                num_failed += 1
+                versions = RewardVersions(self._recipe)
+                with versions.alone():
+                    versions.failed(error)
                 logger.warning("feedback: no refit, the run goes on: %s: %s", type(error).__name__, error)
                 if refitter is not None:
                     refitter.close()
                 refitter = None
-            time.sleep(self._recipe.feedback.refit.poll_s)
+            # What fails again and again starts its processes less and less often.
+            time.sleep(self._recipe.feedback.refit.poll_s * 2 ** min(num_failed, MOST_DOUBLINGS))

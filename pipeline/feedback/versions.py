@@ -40,6 +40,7 @@ class RewardVersion:
     """A refit: of which version, from what, and what came of it.
 
     num_comparisons: all that people had made by then; until: when the newest of them was made, in seconds since 1970.
+    num_refused: comparisons so far in its batches, and of the held-out ones, whose prompt the door refused.
     fresh: how often the model before was right on those that it had not learned from, and of how many that was said.
     held_out, held_out_before: of `calibration.measure` on held-out comparisons, after and before.
     is_accepted: whether it was right as often as the one before; one that is not never judges.
@@ -55,6 +56,7 @@ class RewardVersion:
     held_out_before: Mapping[str, Any]
     is_accepted: bool
     fresh: Mapping[str, Any] | None = None
+    num_refused: int = 0
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> RewardVersion:
