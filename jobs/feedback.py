@@ -29,7 +29,7 @@ from jobs.local import print_in_any_locale
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.table import write_preferences
 from pipeline.feedback.exchange import arena, jsonl, label_studio, trl
-from pipeline.feedback.preferences import human_preferences
+from pipeline.feedback.preferences import human_opinions
 from pipeline.feedback.raters import Register
 from pipeline.feedback.records import MediumRef, RaterRole
 from pipeline.feedback.versions import RewardVersions
@@ -67,13 +67,14 @@ def forget(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 def preferences(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Writes the comparisons that people made of completions, for the reward model."""
+    """Writes what people said of completions, for the reward model."""
     path = recipe.run.directory / "preferences.parquet"
-    found = [each.preference for each in human_preferences(page.opened(recipe), recipe.feedback)]
+    told = human_opinions(page.opened(recipe), recipe.feedback, recipe.reward_model.criteria)
+    found = [each.opinion for each in told]
     if not found:
-        raise ConfigError("nobody has compared completions in the store of this run; see jobs.feedback serve")
+        raise ConfigError("nobody has judged completions in the store of this run; see jobs.feedback serve")
     write_preferences(path, found)
-    print(f"{path}: {len(found)} comparisons by {len({each.rater for each in found})} raters")
+    print(f"{path}: {len(found)} judgements by {len({each.rater for each in found})} raters")
 
 
 def refit(recipe: Recipe, options: argparse.Namespace) -> None:

@@ -76,6 +76,6 @@ class People:
             "refits": float(len(versions)),
             "refits_refused": float(sum(not each.is_accepted for each in versions)),
             "refits_failed": float(self._versions.num_failed),
-            "comparisons_learned": float(versions[-1].num_comparisons if versions else 0),
+            "judgements_learned": float(versions[-1].num_judgements if versions else 0),
         }
         return {**self._offers.metrics(), **{f"feedback/{name}": value for name, value in found.items()}}

@@ -1,6 +1,6 @@
 """The reward model learns from people while the loop goes on.
 
-    store -> comparisons by people -> enough new ones? -> Ray Train x DeepSpeed, from the version that judges
+    store -> judgements by people -> enough new ones? -> Ray Train x DeepSpeed, from the version that judges
                                                                     |
     the loop swaps it in between two steps <- versions <- right as often on held-out ones?
 
@@ -27,15 +27,16 @@ from pipeline.config import ConfigError, Recipe
 from pipeline.data.held_out import HeldOut
 from pipeline.data.table import PreferenceTable, write_preferences
 from pipeline.evaluation.calibration import ScoredPair, measure
+from pipeline.evaluation.ratings import ScoredRating, ratings_json
 from pipeline.feedback.database import Database
-from pipeline.feedback.preferences import HumanPreference, foreseen, human_preferences, new_since, reason_to_refit
+from pipeline.feedback.preferences import HumanOpinion, foreseen, human_opinions, new_since, reason_to_refit
 from pipeline.feedback.store import FeedbackStore
 from pipeline.feedback.versions import RewardVersion, RewardVersions, Trigger
 
 logger = logging.getLogger(__name__)
 MOST_DOUBLINGS = 6
 """Of the wait between two looks, while they fail."""
-SHOWN = ("num_pairs", "accuracy", "brier")
+HeldOutFigures = dict[str, Any]
 
 
 class Refitter:
@@ -62,70 +63,69 @@ class Refitter:
             try:
                 database.migrate()
                 store = FeedbackStore(database, self._recipe.feedback_media)
-                preferences = list(human_preferences(store, settings))
+                opinions = list(human_opinions(store, settings, self._fits.reward_model.criteria))
             finally:
                 database.close()
             last = next(reversed(self._versions.all()), None)
             since = self._since if last is None else max(self._since, last.fitted_at)
-            why = reason_to_refit(preferences, last, settings.refit, since=since, now=time.time())
+            why = reason_to_refit(opinions, last, settings.refit, since=since, now=time.time())
             if why is None and not is_asked:
                 return None
-            learned = self._learned(preferences)
+            learned = self._learned(opinions)
             if learned is None:
                 if is_asked:
                     raise ConfigError(
-                        f"{len(preferences)} comparisons by people are too few to hold some out and learn from others"
+                        f"{len(opinions)} judgements by people are too few to hold some out and learn from others"
                     )
                 return None
             return self._refit(*learned, last, why or Trigger.ASKED)
 
-    def _learned(self, preferences: Sequence[HumanPreference]) -> tuple[Recipe, list[HumanPreference]] | None:
+    def _learned(self, opinions: Sequence[HumanOpinion]) -> tuple[Recipe, list[HumanOpinion]] | None:
         """What is learned from or held out, and the recipe, its batch no larger than that; None where it is nothing.
 
         Of held-out prompts that is what people said alone: a refit is measured by nothing else.
         """
         settings = self._fits.reward_model
-        said = [each.preference.prompt_id for each in preferences if each.judged_at is not None]
+        said = [each.opinion.prompt_id for each in opinions if each.judged_at is not None]
         if not said:
             return None
         held_out = HeldOut.of(said, fraction=settings.held_out_fraction, most=settings.max_held_out)
-        kept = [each for each in preferences if each.judged_at is not None or each.preference.prompt_id not in held_out]
+        kept = [each for each in opinions if each.judged_at is not None or each.opinion.prompt_id not in held_out]
         num_learned = len(kept) - len(held_out.rows)
         if not num_learned:
             return None
         return _with(self._fits, batch_size=min(settings.batch_size, num_learned)), kept
 
     def _refit(
-        self, recipe: Recipe, preferences: Sequence[HumanPreference], last: RewardVersion | None, why: Trigger
+        self, recipe: Recipe, opinions: Sequence[HumanOpinion], last: RewardVersion | None, why: Trigger
     ) -> RewardVersion:
         versions = self._versions
         number = 1 if last is None else last.number + 1
         source = versions.current
         table = versions.directory / f"v{number:04d}.parquet"
-        write_preferences(table, (each.preference for each in preferences))
+        write_preferences(table, (each.opinion for each in opinions))
         learn = partial(self._learn, recipe, table, versions.path(source), versions.path(number))
-        scored, scored_before, num_refused = self._crew.insist("refit", learn)
-        after, before = measure(scored), measure(scored_before)
+        after, before, num_refused = self._crew.insist("refit", learn)
         version = RewardVersion(
             number=number,
             source=source,
             trigger=why,
             fitted_at=time.time(),
-            until=max(each.judged_at for each in preferences if each.judged_at is not None),
-            num_comparisons=sum(each.judged_at is not None for each in preferences),
+            until=max(each.judged_at for each in opinions if each.judged_at is not None),
+            num_judgements=sum(each.judged_at is not None for each in opinions),
             num_refused=num_refused,
-            held_out={name: after[name] for name in SHOWN},
-            held_out_before={name: before[name] for name in SHOWN},
+            held_out=after,
+            held_out_before=before,
             is_accepted=is_as_good(after, before),
-            fresh=foreseen(new_since(preferences, last)),
+            fresh=foreseen(new_since(opinions, last)),
         )
         versions.add(version)
         return version
 
     def _learn(
         self, recipe: Recipe, table: Path, source: Path, target: Path
-    ) -> tuple[list[ScoredPair], list[ScoredPair], int]:
-        """Trains, and returns the held-out comparisons as scored after and before, and how many the door refused."""
+    ) -> tuple[HeldOutFigures, HeldOutFigures, int]:
+        """Trains, and returns what held-out judgements say, after and before, and how many the door refused."""
         roles = self._crew.roles({"encoder": source})
         needs = needs_of(recipe, source, recipe.reward_model.parts, recipe.rlhf.policy.parts)
         door = Door(roles, recipe, recipe.rlhf.split, stage="refit", needs=needs)
@@ -135,7 +135,9 @@ class Refitter:
         for _, metrics in self._crew.training("reward_model").run(source=source, target=target, data=data):
             found |= metrics
         self.warm()
-        return found["held_out"], found["held_out_before"], int(drawn[-1]["counts/pairs_refused"])
+        after = figures(found["held_out"], found["held_out_ratings"])
+        before = figures(found["held_out_before"], found["held_out_ratings_before"])
+        return after, before, int(drawn[-1]["counts/pairs_refused"])
 
     def warm(self) -> None:
         """Starts the workers of the next refit."""
@@ -146,8 +148,23 @@ class Refitter:
         self._crew.shutdown()
 
 
-def is_as_good(after: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Whether a refit may judge, by `calibration.measure` on the same comparisons: right as often as the one before.
+def figures(pairs: Sequence[ScoredPair], ratings: Sequence[ScoredRating]) -> HeldOutFigures:
+    """How right a reward model is on what it never learned: pairs, and ratings by criterion, each one counting alike.
+
+    `num` of them; the `accuracy` on those that are no tie and not in the middle of the scale (None where all are); the
+    `brier` score. See `calibration.measure` and `ratings_json`.
+    """
+    found = [measure(pairs)] if pairs else []
+    found += ratings_json(ratings).values()
+    nums = [each["num_pairs"] if "num_pairs" in each else each["num_ratings"] for each in found]
+    num_decided = sum(each["num_decided"] for each in found)
+    num_right = sum((each["accuracy"] or 0.0) * each["num_decided"] for each in found)
+    brier = sum(each["brier"] * num for each, num in zip(found, nums, strict=True)) / sum(nums)
+    return {"num": sum(nums), "accuracy": num_right / num_decided if num_decided else None, "brier": brier}
+
+
+def is_as_good(after: HeldOutFigures, before: HeldOutFigures) -> bool:
+    """Whether a refit may judge, by `figures` of the same judgements: right as often as the one before.
 
     Where nothing but ties are held out, the smaller Brier score says so.
     """

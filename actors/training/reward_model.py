@@ -69,8 +69,8 @@ def train_reward_model(config: dict[str, Any]) -> None:
         standardise(module, found.pop("raw"))
         if engine.world.rank == 0:
             score = {"mean": float(module.mean), "std": float(module.scale)}
-            pairs_before = before and before["held_out"]
-            report(config, (settings.num_steps, {**found, "held_out_before": pairs_before, "score": score}))
+            was = {f"{name}_before": before and before[name] for name in ("held_out", "held_out_ratings")}
+            report(config, (settings.num_steps, {**found, **was, "score": score}))
         export(config, engine)
 
 

@@ -16,20 +16,20 @@ class Refit(Section):
     enabled: bool = True
     """Whether the reward model of a run that offers completions learns from what people say of them."""
     after_judgements: int = Field(default=32, ge=1)
-    """New comparisons after which it is refitted."""
+    """New judgements after which it is refitted."""
     after_s: float = Field(default=900.0, gt=0)
     """Seconds after the last refit after which fewer are enough."""
     drift: float = Field(default=0.2, gt=0, le=1)
-    """By how much it may be right less often on new comparisons than it was on held-out ones; beyond that, fewer are
+    """By how much it may be right less often on new judgements than it was on held-out ones; beyond that, fewer are
     enough."""
     least_judgements: int = Field(default=8, ge=1)
-    """New comparisons that it takes in any case."""
+    """New judgements that it takes in any case."""
     num_steps: int = Field(default=30, gt=0)
-    """Optimizer steps of a refit, on all comparisons that people have made. The rest is as in `reward_model`."""
+    """Optimizer steps of a refit, on all that people have said. The rest is as in `reward_model`."""
     batch_size: int = Field(default=16, gt=0)
-    """Comparisons in an optimizer step, over all workers."""
+    """Judgements in an optimizer step, over all workers."""
     held_out_fraction: float = Field(default=0.2, gt=0, le=0.5)
-    """Share of the prompts whose comparisons are never learned: on these a refit must be right as often as the version
+    """Share of the prompts of which nothing is learned: on what is said of these a refit must be right as often as the version
     before, or it is not swapped in."""
     keep_last: int = Field(default=5, ge=1)
     """Versions whose checkpoints are kept, to roll back to."""

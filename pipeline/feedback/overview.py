@@ -133,7 +133,7 @@ def _reward_model(versions: RewardVersions) -> dict[str, Any]:
     rows = [
         {
             "version": each.number,
-            "num_judgements": each.num_comparisons,
+            "num_judgements": each.num_judgements,
             "accuracy_new": None if each.fresh is None else each.fresh["accuracy"],
             "accuracy_before": each.held_out_before["accuracy"],
             "accuracy_after": each.held_out["accuracy"],
@@ -142,7 +142,7 @@ def _reward_model(versions: RewardVersions) -> dict[str, Any]:
         }
         for each in every
     ]
-    return {"versions": rows, "num_eaten": every[-1].num_comparisons if every else 0}
+    return {"versions": rows, "num_eaten": every[-1].num_judgements if every else 0}
 
 
 def _answers(judged: Judged) -> list[Any]:

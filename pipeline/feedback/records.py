@@ -54,7 +54,7 @@ class EventKind(StrEnum):
     DWELT = "dwelt"  # value: seconds
     COPIED = "copied"
     REGENERATED = "regenerated"
-    THUMB = "thumb"  # value: 1 or -1
+    THUMB = "thumb"  # value: 1 or -1; 0 takes it back
     CHOSEN = "chosen"  # one of the K that were shown
 
 
@@ -168,7 +168,7 @@ class Act:
     """What a rater did on the page, once, beside judging: `place` is that of a completion in its item.
 
     shown_place: where on the page that completion was. Both are None where the act is about the whole.
-    value: seconds of `PLAYED` and `DWELT`, 1 or -1 of `THUMB`.
+    value: seconds of `PLAYED` and `DWELT`, 1, -1 or 0 of `THUMB`.
     """
 
     kind: EventKind

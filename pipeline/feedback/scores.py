@@ -42,10 +42,12 @@ def late_scores(
         for row in [*_thumbs(connection, where), *_said(connection, where)]:
             if row.name not in aside:
                 for place, score in _scores(row):
-                    candidate = row.candidates[place]
-                    if candidate["token_ids"]:
-                        found[row.prompt_id, tuple(candidate["token_ids"])][row.rater_id] = score
-    return {completion: fmean(by_rater.values()) for completion, by_rater in found.items()}
+                    by_rater = found[row.prompt_id, tuple(row.candidates[place]["token_ids"])]
+                    if score is None:
+                        by_rater.pop(row.rater_id, None)
+                    else:
+                        by_rater[row.rater_id] = score
+    return {said: fmean(by_rater.values()) for said, by_rater in found.items() if by_rater and said[1]}
 
 
 def _thumbs(connection: Connection, where: list[Any]) -> list[Any]:
@@ -79,10 +81,10 @@ def _said(connection: Connection, where: list[Any]) -> list[Any]:
     return sorted(connection.execute(query), key=lambda row: kinds.index(row.kind))
 
 
-def _scores(row: Any) -> list[tuple[int, float]]:
-    """Places of completions in their item, and what was said of each."""
+def _scores(row: Any) -> list[tuple[int, float | None]]:
+    """Places of completions in their item, and what was said of each; None takes back what was said before."""
     if row.kind == EventKind.THUMB.value:
-        return [(row.place, _clipped(row.value))]
+        return [(row.place, _clipped(row.value) if row.value else None)]
     if row.kind == JudgementKind.REWARD.value:
         return [(row.content["place"], _clipped(row.content["value"]))]
     return [(place, (fmean(each.values()) - _MIDDLE) / _REACH) for place, each in enumerate(row.content["ratings"])]

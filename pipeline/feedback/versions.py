@@ -39,10 +39,10 @@ class Trigger(StrEnum):
 class RewardVersion:
     """A refit: of which version, from what, and what came of it.
 
-    num_comparisons: all that people had made by then; until: when the newest of them was made, in seconds since 1970.
+    num_judgements: all that people had made by then; until: when the newest of them was made, in seconds since 1970.
     num_refused: comparisons so far in its batches, and of the held-out ones, whose prompt the door refused.
     fresh: how often the model before was right on those that it had not learned from, and of how many that was said.
-    held_out, held_out_before: of `calibration.measure` on held-out comparisons, after and before.
+    held_out, held_out_before: `num`, `accuracy` and `brier` on held-out judgements, after and before.
     is_accepted: whether it was right as often as the one before; one that is not never judges.
     """
 
@@ -51,7 +51,7 @@ class RewardVersion:
     trigger: Trigger
     fitted_at: float
     until: float
-    num_comparisons: int
+    num_judgements: int
     held_out: Mapping[str, Any]
     held_out_before: Mapping[str, Any]
     is_accepted: bool
@@ -70,8 +70,8 @@ class RewardVersion:
             for each in (self.held_out, self.held_out_before)
         )
         return (
-            f"reward model {self.number}: from {self.num_comparisons} comparisons by people; right in {after} of "
-            f"{self.held_out['num_pairs']} held-out ones, {before} before"
+            f"reward model {self.number}: from {self.num_judgements} judgements by people; right in {after} of "
+            f"{self.held_out['num']} held-out ones, {before} before"
             + ("" if self.is_accepted else "; that is less often, and it is left out")
         )
 

@@ -100,11 +100,11 @@ def _liked(acts: Sequence[Act]) -> dict[int, int]:
     for act in acts:
         if act.place is None:
             continue
-        if act.kind is EventKind.THUMB and act.value:
-            thumbs[act.place] = 1 if act.value > 0 else -1
+        if act.kind is EventKind.THUMB:
+            thumbs[act.place] = int(np.sign(act.value))
         elif act.kind in _GOOD or act.kind is EventKind.REGENERATED:
             found[act.place] = 1 if act.kind in _GOOD else -1
-    return {**found, **thumbs}
+    return {**found, **{place: value for place, value in thumbs.items() if value}}
 
 
 def _looked_at(viewing: Viewing, liked: Mapping[int, int]) -> set[int]:

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from pipeline.config import load_recipe
 from pipeline.feedback.judging import BadJudgement
-from pipeline.feedback.preferences import human_preferences, new_since
 from pipeline.feedback.queue import (
     MOST_LEFT,
     REPEAT_AFTER_S,
@@ -23,8 +21,8 @@ from pipeline.feedback.queue import (
     Queue,
 )
 from pipeline.feedback.raters import Person
-from pipeline.feedback.records import EventKind, Item, Judged, Judgement, JudgementKind, RaterRole, Task
-from tests.feedback.office import PLAIN, MakeItem, Office
+from pipeline.feedback.records import EventKind, Judged, Judgement, JudgementKind, RaterRole, Task
+from tests.feedback.office import MakeItem, Office
 
 
 def choose(queue: Queue, rater: Person, shown: Presentation | None, place: int | None = 0, key: str = "") -> None:
@@ -311,56 +309,3 @@ def test_what_was_judged_elsewhere_is_brought_in_once_and_asked_of_nobody(office
     assert {each.item.id: each for each in office.store.judged()} == {each.item.id: each for each in said}
     assert office.queue.next(office.rater()) is None
     assert ("ada", True) in [(row.name, row.is_revoked) for row in office.store.raters()]
-
-
-def test_what_the_reward_model_learns_leaves_out_repeats_known_items_and_raters_who_are_set_aside(
-    office: Office, make_item: MakeItem
-) -> None:
-    recipe = load_recipe(None, ["feedback.min_gold_judgements=1"])
-    pair, gold = make_item("pair", num_raters=3), make_item("gold", gold={"chosen": 0})
-
-    def of(item: Item, rater: str, chosen: int | None, **more: Any) -> Judgement:
-        kind = JudgementKind.PAIR
-        return Judgement(f"{rater}-{item.prompt_id}{more}", item.id, rater, kind, {"chosen": chosen}, 5.0, **more)
-
-    bad = [of(gold, "bad", 1), of(pair, "bad", 0)]
-    good = [of(gold, "good", 0), of(pair, "good", 1), of(pair, "good", 0, is_repeat=True)]
-    even = [of(pair, "even", None)]
-    said = [*bad, *good, *even]
-    office.store.bring([Judged(item, tuple(e for e in said if e.item_id == item.id)) for item in (pair, gold)])
-    preferences = [each.preference for each in human_preferences(office.store, recipe.feedback)]
-    found = sorted(preferences, key=lambda each: each.rater)
-    assert [(each.rater, each.chosen, each.rejected, each.is_tie) for each in found] == [
-        ("even", "pair0", "pair1", True),
-        ("good", "pair1", "pair0", False),
-    ]
-    assert (found[1].chosen_ids, found[1].rejected_ids) == ((1, 7), (0, 7))
-
-
-def test_a_ranking_compares_every_two_for_the_reward_model(office: Office, make_item: MakeItem) -> None:
-    item = make_item("r", num=3, task=Task.RANKING)
-    said = Judgement("key-ranking", item.id, "ada", JudgementKind.RANKING, {"ranks": [2, 1, 2]}, 5.0)
-    office.store.bring([Judged(item, (said,))])
-    found = [each.preference for each in human_preferences(office.store, load_recipe(None, []).feedback)]
-    assert {(each.chosen, each.rejected, each.is_tie) for each in found} == {
-        ("r1", "r0", False),
-        ("r0", "r2", True),
-        ("r1", "r2", False),
-    }
-
-
-def test_what_somebody_copied_is_learned_too_with_less_weight_and_does_not_count_as_said(
-    office: Office, make_item: MakeItem
-) -> None:
-    office.store.offer([make_item("copied")])
-    rater, queue = office.rater(), office.queue
-    shown = queue.next(rater)
-    assert shown is not None
-    acts = [Event("one", shown.id, EventKind.COPIED, 1), Event("two", shown.id, EventKind.DWELT, value=3.5)]
-    queue.record(rater, acts)
-    (found,) = human_preferences(office.store, PLAIN)
-    texts = [shown.item.candidates[place].text for place in shown.order]
-    assert (found.preference.chosen, found.preference.rejected) == (texts[1], texts[0])
-    assert found.preference.weight == pytest.approx(PLAIN.weak_weight) and found.judged_at is None
-    assert new_since([found], None) == []
-    assert list(human_preferences(office.store, PLAIN.model_copy(update={"weak_weight": 0}))) == []

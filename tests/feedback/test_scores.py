@@ -47,6 +47,8 @@ def test_a_rewards_is_clipped_a_rating_is_its_mean_around_three_and_a_thumb_is_a
     thumb(queue, silent, 1, -1.0, "down")
     thumb(queue, silent, 1, 1.0, "up")
     assert late_scores(office.store, 0) == {FIRST: 0.875, SECOND: (-0.5 - 1.0 + 1.0) / 3}
+    thumb(queue, silent, 1, 0.0, "taken back")
+    assert late_scores(office.store, 0) == {FIRST: 0.875, SECOND: (-0.5 - 1.0) / 2}
 
 
 def test_of_one_rater_the_last_reward_counts_before_ratings_and_these_before_thumbs(

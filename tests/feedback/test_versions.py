@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import load_recipe
 from pipeline.config.feedback import Refit
-from pipeline.feedback.preferences import HumanPreference, foreseen, reason_to_refit
+from pipeline.feedback.preferences import HumanOpinion, foreseen, reason_to_refit
 from pipeline.feedback.versions import HEAD_FILE, RewardVersion, RewardVersions, Trigger
 from pipeline.models import checkpoint
 from pipeline.records import Preference, RaterKind
@@ -20,9 +20,9 @@ FIRST = RewardVersion(
     trigger=Trigger.COUNT,
     fitted_at=100.0,
     until=90.0,
-    num_comparisons=40,
-    held_out={"num_pairs": 8, "accuracy": 0.9, "brier": 0.1},
-    held_out_before={"num_pairs": 8, "accuracy": 0.5, "brier": 0.25},
+    num_judgements=40,
+    held_out={"num": 8, "accuracy": 0.9, "brier": 0.1},
+    held_out_before={"num": 8, "accuracy": 0.5, "brier": 0.25},
     is_accepted=True,
 )
 
@@ -36,9 +36,9 @@ def fitted(versions: RewardVersions, number: int, *, is_accepted: bool = True) -
     versions.add(dataclasses.replace(FIRST, number=number, is_accepted=is_accepted))
 
 
-def said(judged_at: float, is_foreseen: bool | None = None) -> HumanPreference:
+def said(judged_at: float, foreseen: float | None = None) -> HumanOpinion:
     preference = Preference("p", (1,), (2,), "good", "bad", "ada", RaterKind.HUMAN)
-    return HumanPreference(preference, judged_at, is_foreseen)
+    return HumanOpinion(preference, judged_at, foreseen)
 
 
 def test_the_last_accepted_version_judges_and_what_it_was_is_kept(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_only_comparisons_since_the_last_refit_count() -> None:
 @pytest.mark.parametrize(("num_right", "reason"), [(3, Trigger.DRIFT), (4, None)])
 def test_a_model_that_is_less_often_right_than_it_was_learns_again(num_right: int, reason: Trigger | None) -> None:
     # 0.9 on held-out comparisons; 3 of 5 on new ones are .3 less, 4 of 5 are .1 less.
-    new = [said(91.0, is_foreseen=number < num_right) for number in range(5)]
+    new = [said(91.0, foreseen=number < num_right) for number in range(5)]
     assert reason_to_refit(new, FIRST, SETTINGS, since=100.0, now=101.0) is reason
 
 

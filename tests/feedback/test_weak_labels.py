@@ -53,6 +53,7 @@ def test_what_was_regenerated_or_got_a_thumb_down_is_worse_and_the_last_thumb_co
     assert told(viewing(Act(THUMB, 0, value=-1), num=2)) == {(0, 1, 1)}
     assert told(viewing(Act(THUMB, 0, value=-1), Act(THUMB, 0, value=1), num=2)) == {(0, 1, 0)}
     assert told(viewing(Act(COPIED, 0), Act(THUMB, 0, value=-1), num=2)) == {(0, 1, 1)}
+    assert told(viewing(Act(THUMB, 0, value=-1), Act(THUMB, 0, value=0), num=2)) == set()
 
 
 def test_clicks_that_are_alike_and_acts_about_the_whole_say_nothing() -> None:

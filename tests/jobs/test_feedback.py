@@ -113,7 +113,7 @@ def test_judgements_that_were_acknowledged_outlive_the_server_and_become_prefere
         assert admin.post(f"{address}/api/login", json={"token": admin_token}, timeout=20).status_code == 200
         summary = admin.get(f"{address}/api/admin/summary", timeout=20).json()
         assert summary["judgements"]["num"] == 6 and summary["items"]["done"] == 6
-    assert re.search(r"6 comparisons by 1 raters", job("preferences", *given))
+    assert re.search(r"6 judgements by 1 raters", job("preferences", *given))
     table = PreferenceTable(tmp_path / "preferences.parquet")
     rows = table.pairs()
     assert {(row.chosen, row.rater, row.rater_kind) for row in rows if not row.is_tie} == {

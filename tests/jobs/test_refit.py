@@ -80,13 +80,13 @@ def test_what_people_say_reaches_the_loops_reward_and_can_be_taken_back(
     refitter, versions = Refitter(recipe), RewardVersions(recipe)
     try:
         assert refitter.look() is None
-        with pytest.raises(ConfigError, match="0 comparisons by people are too few"):
+        with pytest.raises(ConfigError, match="0 judgements by people are too few"):
             refitter.look(is_asked=True)
         num = judged_by_people(recipe)
         version = refitter.look()
         assert version is not None and version == versions.all()[0]
         assert (version.number, version.source, version.trigger) == (1, 0, Trigger.COUNT)
-        assert version.num_comparisons == num and version.is_accepted and versions.current == 1
+        assert version.num_judgements == num and version.is_accepted and versions.current == 1
         assert version.held_out["accuracy"] == 1.0 >= version.held_out_before["accuracy"]
         assert version.held_out["brier"] < version.held_out_before["brier"]
         learned = PreferenceTable(versions.directory / "v0001.parquet")
@@ -132,7 +132,7 @@ def test_a_refit_whose_processes_are_killed_is_made_all_the_same(judging: MakeRe
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        assert killed and versions.all()[0].num_comparisons == num and versions.current == 1
+        assert killed and versions.all()[0].num_judgements == num and versions.current == 1
     finally:
         ray.kill(actor)
     store = FeedbackStore(Database(recipe.feedback_url), recipe.feedback_media)

@@ -5,6 +5,7 @@ import { Clock, record } from "./events.js";
 import { Media } from "./media.js";
 import { Notes } from "./notes.js";
 import { rankingAnswer } from "./ranking.js";
+import { Thumbs } from "./thumbs.js";
 import { say } from "./words.js";
 
 const LEAST_S = 0.05; // less is no event: a page tells its leaving twice
@@ -61,6 +62,7 @@ export class Item {
     });
     this.answer = ANSWERS[task]({ cards: this.cards, criteria, submit, changed });
     this.notes = new Notes(this.cards, completions, { mayReward, changed });
+    this.thumbs = new Thumbs(this.cards, (value, place) => tell("thumb", value, place));
   }
 
   /** Puts the item on the page and starts its clock; it counts as shown once it is on the screen. */

@@ -4,6 +4,7 @@ import { byId, element } from "./dom.js";
 const LIST = [
   ["1 2", "keys.pair"], ["0 T", "keys.tie"], ["1 – 9", "keys.rank"], ["↑ ↓", "keys.move"], ["1 – 5", "keys.rate"], ["← →", "keys.focus"],
   ["Enter", "keys.submit"], ["S", "keys.skip"], ["U", "keys.undo"], ["C", "keys.correct"], ["F", "keys.harmful"], ["R", "keys.reward"],
+  ["+ -", "keys.thumb"],
   ["Z", "keys.zoom"], ["P", "keys.play"], ["Space Esc", "keys.pause"], ["?", "keys.help"],
 ];
 

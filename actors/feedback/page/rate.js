@@ -250,8 +250,8 @@ export function press(key) {
   if (key === "u") return undo(), true;
   const { item } = room;
   if (!item) return false;
-  const card = item.cards[item.focusedPlace] ?? null;
-  if (item.answer.press(key, card) || item.notes.press(key, item.focusedPlace)) return true;
+  const place = item.focusedPlace;
+  if (item.answer.press(key, item.cards[place] ?? null) || item.notes.press(key, place) || item.thumbs.press(key, place)) return true;
   const actions = {
     Enter: () => item.answer.kind !== "pair" && answer(), s: openSkip, z: () => item.media.zoom(), p: () => item.media.toggle(),
     ArrowLeft: () => item.moveFocus(-1), ArrowRight: () => item.moveFocus(1),

@@ -38,6 +38,7 @@ const WORDS = {
     "skip": "Skip", "skip.title": "Skip this item", "skip.label": "Why? (optional)", "skip.confirm": "Skip it",
     "correct": "Correct", "correct.label": "What answer {n} should have said",
     "harmful": "Harmful", "harmful.on": "Answer {n} is flagged as harmful. F takes the flag back.", "harmful.off": "The flag is taken back.",
+    "thumb.up": "Good", "thumb.down": "Bad", "thumb.is_up": "Answer {n} has a thumb up.", "thumb.is_down": "Answer {n} has a thumb down.", "thumb.gone": "The thumb of answer {n} is taken back.",
     "reward": "Reward", "reward.label": "Reward of answer {n}", "focus.first": "Choose an answer with ← → first, then press {key} again.",
     "reward.invalid": "The reward of answer {n} is not a number.",
 
@@ -54,6 +55,7 @@ const WORDS = {
     "keys.rate": "rating: set the focused criterion", "keys.focus": "go from answer to answer", "keys.submit": "submit",
     "keys.skip": "skip", "keys.undo": "take back the last judgement", "keys.correct": "correct the focused answer",
     "keys.harmful": "flag the focused answer as harmful", "keys.reward": "give the focused answer a reward (experts)",
+    "keys.thumb": "give the focused answer a thumb up or down",
     "keys.zoom": "zoom the picture", "keys.play": "play or pause", "keys.pause": "pause, go on", "keys.help": "these keys",
 
     "admin.title": "Overview", "admin.refreshed": "Looked at {time}, again every {seconds} s", "admin.export": "Export (JSONL)",
@@ -118,6 +120,7 @@ const WORDS = {
     "skip": "跳过", "skip.title": "跳过此项", "skip.label": "原因（可不填）", "skip.confirm": "跳过",
     "correct": "更正", "correct.label": "回答 {n} 应该怎么说",
     "harmful": "有害", "harmful.on": "回答 {n} 已标为有害。按 F 取消。", "harmful.off": "已取消标记。",
+    "thumb.up": "好", "thumb.down": "差", "thumb.is_up": "回答 {n} 已点赞。", "thumb.is_down": "回答 {n} 已点踩。", "thumb.gone": "已取消对回答 {n} 的评价。",
     "reward": "奖励", "reward.label": "回答 {n} 的奖励", "focus.first": "请先用 ← → 选择一个回答，再按 {key}。",
     "reward.invalid": "回答 {n} 的奖励不是数字。",
 
@@ -134,6 +137,7 @@ const WORDS = {
     "keys.rate": "打分：设定焦点标准", "keys.focus": "在回答之间移动", "keys.submit": "提交",
     "keys.skip": "跳过", "keys.undo": "撤回上一个判断", "keys.correct": "更正焦点回答",
     "keys.harmful": "将焦点回答标为有害", "keys.reward": "给焦点回答奖励（专家）",
+    "keys.thumb": "为焦点回答点赞或点踩",
     "keys.zoom": "放大图片", "keys.play": "播放或暂停", "keys.pause": "暂停、继续", "keys.help": "显示按键",
 
     "admin.title": "概览", "admin.refreshed": "{time} 更新，每 {seconds} 秒一次", "admin.export": "导出（JSONL）",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,17 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import requests
-from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Route, expect, sync_playwright
 
 from actors.feedback.app import PAGE_VERSION
-from pipeline.data.media import encode_video, encode_wav
-from pipeline.feedback.records import Candidate, Item, Judged, Judgement, JudgementKind, RaterRole, Task
+from pipeline.feedback.records import Candidate, EventKind, Item, Judged, Judgement, JudgementKind, RaterRole, Task
 from pipeline.feedback.versions import RewardVersion, Trigger
-from pipeline.records import Audio, MediaKind, Message
+from pipeline.records import MediaKind
+from tests.actors.feedback.showing import (
+    CRITERIA,
+    FALLS,
+    NOISE,
+    RIGHT,
+    RISES,
+    SLIDES,
+    STANDS,
+    WRONG,
+    film,
+    item,
+    offer_one_of_each,
+    picture,
+    tone,
+)
 from tests.actors.feedback.visits import (
     Visit,
     comes,
@@ -45,59 +56,9 @@ HOSTILE = (
 )
 
 
-# What is shown.
-
-RIGHT, WRONG = "A red house stands beside the mountain, and the sun is out.", "A tree. It is raining."
-RISES, FALLS, NOISE = "The tone rises.", "The tone falls.", "There is only noise."
-SLIDES, STANDS = "A square slides to the right.", "A square stands still."
-CRITERIA = ("helpful", "grounded", "fluent", "safe")
-
-
-def picture() -> bytes:
-    """640 x 320 pixels: a house, a mountain, a sun."""
-    image = Image.new("RGB", (640, 320), "#dbe8f2")
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((470, 30, 540, 100), fill="#f4c542")
-    draw.polygon(((90, 210), (230, 40), (370, 210)), fill="#7d7d8a")
-    draw.rectangle((0, 210, 640, 320), fill="#5e8f5a")
-    draw.rectangle((400, 160, 490, 240), fill="#a54a3a")
-    draw.polygon(((390, 160), (445, 110), (500, 160)), fill="#6d3128")
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def tone() -> bytes:
-    """2 seconds that rise from 220 Hz."""
-    seconds = np.arange(32_000) / 16_000
-    return encode_wav(Audio((0.4 * np.sin(2 * np.pi * (220 + 60 * seconds) * seconds)).astype(np.float32), 16_000))
-
-
-def film() -> bytes:
-    """2 seconds of 160 x 120 pixels: a square slides."""
-    frames = np.full((16, 120, 160, 3), 235, np.uint8)
-    for number, frame in enumerate(frames):
-        frame[45:75, 8 * number : 8 * number + 30] = (192, 67, 13)
-    return encode_video(frames, 8)
-
-
-def item(task: Task, name: str, question: str, *answers: str, **more: Any) -> Item:
-    return Item(task, name, "demo", (Message("user", question),), (), tuple(map(Candidate, answers)), **more)
-
-
 @pytest.fixture(scope="module")
 def files() -> Mapping[MediaKind, bytes]:
     return {MediaKind.IMAGE: picture(), MediaKind.AUDIO: tone(), MediaKind.VIDEO: film()}
-
-
-def offer_one_of_each(office: Office, files: Mapping[MediaKind, bytes]) -> None:
-    """A pair about a picture, a ranking about a sound and ratings about a video, in this order, for two raters."""
-    image, audio, video = (office.store.keep(kind, data) for kind, data in files.items())
-    pair = item(Task.PAIR, "house", "<image>What stands beside the mountain, and how is the weather?", RIGHT, WRONG)
-    ranking = item(Task.RANKING, "tone", "<audio>What happens in this recording?", RISES, FALLS, NOISE)
-    rating = item(Task.RATING, "square", "<video>What happens here?", SLIDES, STANDS)
-    offered = ((pair, image, 3), (ranking, audio, 2), (rating, video, 1))
-    office.store.offer([replace(each, media=(it,), num_raters=2, uncertainty=place) for each, it, place in offered])
 
 
 # Who looks at it.
@@ -227,9 +188,9 @@ def test_the_administrator_sees_who_is_set_aside_and_why_and_which_versions_peop
         chosen = {"ada": better, "bo": better, "cy": 1 - better}
         order = (1 - better, better)
         office.store.bring([Judged(pair, tuple(_judgement(pair, name, one, order) for name, one in chosen.items()))])
-    before, after = ({"num_pairs": 10, "accuracy": each, "brier": 0.2} for each in (0.5, 0.75))
+    before, after = ({"num": 10, "accuracy": each, "brier": 0.2} for each in (0.5, 0.75))
     first = RewardVersion(1, 0, Trigger.COUNT, 1e6, 1e6, 40, after, before, True, {"num": 20, "accuracy": 0.25})
-    for version in (first, replace(first, number=2, num_comparisons=60, held_out=before, is_accepted=False)):
+    for version in (first, replace(first, number=2, num_judgements=60, held_out=before, is_accepted=False)):
         office.versions.add(version)
     page = admin.enter(invited(office, "root", RaterRole.ADMIN))
     fitted = page.locator("#versions-table [data-version='1'] td")
@@ -355,6 +316,27 @@ def test_a_judgement_that_finds_the_session_ended_arrives_after_the_next_log_in(
     press(page, "Enter")
     is_done(page)
     assert said(office) == {"a": [("ada", "pair", {"chosen": 1})]}
+
+
+def test_a_thumb_is_given_by_keyboard_changed_and_taken_back(office: Office, visit: Visiting) -> None:
+    office.store.offer([item(Task.PAIR, "a", "Which?", RIGHT, WRONG)])
+    page = visit().enter(invited(office))
+    place = comes(page, Task.PAIR).index(WRONG)
+    press(page, *["ArrowRight"] * (place + 1), "+")
+    up, down = (page.locator(f"#completion-{place} [data-thumb={name}]") for name in ("up", "down"))
+    expect(up).to_have_attribute("aria-pressed", "true")
+    press(page, "-")
+    expect(up).to_have_attribute("aria-pressed", "false")
+    expect(down).to_have_attribute("aria-pressed", "true")
+    down.click()
+    expect(down).to_have_attribute("aria-pressed", "false")
+    prefer(page, RIGHT)
+    is_done(page)
+    page.locator("#logout").click()
+    expect(page.locator("#login")).to_be_visible()
+    (viewing,) = office.store.viewings()
+    thumbs = [(act.place, act.value) for act in viewing.acts if act.kind is EventKind.THUMB]
+    assert thumbs == [(1, 1.0), (1, -1.0), (1, 0.0)]
 
 
 # It can be read, and used, by everybody.
