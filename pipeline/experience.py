@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.algorithms.advantages import a2c, gae, reinforce_plus_plus, remax, reward_to_go, token_rewards
 from pipeline.algorithms.aggregation import masked_mean, masked_whiten
-from pipeline.algorithms.group_advantages import dr_grpo, grpo, reinforce_plus_plus_baseline, rloo
+from pipeline.algorithms.group_advantages import best_and_worst, dr_grpo, grpo, reinforce_plus_plus_baseline, rloo
 from pipeline.algorithms.kl import estimate_kl
 from pipeline.algorithms.off_policy import mismatch
 from pipeline.config import AdvantageEstimator, Algorithm, KlPlace
@@ -32,6 +32,7 @@ def make_experience(
     kl_weight: float,
     proximal_logprobs: Rows | None = None,
     greedy_rewards: Tensor | None = None,
+    unrewarded: Tensor | None = None,
 ) -> tuple[list[Experience], dict[str, float]]:
     """Advantages and returns of a step, one `Experience` a group, and the step's statistics.
 
@@ -42,6 +43,7 @@ def make_experience(
         proximal_logprobs: the same, of the policy at the start of the update; None where the rollout's own, before
             filters, are those.
         greedy_rewards: float [G], of each prompt's greedy completion; None where the estimator takes none.
+        unrewarded: bool [N], completions that losses leave out because nobody knows what they are worth; None: none.
 
     Raises:
         ValueError: the estimator needs what is not there; the message names it.
@@ -62,6 +64,8 @@ def make_experience(
         kl = kl_weight * estimate_kl(estimator=estimator, policy_logprobs=proximal, reference_logprobs=reference)
     is_truncated = torch.tensor([completion.finish_reason is FinishReason.LENGTH for completion in completions])
     left_out = is_truncated & algorithm.mask_truncated
+    if unrewarded is not None:
+        left_out = left_out | unrewarded
     learned = mask & ~left_out[:, None]
     signal = _Signal(rewards, kl, mask, learned, value, len(rollouts), greedy_rewards)
     advantages, returns = _advantages(signal, algorithm)
@@ -82,7 +86,8 @@ def make_experience(
         "returns": returns,
     }
     token_ids = _pad([completion.token_ids[None] for completion in completions], mask)
-    return _groups(rollouts, {"token_ids": token_ids, **columns}, left_out), statistics
+    groups = _groups(rollouts, {"token_ids": token_ids, **columns}, left_out)
+    return list(map(_pair, groups)) if algorithm.advantage is AdvantageEstimator.BEST_WORST else groups, statistics
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,10 @@ def _advantages(signal: _Signal, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
             advantages = reinforce_plus_plus(rewards=signal.of_tokens, mask=signal.learned, gamma=gamma)
         case AdvantageEstimator.REINFORCE_PLUS_PLUS_BASELINE:
             advantages = reinforce_plus_plus_baseline(completion_rewards=signal.of_groups, mask=signal.learned)
+        case AdvantageEstimator.BEST_WORST:
+            is_learned = signal.learned.any(1).view(signal.num_groups, -1)
+            pairs = best_and_worst(completion_rewards=signal.of_groups, is_learned=is_learned)
+            advantages = _on_tokens(pairs, mask)
         case AdvantageEstimator.REMAX:
             assert signal.greedy_rewards is not None  # _check saw to it
             advantages = remax(rewards=signal.of_tokens, greedy_rewards=signal.greedy_rewards, mask=mask)
@@ -220,6 +229,15 @@ def _groups(rollouts: Sequence[Rollout], columns: Mapping[str, Tensor], left_out
         groups.append(Experience(rollout.prompt_id, **arrays, left_out=left_out[rows].numpy()))
         start = rows.stop
     return groups
+
+
+def _pair(group: Experience) -> Experience:
+    """The best completion of a group and its worst one, in this order; left out where there is no such pair."""
+    side = group.advantages[:, 0]
+    rows, is_flat = [int(side.argmax()), int(side.argmin())], not side.any()
+    length = int(group.mask[rows].sum(1).max())
+    arrays = {name: value[rows, :length] for name, value in vars(group).items() if getattr(value, "ndim", 0) == 2}
+    return replace(group, **arrays, left_out=np.full(2, is_flat))
 
 
 def _statistics(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import AdvantageEstimator, Algorithm, Kl, KlEstimator, KlPlace
+from pipeline.config import AdvantageEstimator, Algorithm, Kl, KlEstimator, KlPlace, PolicyLossName
 from pipeline.experience import collate_experience, make_experience
 from pipeline.records import Completion, Experience, FinishReason, Rollout
 
@@ -38,6 +38,8 @@ ROLLOUTS = [
 ]
 # What is padded may hold anything.
 REFERENCE = [_array([[-2, -2, -1], [-1.5, NAN, NAN]]), _array([[-1, -1], [-1, -2]])]
+ALONE = [each for each in AdvantageEstimator if each is not AdvantageEstimator.BEST_WORST]
+"""Estimators whose advantages any loss but DPO's takes."""
 VALUES = [_array([[2, 1, 3], [1, NAN, NAN]]), _array([[0, 0], [1, 2]])]
 REWARDS = torch.tensor([4.0, 2.0, 1.0, 3.0])
 
@@ -65,6 +67,29 @@ def test_gae_with_the_kl_in_the_reward_by_hand() -> None:
     assert b.advantages.tolist() == [[0.25, 1.0], [1.0, 2.0]]
     assert a.returns.tolist() == [[0.25, 2.0, 5.0], [1.75, 0.0, 0.0]]  # advantages + values
     assert b.returns.tolist() == [[0.25, 1.0], [2.0, 4.0]]
+
+
+def test_of_best_and_worst_a_group_keeps_these_two_and_a_flat_one_is_left_out() -> None:
+    pairs = Algorithm(advantage=AdvantageEstimator.BEST_WORST, policy_loss=PolicyLossName.DPO, kl=Kl(weight=0))
+    (a, b), _ = _made(pairs, values=None, kl_weight=0.0, rewards=torch.tensor([2.0, 4.0, 3.0, 3.0]))
+    assert a.token_ids.tolist() == [[1, 0, 0], [1, 2, 3]]  # the second one is better
+    assert a.mask.tolist() == [[True, False, False], [True, True, True]]
+    assert a.reference_logprobs.tolist() == [[-1.5, 0, 0], [-2, -2, -1]]
+    assert (a.num_learned, b.num_learned) == (2, 0) and not b.loss_mask.any()
+
+
+def test_a_pair_is_as_long_as_its_longer_completion() -> None:
+    pairs = Algorithm(advantage=AdvantageEstimator.BEST_WORST, policy_loss=PolicyLossName.DPO, kl=Kl(weight=0))
+    groups = [Rollout("c", (_completion([-1]), _completion([-1] * 5), _completion([-1, -1])))]
+    ((c,), _) = make_experience(
+        groups,
+        rewards=torch.tensor([1.0, 2.0, 3.0]),
+        reference_logprobs=None,
+        values=None,
+        algorithm=pairs,
+        kl_weight=0.0,
+    )
+    assert c.token_ids.tolist() == [[1, 2], [1, 0]]
 
 
 def test_a_group_holds_what_was_sampled_and_is_padded_to_its_own_length() -> None:
@@ -228,7 +253,7 @@ def test_reinforce_plus_plus_is_white_and_whitened_once(
     assert statistics["advantage/std"] == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("estimator", [each for each in AdvantageEstimator if not each.is_white])
+@pytest.mark.parametrize("estimator", [each for each in ALONE if not each.is_white])
 @pytest.mark.parametrize("whiten", [None, True, False])
 def test_only_gae_is_whitened_unless_one_says_so(estimator: AdvantageEstimator, whiten: bool | None) -> None:
     arguments: dict[str, Any] = {"values": VALUES, "greedy_rewards": torch.tensor([1.0, -1.0])}
@@ -238,7 +263,7 @@ def test_only_gae_is_whitened_unless_one_says_so(estimator: AdvantageEstimator, 
     assert np.allclose([flat.mean(), flat.std()], [0, 1], atol=1e-5) == is_expected
 
 
-@pytest.mark.parametrize("estimator", list(AdvantageEstimator))
+@pytest.mark.parametrize("estimator", ALONE)
 def test_every_estimator_has_advantages_on_real_tokens_alone(estimator: AdvantageEstimator) -> None:
     arguments: dict[str, Any] = {"values": VALUES, "greedy_rewards": torch.tensor([1.0, -1.0])}
     groups, statistics = _made(Algorithm(advantage=estimator), **arguments)
@@ -364,7 +389,7 @@ def test_truncated_completions_are_left_out_of_the_loss_where_one_says_so_and_on
         assert np.array_equal(other.advantages, group.advantages)
 
 
-@pytest.mark.parametrize("estimator", [each for each in AdvantageEstimator if each.needs_group and not each.is_white])
+@pytest.mark.parametrize("estimator", [each for each in ALONE if each.needs_group and not each.is_white])
 def test_the_reward_of_a_completion_that_is_left_out_counts_in_its_group(estimator: AdvantageEstimator) -> None:
     plain, _ = _made(Algorithm(advantage=estimator), values=None)
     masked, _ = _made(Algorithm(advantage=estimator, mask_truncated=True), values=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from actors.engine.engine import Place
@@ -19,10 +20,11 @@ from actors.roles.encoder import PromptRef
 from actors.roles.reference import ReferenceWorker
 from actors.roles.scoring import Group, ShardedWorker, group_size
 from pipeline.algorithms.aggregation import Normalisers, aggregate, token_mean
+from pipeline.algorithms.direct_preference import dpo_loss
 from pipeline.algorithms.kl import estimate_kl, kl_k3
 from pipeline.algorithms.off_policy import ImportanceWeights, importance_weights, mismatch
 from pipeline.algorithms.surrogates import Surrogate, policy_surrogate
-from pipeline.config import Algorithm, ImportanceCorrection, KlPlace, OffPolicy
+from pipeline.config import Algorithm, ImportanceCorrection, KlPlace, OffPolicy, PolicyLossName
 from pipeline.experience import ExperienceBatch, collate_experience
 from pipeline.models.checkpoint import save_checkpoint
 from pipeline.packing import Pass, plan_passes
@@ -180,24 +182,24 @@ class PolicyWorker(LearningWorker, ReferenceWorker):
 
         logprobs, entropy = self.engine(*self.batch(groups), sampling.temperature or 1.0)
         self._note_mismatch(logprobs.detach(), experience, normalisers)
-        surrogate = _surrogate(logprobs, experience, algorithm)
-        importance = _importance(experience, algorithm.off_policy)
-        policy_loss = aggregated(importance.weights * surrogate.loss)
-        loss = policy_loss
+        if algorithm.policy_loss is PolicyLossName.DPO:
+            statistics = pair_losses(logprobs, experience, normalisers, algorithm.dpo_beta)
+        else:
+            surrogate = _surrogate(logprobs, experience, algorithm)
+            importance = _importance(experience, algorithm.off_policy)
+            statistics = {
+                "policy_loss": aggregated(importance.weights * surrogate.loss),
+                "clip_fraction": mean(surrogate.clipped),
+                "ratio": mean(surrogate.ratio),
+            }
+            if algorithm.off_policy.correction is not ImportanceCorrection.NONE:
+                statistics["importance_weight"] = mean(importance.weights)
+                statistics["importance_limited"] = mean(importance.limited)
+        loss = statistics["policy_loss"]
         if algorithm.entropy_weight > 0:
             loss = loss - algorithm.entropy_weight * aggregated(entropy)
-        statistics = {
-            "policy_loss": policy_loss,
-            "entropy": mean(entropy),
-            "clip_fraction": mean(surrogate.clipped),
-            "kl_behaviour": mean(
-                kl_k3(policy_logprobs=experience.behaviour_logprobs, reference_logprobs=logprobs.detach())
-            ),
-            "ratio": mean(surrogate.ratio),
-        }
-        if algorithm.off_policy.correction is not ImportanceCorrection.NONE:
-            statistics["importance_weight"] = mean(importance.weights)
-            statistics["importance_limited"] = mean(importance.limited)
+        moved = kl_k3(policy_logprobs=experience.behaviour_logprobs, reference_logprobs=logprobs.detach())
+        statistics |= {"entropy": mean(entropy), "kl_behaviour": mean(moved)}
         if algorithm.kl.place is KlPlace.LOSS and kl_weight > 0:
             kl = estimate_kl(
                 estimator=algorithm.kl.estimator,
@@ -236,6 +238,28 @@ class PolicyWorker(LearningWorker, ReferenceWorker):
     def weights(self, version: int) -> Weights:
         """The trained parameters, on rank 0; all ranks must call it."""
         return Weights(version, self.engine.gather(trainable_only=True))
+
+
+def pair_losses(
+    logprobs: Tensor, experience: ExperienceBatch, normalisers: Normalisers, beta: float
+) -> dict[str, Tensor]:
+    """DPO's loss of groups that hold a better completion and then a worse one, and how well these are told apart."""
+    ratios = ((logprobs - experience.reference_logprobs) * experience.mask).sum(1)
+    chosen, rejected = ratios[0::2], ratios[1::2]
+    is_learned, num_pairs = experience.mask.any(1)[0::2], normalisers.num_completions / 2
+    rewards = (beta * (chosen - rejected) * is_learned).detach()
+    return {
+        "policy_loss": dpo_loss(
+            chosen=chosen,
+            rejected=rejected,
+            margin=torch.zeros_like(chosen),
+            weight=is_learned.to(chosen.dtype),
+            total_weight=num_pairs,
+            beta=beta,
+        ),
+        "reward_accuracy": (rewards > 0).sum() / num_pairs,
+        "reward_margin": rewards.sum() / num_pairs,
+    }
 
 
 def _surrogate(logprobs: Tensor, experience: ExperienceBatch, algorithm: Algorithm) -> Surrogate:

@@ -153,6 +153,23 @@ def fixed_length(
     return values.masked_fill(~mask, 0.0).sum() / (num_completions * float(max_length or 0))
 
 
+def weighted_mean(
+    *, values: Float[Tensor, " B"], weight: Float[Tensor, " B"], total_weight: float
+) -> Float[Tensor, ""]:
+    """Every row counts by its weight: sum(values * weight) / total_weight.
+
+    Args:
+        values: [B], of comparisons, completions or whatever is weighed.
+        weight: [B], of each.
+        total_weight: of all of them in the whole optimizer step.
+
+    Raises:
+        ValueError: `total_weight` is not positive.
+    """
+    _check_positive("total_weight", total_weight, "weights")
+    return (values * weight).sum() / total_weight
+
+
 def _check_positive(name: str, count: float, of_what: str) -> None:
     if not count > 0:
         raise ValueError(f"{name}={count}: give the step's number of {of_what}, which is positive")

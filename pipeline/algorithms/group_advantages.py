@@ -1,4 +1,4 @@
-"""Advantages from comparing the completions of one prompt with each other: GRPO, Dr.GRPO, RLOO, REINFORCE++ baseline.
+"""Advantages from comparing the completions of one prompt: GRPO, Dr.GRPO, RLOO, REINFORCE++ baseline, best and worst.
 
 None needs a critic; every token of a completion takes its completion's advantage.
 
@@ -10,6 +10,7 @@ for `reinforce`.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -87,3 +88,24 @@ def reinforce_plus_plus_baseline(
     """
     advantages = dr_grpo(completion_rewards=completion_rewards).reshape(-1, 1).expand(mask.shape)
     return masked_whiten(values=advantages, mask=mask)
+
+
+def best_and_worst(
+    *, completion_rewards: Float[Tensor, "P n"], is_learned: Bool[Tensor, "P n"]
+) -> Float[Tensor, "P n"]:
+    """1 for the best completion of each group, -1 for the worst one, else 0: the pair of online DPO.
+
+    Guo et al. 2024 (arXiv 2402.04792) compare the two of a group of two; of larger ones best and worst are the pair
+    (Xu et al. 2023, arXiv 2312.16682; Dong et al. 2024, arXiv 2405.07863). Of equal rewards the first one counts.
+
+    Args:
+        completion_rewards: [P, n], n completions of each of P prompts.
+        is_learned: [P, n], False for those that losses leave out, which are of no pair.
+
+    Returns:
+        [P, n]; 0 in a group whose rewards are all the same, and of which less than two are learned.
+    """
+    best = completion_rewards.masked_fill(~is_learned, -torch.inf).max(1, keepdim=True)
+    worst = completion_rewards.masked_fill(~is_learned, torch.inf).min(1, keepdim=True)
+    pair = torch.zeros_like(completion_rewards).scatter(1, best.indices, 1.0).scatter(1, worst.indices, -1.0)
+    return torch.where(best.values > worst.values, pair, 0.0)

@@ -43,7 +43,11 @@ def policy_surrogate(
     clip_high: float,
     dual_clip: float | None,
 ) -> Surrogate:
-    """The surrogate of that name; see `ppo`, `gspo`, `cispo`, `policy_gradient`. Only PPO takes `dual_clip`."""
+    """The surrogate of that name; see `ppo`, `gspo`, `cispo`, `policy_gradient`. Only PPO takes `dual_clip`.
+
+    Raises:
+        ValueError: it is `dpo`, which has none.
+    """
     match name:
         case PolicyLossName.PPO:
             return ppo(
@@ -66,6 +70,8 @@ def policy_surrogate(
             )
         case PolicyLossName.POLICY_GRADIENT:
             return policy_gradient(policy_logprobs=policy_logprobs, advantages=advantages, mask=mask)
+        case PolicyLossName.DPO:
+            raise ValueError("policy_loss=dpo compares whole completions and has no surrogate; see direct_preference")
 
 
 def ppo(

@@ -19,6 +19,7 @@ class AdvantageEstimator(StrEnum):
     REINFORCE_PLUS_PLUS_BASELINE = "reinforce_plus_plus_baseline"
     REMAX = "remax"
     REINFORCE = "reinforce"
+    BEST_WORST = "best_worst"
 
     @property
     def needs_critic(self) -> bool:
@@ -38,6 +39,7 @@ class AdvantageEstimator(StrEnum):
             AdvantageEstimator.DR_GRPO,
             AdvantageEstimator.RLOO,
             AdvantageEstimator.REINFORCE_PLUS_PLUS_BASELINE,
+            AdvantageEstimator.BEST_WORST,
         )
 
     @property
@@ -56,6 +58,7 @@ class PolicyLossName(StrEnum):
     GSPO = "gspo"
     CISPO = "cispo"
     POLICY_GRADIENT = "policy_gradient"
+    DPO = "dpo"
 
 
 class Aggregation(StrEnum):
@@ -136,10 +139,14 @@ class DynamicSampling(Section):
 class Algorithm(Section):
     advantage: AdvantageEstimator = AdvantageEstimator.GAE
     """`gae` (PPO) and `a2c` have a critic; `grpo`, `dr_grpo`, `rloo` and `reinforce_plus_plus_baseline` compare the
-    completions of a group; `remax` compares with the greedy one; `reinforce` and `reinforce_plus_plus` do neither."""
+    completions of a group; `remax` compares with the greedy one; `reinforce` and `reinforce_plus_plus` do neither;
+    `best_worst` keeps the best and the worst of a group, for `policy_loss=dpo`."""
     policy_loss: PolicyLossName = PolicyLossName.PPO
     """`ppo`: clipped token ratio; `gspo`: clipped ratio of the whole completion; `cispo`: clipped weight, no token left
-    out; `policy_gradient`: no ratio (REINFORCE, A2C)."""
+    out; `policy_gradient`: no ratio (REINFORCE, A2C); `dpo`: the best completion of a group against its worst (online
+    DPO), with the reference's weight `dpo_beta`."""
+    dpo_beta: float = Field(default=0.1, gt=0)
+    """Scale of the rewards in `dpo`, in units a nat: the larger, the nearer the policy stays to the reference."""
     aggregation: Aggregation = Aggregation.TOKEN_MEAN
     """How policy loss, entropy and KL of tokens become one loss. `token_mean`: all tokens of the step count the same
     (DAPO); `sequence_mean`: all completions do (GRPO); `fixed_length`: sum over `sampling.max_new_tokens` (Dr.GRPO)."""
@@ -183,6 +190,11 @@ class Algorithm(Section):
     """New prompts for groups without a signal."""
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether anything compares with a reference model."""
+        return self.kl.weight > 0 or self.policy_loss is PolicyLossName.DPO
+
+    @property
     def clip_above(self) -> float:
         """`clip_high`, or `clip_low` where that is null."""
         return self.clip_low if self.clip_high is None else self.clip_high
@@ -207,6 +219,17 @@ class Algorithm(Section):
                 f"whiten_advantages=false with advantage={advantage}: it whitens by definition; use null, "
                 f"or {'dr_grpo' if advantage.needs_group else 'reinforce'}"
             )
+        if (advantage is AdvantageEstimator.BEST_WORST) != (self.policy_loss is PolicyLossName.DPO):
+            raise ValueError(
+                f"advantage={advantage} with policy_loss={self.policy_loss}: best_worst gives the pairs of dpo; "
+                "use both, or neither"
+            )
+        if self.policy_loss is PolicyLossName.DPO:
+            correction = self.off_policy.correction
+            if correction is not ImportanceCorrection.NONE:
+                raise ValueError(f"off_policy.correction={correction} with policy_loss=dpo: it has no ratio; use none")
+            if self.whiten_advantages:
+                raise ValueError("whiten_advantages=true with policy_loss=dpo: pairs have none; use null")
         if self.dual_clip is not None and self.policy_loss is not PolicyLossName.PPO:
             raise ValueError(
                 f"dual_clip={self.dual_clip} with policy_loss={self.policy_loss}: only ppo has it; use null, or ppo"

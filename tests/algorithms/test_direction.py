@@ -241,10 +241,14 @@ def _chosen(logs: Tensor, ids: Tensor) -> Tensor:
     return logs[torch.arange(len(ids)), ids]
 
 
+ALONE = [each for each in AdvantageEstimator if each is not AdvantageEstimator.BEST_WORST]
+"""Estimators whose advantages any loss but DPO's takes."""
 EVERY = [
-    *((estimator, PolicyLossName.PPO) for estimator in AdvantageEstimator),
-    *((AdvantageEstimator.RLOO, loss) for loss in PolicyLossName if loss is not PolicyLossName.PPO),
+    *((estimator, PolicyLossName.PPO) for estimator in ALONE),
+    *((AdvantageEstimator.RLOO, loss) for loss in (PolicyLossName.GSPO, PolicyLossName.CISPO)),
+    (AdvantageEstimator.RLOO, PolicyLossName.POLICY_GRADIENT),
     (AdvantageEstimator.A2C, PolicyLossName.POLICY_GRADIENT),
+    (AdvantageEstimator.BEST_WORST, PolicyLossName.DPO),
 ]
 
 
@@ -287,7 +291,7 @@ def test_the_penalty_on_length_makes_completions_shorter() -> None:
 
 
 PLACES = [
-    *((estimator, "reward", KlEstimator.K1) for estimator in AdvantageEstimator),
+    *((estimator, "reward", KlEstimator.K1) for estimator in ALONE),
     (AdvantageEstimator.RLOO, "loss", KlEstimator.K2),
     (AdvantageEstimator.RLOO, "loss", KlEstimator.K3),
 ]

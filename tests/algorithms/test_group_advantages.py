@@ -1,4 +1,4 @@
-"""GRPO, Dr.GRPO, RLOO and the baseline of REINFORCE++: golden values by hand, groups of one, invariances."""
+"""GRPO, Dr.GRPO, RLOO, REINFORCE++ baseline, best and worst: golden values by hand, groups of one, invariances."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.algorithms.group_advantages import dr_grpo, grpo, reinforce_plus_plus_baseline, rloo
+from pipeline.algorithms.group_advantages import best_and_worst, dr_grpo, grpo, reinforce_plus_plus_baseline, rloo
 
 
 def test_grpo_by_hand() -> None:
@@ -46,6 +46,18 @@ def test_reinforce_plus_plus_baseline_by_hand() -> None:
     std = math.sqrt(54)
     expected = torch.tensor([[4 / std, 4 / std], [-6 / std, 0.0], [-11 / std, 0.0], [9 / std, 0.0]])
     torch.testing.assert_close(advantages, expected)
+
+
+def test_best_and_worst_are_a_pair_among_those_that_are_learned() -> None:
+    rewards = torch.tensor([[0.0, 2.0, 5.0, -1.0], [1.0, 3.0, 3.0, 1.0], [2.0, 2.0, 2.0, 2.0], [1.0, 9.0, 9.0, 9.0]])
+    is_learned = torch.ones(4, 4, dtype=torch.bool)
+    is_learned[0, 2] = is_learned[3, 1:] = False
+    assert best_and_worst(completion_rewards=rewards, is_learned=is_learned).tolist() == [
+        [0, 1, 0, -1],  # the best one is left out
+        [-1, 1, 0, 0],  # of equal ones the first
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],  # one alone is left
+    ]
 
 
 def _baseline(completion_rewards: Tensor) -> Tensor:

@@ -55,6 +55,16 @@ KNOWN = dict(re.findall(r"^\| ([^|`]+) \| (.+) \|$", DOCUMENT.partition("## Know
         (["off_policy.cap=0.5"], r"rlhf\.algorithm\.off_policy\.cap: .*greater than or equal to 1"),
         (["off_policy.low=1.5"], r"rlhf\.algorithm\.off_policy\.low: .*less than or equal to 1"),
         (["off_policy.high=0.5"], r"rlhf\.algorithm\.off_policy\.high: .*greater than or equal to 1"),
+        (["advantage=best_worst"], r"advantage=best_worst with policy_loss=ppo: .*use both, or neither"),
+        (["policy_loss=dpo"], r"advantage=gae with policy_loss=dpo: .*use both, or neither"),
+        (
+            ["advantage=best_worst", "policy_loss=dpo", "off_policy.correction=token"],
+            r"off_policy\.correction=token with policy_loss=dpo: .*use none",
+        ),
+        (
+            ["advantage=best_worst", "policy_loss=dpo", "whiten_advantages=true"],
+            r"whiten_advantages=true with policy_loss=dpo: .*use null",
+        ),
         (["advantage=ppo"], r"rlhf\.algorithm\.advantage: .*'gae', 'a2c', 'grpo'"),
         (["clip=0.2"], r"rlhf\.algorithm\.clip: unknown key"),
     ],
@@ -111,6 +121,7 @@ def test_every_estimator_says_what_it_needs() -> None:
         "REINFORCE_PLUS_PLUS_BASELINE": group,
         "REMAX": greedy,
         "REINFORCE": nothing,
+        "BEST_WORST": group,
     }
     assert {each for each in AdvantageEstimator if each.discounts} == {
         AdvantageEstimator.GAE,

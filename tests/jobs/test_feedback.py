@@ -154,5 +154,5 @@ def test_judgements_leave_and_come_back_in_every_format(
     assert isinstance(row, Prompt) and row.answer == "seven!"
     with pytest.raises(SystemExit, match="no rater is called"):
         ask("revoke", "nobody")
-    with pytest.raises(SystemExit, match="nobody has compared"):
+    with pytest.raises(SystemExit, match="nobody has judged"):
         ask("preferences", run="empty")
