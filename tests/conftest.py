@@ -24,6 +24,25 @@ for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "DS_ACCELERATOR"):
 import pytest
 import torch
 
+BUSY = (
+    *(f"actors/{room}/" for room in ("fleet", "loop", "roles", "training")),
+    *("jobs/", "test_makefile.py", "test_tooling.py"),
+)
+"""Where tests start a Ray of their own, or many processes."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where pytest runs in several processes, all that start Ray follow each other in one of them.
+
+    Workers of a Ray mostly wait for each other: the other tests, which have one process, fit beside them.
+    """
+    here = Path(__file__).parent
+    for item in items:
+        is_busy = item.path.relative_to(here).as_posix().startswith(BUSY)
+        if is_busy or "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

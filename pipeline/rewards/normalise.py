@@ -54,7 +54,8 @@ def fold(text: str) -> str:
         text = text.lower()
     else:
         text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_SIGNS)
-        text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
+        # Digits of a Unicode that is newer than Python's stay as they are.
+        text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0], digit[0])), text)
         text = unicodedata.normalize("NFKC", text.casefold())
     return " ".join(text.split())
 

@@ -63,6 +63,10 @@ def test_folding_keeps_punctuation_and_its_length() -> None:
     assert fold(" Ａ  cat。 ") == "a cat。"
 
 
+def test_a_digit_that_this_python_does_not_know_stays_as_it_is() -> None:
+    assert normalise("\U0001ccf0 7") == "\U0001ccf0 7"  # of Unicode 16
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=30))
 def test_what_is_normalised_stays_as_it_is(text: str) -> None:
