@@ -209,7 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 command = [sys.executable, "-m", "jobs.local", "--", *job, f"run.directory={directory}"]
                 run_seed(load_recipe(config, overrides), command, directory.with_suffix(".log"))
             else:
-                _run_alone(arm, seed, options, overrides=options.overrides)
+                places = ["--config", options.config, "--demos", options.demos, "--out", options.out]
+                own = ["benchmarks.learning", "--one", arm, "--seeds", str(seed), *map(str, places)]
+                log = options.out / f"seed-{seed}" / f"{arm}.log"
+                run_alone([*own, "--", *options.overrides], f"seed {seed}, {arm}", log)
     arms = ("rlhf", *options.arms)
     places = {arm: {seed: directory_of(arm, seed) for seed in options.seeds} for arm in arms}
     summaries = {
@@ -240,30 +243,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(result), flush=True)
 
 
-def _run_alone(arm: str, seed: int, options: argparse.Namespace, *, overrides: Sequence[str]) -> None:
-    """Runs an arm in a process of its own, its output in a log beside it.
+def run_alone(module: Sequence[str], name: str, log: Path) -> None:
+    """Runs a module with its arguments in a process of its own, its output in `log`.
 
     Raises:
         SystemExit: it failed.
     """
-    out: Path = options.out
-    log = out / f"seed-{seed}" / f"{arm}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    places = ["--config", options.config, "--demos", options.demos, "--out", out]
-    command = [sys.executable, "-m", "benchmarks.learning", "--one", arm, "--seeds", str(seed), *map(str, places)]
     started = time.monotonic()
-    print(f"seed {seed}, {arm} > {log}", flush=True)
+    print(f"{name} > {log}", flush=True)
     with log.open("wb") as file:
         ended = subprocess.run(
-            [*command, "--", *overrides],
+            [sys.executable, "-m", *module],
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             check=False,
         )
     if ended.returncode:
-        sys.exit(f"seed {seed}, {arm}: failed with status {ended.returncode}; its output: {log}")
-    print(f"seed {seed}, {arm}: done in {time.monotonic() - started:.0f} s", flush=True)
+        sys.exit(f"{name}: failed with status {ended.returncode}; its output: {log}")
+    print(f"{name}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

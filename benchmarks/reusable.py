@@ -17,6 +17,7 @@ from actors.fleet.worker import Worker
 from actors.loop.crew import Crew, Fleet, fleet
 from actors.roles.critic import CriticWorker
 from actors.roles.encoder import EncoderWorker
+from actors.roles.grader import GraderWorker
 from actors.roles.policy import PolicyWorker
 from actors.roles.reference import ReferenceWorker
 from actors.roles.reward import RewardWorker
@@ -65,6 +66,12 @@ class ReusableReward(Reusable, RewardWorker):  # pyright: ignore[reportIncompati
     role_in_recipe = "reward"
 
 
+class ReusableGrader(Reusable, GraderWorker):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Asks for rewards from outside."""
+
+    role_in_recipe = "grader"
+
+
 class ReusableCritic(Reusable, CriticWorker):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Values."""
 
@@ -82,6 +89,7 @@ CLASSES: dict[str, type[Reusable]] = {
     "reference": ReusableReference,
     "reward": ReusableReward,
     "critic": ReusableCritic,
+    "grader": ReusableGrader,
 }
 
 

@@ -30,6 +30,7 @@ from pipeline.config import (
     load_recipe,
 )
 from pipeline.data.table import TooManyBadRows
+from pipeline.grading.records import TooManyFailures
 
 STAGES_FILE = "stages.json"
 SERVE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
@@ -39,7 +40,15 @@ SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets in the driver of a submitted job, and nowhere else."""
 
 # What a user can mend: shown as one message, without a traceback.
-USER_ERRORS = (ConfigError, FileNotFoundError, NotEnoughResources, TooManyBadRows, TooManyRecoveries, CannotSave)
+USER_ERRORS = (
+    ConfigError,
+    FileNotFoundError,
+    NotEnoughResources,
+    TooManyBadRows,
+    TooManyRecoveries,
+    TooManyFailures,
+    CannotSave,
+)
 
 
 @dataclass(frozen=True)

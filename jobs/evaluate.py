@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from actors.fleet.recoveries import read_losses
+from actors.loop import agreement
 from actors.loop.crew import Crew, Roles, crew_of
 from actors.loop.door import Door, shared_rows
 from actors.loop.judge import groups_of
@@ -54,13 +55,16 @@ from pipeline.tracking import read_metrics
 SAMPLING_STEP = -2
 SHORTEST_OVERLAP_ANSWER = 3
 ROLES = {"encoder": "sft", "rollout": "sft", "reference": "sft", "reward": "reward_model"}
-"""The roles of an evaluation, and the stage whose checkpoint each starts from."""
+"""The roles of an evaluation, and the stage whose checkpoint each starts from. A run may have no reward model."""
 
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Writes `evaluation/samples.jsonl`, `summary.json` and `report.html`; returns the report's path."""
     started = time.monotonic()
     Datasets(recipe.datasets, recipe.evaluate.split).check("evaluate.split")
+    compared = recipe.checkpoint(recipe.evaluate.checkpoint)
+    if not (compared / "config.json").is_file():
+        raise FileNotFoundError(f"evaluate.checkpoint={recipe.evaluate.checkpoint}: no checkpoint in {compared}")
     with crew_of(recipe, crew) as workers:
         samples = workers.insist("evaluate", partial(all_samples, recipe, workers))
     write_samples(samples_file(recipe), samples)
@@ -71,14 +75,17 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
 def all_samples(recipe: Recipe, workers: Crew) -> list[SampleResult]:
     """What both models answer, in all modes and to all alterations, with its scores."""
     paths = {role: recipe.checkpoint(stage) for role, stage in ROLES.items()}
+    if not paths["reward"].is_dir():
+        print(f"no learned rewards: there is no reward model in {paths.pop('reward')}", flush=True)
+    compared = {ModelName.SFT: recipe.checkpoint("sft"), ModelName.RLHF: recipe.checkpoint(recipe.evaluate.checkpoint)}
     roles = workers.roles(paths)
     needs = needs_of(recipe, paths["encoder"], recipe.rlhf.policy.parts, FROZEN)
     door = Door(roles, recipe, recipe.evaluate.split, stage="evaluate", needs=needs)
     prompts = door.admit([info.id for info in door.datasets.infos()])
     altered = alterations(door, prompts, seed=recipe.run.seed) if recipe.evaluate.blind else []
     samples: list[SampleResult] = []
-    for model in ModelName:
-        roles.rollout.publish(RolloutWorker.load, recipe.checkpoint(model))
+    for model, path in compared.items():
+        roles.rollout.publish(RolloutWorker.load, path)
         for mode in Mode:
             samples += sample(roles, recipe, prompts, model=model, mode=mode)
         samples += sample_altered(roles, recipe, altered, model=model)
@@ -187,16 +194,18 @@ def scores(
 ) -> tuple[list[float | None], list[tuple[float, ...]]]:
     """Learned reward and per-token log ratio of the whole policy to the reference, one a completion."""
     groups = groups_of(prompts, rollouts)
-    assert roles.reward is not None and roles.reference is not None
-    rewards = score(roles.reward, RewardWorker.scores, groups)
+    assert roles.reference is not None
+    rewards = score(roles.reward, RewardWorker.scores, groups) if roles.reward else None
     references = score(roles.reference, ReferenceWorker.logprobs, groups, temperature=temperature)
-    learned = [float(value) for rows in rewards.in_order(rewards.answer.result()) for value in rows]
+    learned: list[float | None] = [None] * sum(len(rollout.completions) for rollout in rollouts)
+    if rewards:
+        learned = [float(value) for rows in rewards.in_order(rewards.answer.result()) for value in rows]
     token_kl = [
         tuple((completion.policy_logprobs - row[: len(completion.token_ids)]).tolist())
         for rollout, rows in zip(rollouts, references.in_order(references.answer.result()), strict=True)
         for completion, row in zip(rollout.completions, rows, strict=True)
     ]
-    return list(learned), token_kl
+    return learned, token_kl
 
 
 def true_rewards(completion: Completion, info: PromptInfo) -> dict[str, float]:
@@ -244,7 +253,8 @@ def publish(
     directory = recipe.run.directory
     prompts = read_prompts(recipe, list({sample.prompt_id: None for sample in samples}))
     evaluation = summarise(samples)
-    stage_s, counts, rows = read_stages(recipe), read_counts(recipe), shared_rows(directory, "sft", "rlhf")
+    stage_s, counts = read_stages(recipe), read_counts(recipe)
+    rows = shared_rows(directory, "sft", "rlhf") if recipe.evaluate.checkpoint == ModelName.RLHF else None
     counts["rows_without_answer"] = len({sample.prompt_id for sample in samples if sample.answer is None})
     swapped = {sample.prompt_id for sample in samples if sample.swapped is not None}
     counts["rows_without_swap"] = len({sample.prompt_id for sample in samples if sample.blanked} - swapped)
@@ -302,13 +312,15 @@ def notes(recipe: Recipe) -> list[str]:
         "The learned reward is standardised: 0 is the mean and 1 the standard deviation over held-out preferences.",
         "The KL is the policy's to the SFT model, estimated on the policy's own samples.",
     ]
+    if recipe.evaluate.checkpoint != ModelName.RLHF:
+        lines.append(f"What is called RLHF here is the checkpoint `{recipe.evaluate.checkpoint}`.")
     if recipe.data.path is None and not recipe.data.mixture and not recipe.prepare.sources:
         manners = ", ".join(manner.format(answer="7") for manner in MANNERS)
         lines.append(
             f"The built-in demonstrations have {len(MANNERS)} manners ({manners}), the references only the first. "
             "`Contains` is the share with the right answer in any: a gain that it does not share is one of manner."
         )
-    return lines
+    return [*lines, *agreement.told(agreement.read(recipe.run.directory))]
 
 
 if __name__ == "__main__":

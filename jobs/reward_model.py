@@ -49,14 +49,22 @@ FEW_HELD_OUT = 30
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
-    source = recipe.checkpoint("sft")
+    table = given_table(recipe, recipe.checkpoint("sft"))
+    with crew_of(recipe, crew, training="reward_model") as workers:
+        workers.insist("reward_model", partial(train, recipe, workers, table))
+    return recipe.checkpoint("reward_model")
+
+
+def given_table(recipe: Recipe, source: Path) -> Path:
+    """Where the run's preferences lie; what came with the data is put there, if nothing is.
+
+    source: the checkpoint in whose tokens they are learned.
+    """
     table = recipe.run.directory / "preferences.parquet"
     Datasets(recipe.datasets, recipe.preferences.split).check("preferences.split")
     if not table.is_file() and (first := next(preferences := brought_opinions(recipe, source), None)):
         write_preferences(table, chain([first], preferences))
-    with crew_of(recipe, crew, training="reward_model") as workers:
-        workers.insist("reward_model", partial(train, recipe, workers, table))
-    return recipe.checkpoint("reward_model")
+    return table
 
 
 def train(recipe: Recipe, workers: Crew, table: Path) -> None:
@@ -99,9 +107,14 @@ def made_or_given(
     recipe: Recipe, roles: Roles, door: Door, path: Path, drawn: deque[dict[str, float]]
 ) -> Iterator[dict[str, Any]]:
     """The preferences of the table, made first where there is none; see `comparisons`."""
+    yield from comparisons(recipe, door, there_or_made(recipe, roles, door, path), drawn)
+
+
+def there_or_made(recipe: Recipe, roles: Roles, door: Door, path: Path) -> PreferenceTable:
+    """The table, made first where there is none."""
     if not path.is_file():
         write_preferences(path, sample_preferences(recipe, roles, door))
-    yield from comparisons(recipe, door, PreferenceTable(path), drawn)
+    return PreferenceTable(path)
 
 
 def assess(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from actors.feedback.people import People
 from actors.fleet.failures import StateLost, WorldLost
-from actors.loop import checkpoints, parity, validation
+from actors.loop import agreement, checkpoints, parity, validation
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Crew, Roles, crew_of, loop_needs, loop_paths
 from actors.loop.door import Batches, Door
@@ -62,6 +62,10 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
         roles = workers.roles(loop_paths(recipe))
         for learner in filter(None, (roles.policy, roles.critic)):
             print(f"{learner.role}:", learner.on_all(ShardedWorker.parameter_table).result()[0], sep="\n", flush=True)
+        if roles.graders is not None:
+            roles.graders.check(recipe)
+            if not resume:
+                agreement.measure(roles.graders, recipe)
         recovery = Recovery(roles, recipe)
         state: LoopState | None = None
         door = Door(roles, recipe, settings.split, stage="rlhf", needs=loop_needs(recipe), lacks=lacks(recipe))

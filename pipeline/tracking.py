@@ -23,6 +23,7 @@ from pipeline.config import ConfigError, Sink
 HEADLINES = (
     "loss",
     "accuracy",
+    "rewards/accuracy",
     "reward/mean",
     "reward/exact_match",
     "validation/greedy_exact_match",

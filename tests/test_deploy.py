@@ -108,7 +108,7 @@ def test_clouds_differ_in_their_machines_only() -> None:
 def test_the_cluster_recipe_puts_every_world_on_nodes_that_stay_and_rollouts_on_spot_nodes() -> None:
     recipe = load_recipe(ROOT / "jobs" / "recipes" / "qwen2_5_omni_3b_cluster.yaml", [])
     loop = ("encoder", "policy", "critic", "reference", "reward")
-    trained = {"sft": recipe.sft, "reward_model": recipe.reward_model}
+    trained = {"sft": recipe.sft, "reward_model": recipe.reward_model, "preference": recipe.preference}
     for workers_of in (*trained.values(), *(getattr(recipe.rlhf, role) for role in loop)):
         assert workers_of.resources.keys() == {"on_demand"}
     assert recipe.rlhf.rollout.resources.keys() == {"spot"}

@@ -423,3 +423,11 @@ def test_a_batch_of_nothing_but_weightless_rows_has_no_real_token() -> None:
     batch = collate_experience([replace(group, weight=0.0) for group in groups], device=torch.device("cpu"))
     assert batch.mask.shape == (4, 3)
     assert not batch.mask.any()
+
+
+def test_a_completion_without_a_reward_is_left_out_of_the_loss_and_whitening_and_changes_no_other() -> None:
+    without = torch.tensor([False, True, False, False])
+    groups, _ = _made(GAE, unrewarded=without)
+    assert [group.loss_mask.any(1).tolist() for group in groups] == [[True, False], [True, True]]
+    for group, other in zip(groups, _made(GAE)[0], strict=True):
+        assert np.array_equal(group.advantages, other.advantages)

@@ -25,7 +25,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pipeline.config import Cluster, Device, Placement, Pooled, Workers
+from pipeline.config import Cluster, Device, Grader, Placement, Pooled, Workers
 
 TRAINING_SHARE = 0.95
 """What a rank of Ray Train takes of a GPU that it shares with pools. So much that k + 1 of them are more than k GPUs
@@ -238,7 +238,8 @@ class _Kind(NamedTuple):
 
     @classmethod
     def of(cls, owner: str, workers: Workers, placement: Placement, device: Device) -> _Kind:
-        num_gpus = max(1, int(_gpus_per_worker(workers))) if device is Device.CUDA else 0
+        gpus = _gpus_per_worker(workers)
+        num_gpus = max(1, int(gpus)) if device is Device.CUDA and gpus else 0
         is_shared = placement is Placement.COLOCATED and num_gpus <= 1
         return cls(None if is_shared else owner, num_gpus, tuple(sorted(workers.resources.items())))
 
@@ -251,12 +252,13 @@ class _Spot(NamedTuple):
 
 
 def _gpus_per_worker(workers: Workers) -> float:
-    return workers.gpus_per_worker if isinstance(workers, Pooled) else 1.0
+    return workers.gpus_per_worker if isinstance(workers, Pooled | Grader) else 1.0
 
 
 def _on_a_seat(workers: Workers, device: Device) -> int:
     """How many workers of one role sit on a seat: of a pool, as many as their shares of a GPU allow."""
-    return max(1, int(1 / _gpus_per_worker(workers) + 1e-6)) if device is Device.CUDA else 1
+    gpus = _gpus_per_worker(workers)
+    return max(1, int(1 / gpus + 1e-6)) if device is Device.CUDA and gpus else 1
 
 
 def _rounded(resources: Mapping[str, float]) -> Resources:

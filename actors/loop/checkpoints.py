@@ -66,6 +66,8 @@ class LoopState:
     """What evaluations while training have shown so far."""
     reward_version: int = 0
     """Which reward model judged the step before: 0 is the run's own, later ones learned from people."""
+    multipliers: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What parts of the reward that have a floor weigh in the next step, by name; empty before the first."""
 
     @classmethod
     def start(cls, kl: Kl) -> LoopState:
@@ -84,6 +86,7 @@ class LoopState:
             "reward_scale": self.reward_scale.state(),
             "progress": self.progress.to_json(),
             "reward_version": self.reward_version,
+            "multipliers": dict(self.multipliers),
         }
 
     @classmethod
@@ -110,6 +113,7 @@ class LoopState:
             stored["cursor"],
             progress,
             stored.get("reward_version", 0),
+            stored.get("multipliers", {}),
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from actors.loop.door import Door, PairBatches
 from actors.roles.encoder import PromptRef, Showing
 from actors.training.opinions import Example
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import ConfigError, PreferenceLearning, Recipe, RewardModel
 from pipeline.data.held_out import HeldOut
 from pipeline.data.table import PreferenceTable
 from pipeline.records import OVERALL, Opinion
@@ -31,14 +31,7 @@ def comparisons(
     """
     settings = recipe.reward_model
     check_criteria(recipe, table)
-    rows = HeldOut.of(table.prompt_ids(), fraction=settings.held_out_fraction, most=settings.max_held_out)
-    num_held_out = len(rows.rows)
-    if len(table) - num_held_out < settings.batch_size:
-        raise ConfigError(
-            f"{table.path}: {len(table)} preferences, of which {num_held_out} are held out, are too few for "
-            f"reward_model.batch_size={settings.batch_size}; raise preferences.num_prompts"
-        )
-    print(f"{len(table)} preferences by {', '.join(table.raters())}; {num_held_out} are held out", flush=True)
+    rows = divided(table, settings, stage="reward_model")
     batches = PairBatches(door, recipe, table, size=settings.batch_size, held_out=rows)
     kept = held_out(door, table.read(rows.rows))
     message = {"held_out": kept, "blanked": blanked(door, [each.prompt for each in kept])}
@@ -46,8 +39,25 @@ def comparisons(
         batches.announce(min(1 + ENCODED_AHEAD, settings.num_steps - step))
         yield {**message, "items": [Example(prompt, opinion) for opinion, prompt in batches.take()]}
         message = {}
-        num_refused = batches.num_refused + num_held_out - len(kept)
+        num_refused = batches.num_refused + len(rows.rows) - len(kept)
         drawn.append({**door.metrics(), "counts/pairs_refused": float(num_refused)})
+
+
+def divided(table: PreferenceTable, settings: RewardModel | PreferenceLearning, *, stage: str) -> HeldOut:
+    """Which rows of a table a stage holds out.
+
+    Raises:
+        ConfigError: too few are left for a batch.
+    """
+    rows = HeldOut.of(table.prompt_ids(), fraction=settings.held_out_fraction, most=settings.max_held_out)
+    num_held_out = len(rows.rows)
+    if len(table) - num_held_out < settings.batch_size:
+        raise ConfigError(
+            f"{table.path}: {len(table)} preferences, of which {num_held_out} are held out, are too few for "
+            f"{stage}.batch_size={settings.batch_size}; raise preferences.num_prompts"
+        )
+    print(f"{len(table)} preferences by {', '.join(table.raters())}; {num_held_out} are held out", flush=True)
+    return rows
 
 
 def check_criteria(recipe: Recipe, table: PreferenceTable) -> None:
@@ -65,20 +75,30 @@ def check_criteria(recipe: Recipe, table: PreferenceTable) -> None:
 
 
 def held_out(door: Door, opinions: Sequence[Opinion]) -> list[Example]:
-    """What is not learned.
+    """What is not learned, and standardises the scores.
 
     Raises:
         ConfigError: the door refused all its prompts, or there is one completion alone.
     """
-    prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in opinions}))}
-    found = [Example(prompts[item.prompt_id], item) for item in opinions if item.prompt_id in prompts]
-    if not found:
-        raise ConfigError(f"the prompts of all {len(opinions)} held-out preferences were refused; see quarantine/")
+    found = admitted(door, opinions)
     if sum(len(each.opinion.completions) for each in found) < 2:
         raise ConfigError(
             "one completion alone is held out, and its score has no spread to standardise by; raise "
             "reward_model.held_out_fraction"
         )
+    return found
+
+
+def admitted(door: Door, opinions: Sequence[Opinion]) -> list[Example]:
+    """What is held out, each with its prompt.
+
+    Raises:
+        ConfigError: the door refused all the prompts.
+    """
+    prompts = {prompt.id: prompt for prompt in door.admit(list({item.prompt_id: None for item in opinions}))}
+    found = [Example(prompts[item.prompt_id], item) for item in opinions if item.prompt_id in prompts]
+    if not found:
+        raise ConfigError(f"the prompts of all {len(opinions)} held-out preferences were refused; see quarantine/")
     return found
 
 

@@ -17,8 +17,10 @@ from actors.fleet.pool import Pool
 from actors.fleet.recoveries import Recoveries, Recovery
 from actors.fleet.worker import Worker
 from actors.fleet.world import World
+from actors.loop.graders import Graders
 from actors.roles.critic import CriticWorker
 from actors.roles.encoder import EncoderWorker, Needs, PromptRef, Showing, needs_of
+from actors.roles.grader import GraderWorker
 from actors.roles.policy import PolicyWorker
 from actors.roles.reference import ReferenceWorker
 from actors.roles.reward import RewardWorker
@@ -40,8 +42,10 @@ WORKERS: Mapping[str, type[Worker]] = {
     "critic": CriticWorker,
     "reference": ReferenceWorker,
     "reward": RewardWorker,
+    "grader": GraderWorker,
 }
 TRAININGS = ("sft", "reward_model")
+"""Those of the stages that follow each other; a stage that stands alone has its own."""
 
 T = TypeVar("T")
 Fleet = Pool[Any] | World[Any]
@@ -71,6 +75,7 @@ class Roles:
         self.critic: World[CriticWorker] | None = of("critic")
         self.reference: World[ReferenceWorker] | None = of("reference")
         self.reward: World[RewardWorker] | None = of("reward")
+        self.graders = Graders(cast(Pool[GraderWorker], fleets["grader"])) if "grader" in paths else None
         self.recoveries = recoveries
         begun: list[Recovery] = []
         while True:
@@ -145,7 +150,7 @@ class Crew:
     """
 
     def __init__(self, recipe: Recipe, *, training: str | None = None):
-        """training: the one of `TRAININGS` that will be asked for, so that roles leave it room on GPUs."""
+        """training: the stage whose training will be asked for, so that roles leave it room on GPUs."""
         self._recipe = recipe
         self.recoveries = Recoveries(max_an_hour=recipe.cluster.max_recoveries_an_hour, directory=recipe.run.directory)
         self._training = training
@@ -171,7 +176,7 @@ class Crew:
         return Roles(self._fleets, paths, self.recoveries)
 
     def training(self, stage: str) -> Training:
-        """The Ray Train workers of `sft` or `reward_model`: those that were started ahead, or new ones."""
+        """The Ray Train workers of `sft`, `reward_model` and the like: those that were started ahead, or new ones."""
         if stage not in self._trainings or self._trainings[stage].has_ended:
             self._trainings[stage] = Training(self._recipe, stage)
         return self._trainings[stage]
@@ -200,7 +205,8 @@ class Crew:
         """Whether the workers of all stages fit beside each other: on CPUs, where there are enough. GPUs take turns."""
         if resolve_device(self._recipe.cluster) is not Device.CPU:
             return False
-        workers = [*self._settings(WORKERS).values(), *(getattr(self._recipe, stage) for stage in TRAININGS)]
+        roles = [role for role in WORKERS if role != "grader" or self._recipe.rlhf.outside_rewards]
+        workers = [*self._settings(roles).values(), *(getattr(self._recipe, stage) for stage in TRAININGS)]
         asked = sum(each.num_workers * each.cpus_per_worker for each in workers)
         return asked <= ray.cluster_resources().get("CPU", 0)
 
@@ -266,10 +272,12 @@ def loop_paths(recipe: Recipe) -> dict[str, Path]:
     algorithm = recipe.rlhf.algorithm
     sft = recipe.checkpoint("sft")
     paths = {"encoder": sft, "rollout": sft, "policy": sft}
-    if algorithm.kl.weight > 0:
-        paths["reference"] = sft
+    if algorithm.needs_reference:
+        paths["reference"] = recipe.rlhf.reference.checkpoint or sft
     if RewardName.LEARNED in recipe.rlhf.rewards:
         paths["reward"] = recipe.checkpoint("reward_model")
+    if recipe.rlhf.outside_rewards:
+        paths["grader"] = sft  # which they do not load
     if algorithm.advantage.needs_critic:
         # A reward model already judges completions: a better start for a critic than the policy, where there is one.
         paths["critic"] = paths.get("reward", sft)

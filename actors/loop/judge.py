@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from actors.fleet.answer import gather
+from actors.fleet.answer import Answer, gather
 from actors.loop.crew import Roles
 from actors.loop.door import Lacks
+from actors.loop.graders import answers
 from actors.loop.sampler import Sampled, Sampler
 from actors.roles.encoder import PromptRef
 from actors.roles.reward import RewardWorker
@@ -43,6 +45,9 @@ class Judged:
     seconds: by role.
     reward_version: which reward model scored; 0 is the run's own.
     uncertainty: float32 [N], of its scores, in units of these; None where there is no reward model.
+    unrewarded: bool [N], completions of which no part says anything: they teach nothing, and have the mean reward of
+        the others of their group, which changes nothing for those. None where there is none.
+    weights: what each part was multiplied by.
     """
 
     prompts: list[PromptRef]
@@ -54,6 +59,8 @@ class Judged:
     seconds: dict[str, float]
     reward_version: int = 0
     uncertainty: Tensor | None = None
+    unrewarded: Tensor | None = None
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def rewards(self) -> Tensor:
@@ -75,6 +82,8 @@ class Judged:
             self.seconds,
             self.reward_version,
             None if self.uncertainty is None else self.uncertainty[rows],
+            None if self.unrewarded is None else self.unrewarded[rows],
+            self.weights,
         )
 
     def joined(self, other: Judged) -> Judged:
@@ -89,11 +98,18 @@ class Judged:
             {role: spent + other.seconds[role] for role, spent in self.seconds.items()},
             self.reward_version,
             _joined(self.uncertainty, other.uncertainty),
+            _joined(self.unrewarded, other.unrewarded),
+            self.weights,
         )
 
     def means(self) -> dict[str, float]:
         """The mean of each part over the completions to which it applies; a part that applies to none is missing."""
         return {name: float(part.nanmean()) for name, part in self.parts.items() if not part.isnan().all()}
+
+    def mean(self) -> dict[str, float]:
+        """The mean reward of the completions that have one; nothing where none has."""
+        known = self.rewards if self.unrewarded is None else self.rewards[~self.unrewarded]
+        return {"reward/mean": float(known.mean())} if len(known) else {}
 
     def varied(self) -> Judged:
         """The groups whose rewards differ before length enters: alike right or wrong, they do not vary (DAPO)."""
@@ -109,7 +125,7 @@ def lacks(recipe: Recipe) -> Lacks:
     """What rows lack for the recipe's rewards: an answer, where one that applies to them compares with it."""
 
     def lacking(info: PromptInfo) -> str | None:
-        weights = recipe.rlhf.rewards.items()
+        weights = recipe.rlhf.own_rewards.items()
         comparing = ", ".join(name for name, each in weights if needs_answer(name) and each.applies(info.task))
         if not comparing or info.answer is not None:
             return None
@@ -142,14 +158,20 @@ def check_tasks(recipe: Recipe, datasets: Datasets) -> None:
 
 
 def judged_batch(
-    roles: Roles, recipe: Recipe, sampled: Sampled, sampler: Sampler, step: int, said: Said = NOTHING_SAID
+    roles: Roles,
+    recipe: Recipe,
+    sampled: Sampled,
+    sampler: Sampler,
+    step: int,
+    said: Said = NOTHING_SAID,
+    weights: Mapping[str, float] | None = None,
 ) -> Judged:
     """The batch of a step, from what was sampled for it.
 
     With dynamic sampling, groups whose unshaped rewards are all the same are replaced by those of further batches,
     while rounds last; what is left out is counted. Where nothing varies at all, the batch stays as it is.
     """
-    batch = judge(roles, recipe, sampled, said)
+    batch = judge(roles, recipe, sampled, said, weights)
     rounds = recipe.rlhf.algorithm.dynamic_sampling.max_rounds
     if not rounds:
         return batch
@@ -157,30 +179,75 @@ def judged_batch(
     for index in range(rounds):
         if len(kept.prompts) >= size:
             break
-        kept = kept.joined(judge(roles, recipe, sampler.more(step, index), said).varied())
+        kept = kept.joined(judge(roles, recipe, sampler.more(step, index), said, weights).varied())
     if not kept.prompts:
         return replace(batch, counts=kept.counts, seconds=kept.seconds)
     return kept.select(range(min(size, len(kept.prompts))), reason="groups_beyond_the_batch")
 
 
-def judge(roles: Roles, recipe: Recipe, sampled: Sampled, said: Said = NOTHING_SAID) -> Judged:
-    """Rewards of a sampled batch."""
-    parts, uncertainty, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts, said)
-    weights, is_shaped = recipe.rlhf.reward_weights, recipe.rlhf.algorithm.overlong_buffer > 0
-    shown: dict[str, Tensor] = {**parts}
+def judge(
+    roles: Roles,
+    recipe: Recipe,
+    sampled: Sampled,
+    said: Said = NOTHING_SAID,
+    weights: Mapping[str, float] | None = None,
+    split: str | None = None,
+) -> Judged:
+    """Rewards of a sampled batch; the weights of parts are those given, or the recipe's first ones.
+
+    split: whose rows the prompts are; None is `rlhf.split`.
+    """
+    split = split or recipe.rlhf.split
+    parts, named, uncertainty, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts, said, split)
+    weights = recipe.rlhf.reward_weights if weights is None else weights
+    is_shaped = recipe.rlhf.algorithm.overlong_buffer > 0
+    num = sum(len(rollout.completions) for rollout in sampled.rollouts)
+    unshaped, unrewarded = _total(parts, weights, num)
+    shown: dict[str, Tensor] = {**parts, **named}
     if is_shaped:
         shown[OVERLONG] = _overlong(recipe, sampled.rollouts)
     greedy = None
     if sampled.greedy:
-        greedy_parts, _, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy, said)
-        greedy = combine(parts=greedy_parts, weights=weights)
+        greedy_parts, _, _, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy, said, split)
+        greedy, without = _total(greedy_parts, weights, len(sampled.greedy))
         if is_shaped:
             # Else a completion as long as the greedy one would be worse than it for its length alone.
             greedy = greedy + _overlong(recipe, sampled.greedy)
+        # What is compared with a reward that is not there is not known either.
+        unrewarded |= without.repeat_interleave(num // len(greedy))
         counts += failures
         seconds = {role: time + spent[role] for role, time in seconds.items()}
-    unshaped, seconds = combine(parts=parts, weights=weights), {**sampled.seconds, **seconds}
-    return Judged(sampled.prompts, sampled.rollouts, shown, unshaped, greedy, counts, seconds, uncertainty=uncertainty)
+    if num_unrewarded := int(unrewarded.sum()):
+        counts["completions_without_reward"] = num_unrewarded
+        unshaped = _with_means(unshaped, unrewarded, num_groups=len(sampled.rollouts))
+    return Judged(
+        sampled.prompts,
+        sampled.rollouts,
+        shown,
+        unshaped,
+        greedy,
+        counts,
+        {**sampled.seconds, **seconds},
+        uncertainty=uncertainty,
+        unrewarded=unrewarded,
+        weights=weights,
+    )
+
+
+def _total(parts: Mapping[str, Tensor], weights: Mapping[str, float], num: int) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the parts [N], and bool [N]: the completions of which no part that weighs anything says any.
+
+    Without any part, as where a teacher alone says what is good, all have a reward of 0.
+    """
+    weighing = [part.isnan() for name, part in parts.items() if weights[name]]
+    unrewarded = torch.stack(weighing).all(0) if weighing else torch.zeros(num, dtype=torch.bool)
+    return combine(parts=parts, weights=weights) if parts else torch.zeros(num), unrewarded
+
+
+def _with_means(rewards: Tensor, unrewarded: Tensor, *, num_groups: int) -> Tensor:
+    """Rewards [N] in which those that are not there are the mean of the others of their group; 0 where all are not."""
+    groups = rewards.masked_fill(unrewarded, torch.nan).view(num_groups, -1)
+    return groups.where(~groups.isnan(), groups.nanmean(1, keepdim=True)).nan_to_num(0.0).flatten()
 
 
 def _overlong(recipe: Recipe, rollouts: Sequence[Rollout]) -> Tensor:
@@ -199,31 +266,41 @@ def _parts(
     prompts: Sequence[PromptRef],
     rollouts: Sequence[Rollout],
     said: Said,
-) -> tuple[dict[RewardName, Tensor], Tensor | None, Counter[str], dict[str, float]]:
-    """Each part [N], the reward model's uncertainty [N], what could not be given by reason, seconds by role.
+    split: str,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None, Counter[str], dict[str, float]]:
+    """Each part [N], the named parts of those from outside [N], the reward model's uncertainty [N], what could not be
+    given by reason, seconds by role.
 
-    Rules work while the reward model does.
+    Rules work while the reward model does, and those who give rewards from outside.
 
     Raises:
         ValueError: a score of the reward model is not finite.
+        TooManyFailures: a part from outside failed too often.
     """
     infos = [prompt.info for prompt, rollout in zip(prompts, rollouts, strict=True) for _ in rollout.completions]
     applies = {
         name: [each.applies(info.task) and _can_compare(name, info) for info in infos]
-        for name, each in recipe.rlhf.rewards.items()
+        for name, each in recipe.rlhf.own_rewards.items()
     }
-    asked = groups_of(prompts, rollouts)
-    scoring = score(roles.reward, RewardWorker.scores_and_uncertainties, asked) if roles.reward else None
+    groups = groups_of(prompts, rollouts)
+    scoring = score(roles.reward, RewardWorker.scores_and_uncertainties, groups) if roles.reward else None
+    graders = roles.graders if recipe.rlhf.outside_rewards else None
+    gradings = graders.ask(recipe, prompts, rollouts, split) if graders else {}
     rules = score_rules(
-        names=[name for name in recipe.rlhf.rewards if needs_answer(name)],
+        names=[name for name in recipe.rlhf.own_rewards if needs_answer(name)],
         completions=[completion for rollout in rollouts for completion in rollout.completions],
         answers=[info.answers for info in infos],
         applies=applies,
     )
-    parts, uncertainty, seconds = dict(rules.values), None, {}
+    parts, uncertainty = dict(rules.values), None
+    for failure in rules.failures:
+        parts[failure.name][failure.row] = math.nan  # it is no reward of 0
+    waited: dict[str, Answer[Any]] = {**answers(gradings)}
     if scoring:
-        results, spent = gather({"reward_score": scoring.answer})
-        seconds = {name: each.busy_s for name, each in spent.items()}
+        waited["reward_score"] = scoring.answer
+    results, spent = gather(waited)
+    seconds = {name: spent[name].busy_s if name in spent else 0.0 for name in waited}
+    if scoring:
         learned, uncertainty = torch.from_numpy(np.concatenate(scoring.in_order(results["reward_score"]))).unbind(1)
         if num_bad := int((~learned.isfinite()).sum()):
             raise ValueError(f"{num_bad} of {len(learned)} scores of the reward model are not finite; train it anew")
@@ -240,8 +317,15 @@ def _parts(
         applies[RewardName.HUMAN] = [of and each is not None for of, each in zip(of_task, human, strict=True)]
     for name, part in parts.items():
         part[~torch.tensor(applies[name])] = math.nan
-    left_out = Counter({f"reward_not_applicable:{name}": each.count(False) for name, each in applies.items()})
-    return parts, uncertainty, rules.num_failures + left_out, seconds
+    shown: dict[str, Tensor] = {**parts}
+    asked: dict[str, list[bool]] = {**applies}
+    named, counts = dict[str, Tensor](), rules.num_failures
+    for name, found in (graders.found(gradings, results) if graders else {}).items():
+        shown[name], asked[name] = found.values, found.applies
+        named.update(found.named)
+        counts += found.counts
+    counts += Counter({f"reward_not_applicable:{name}": each.count(False) for name, each in asked.items()})
+    return shown, named, uncertainty, counts, seconds
 
 
 def _can_compare(name: RewardName, info: PromptInfo) -> bool:

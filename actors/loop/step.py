@@ -19,6 +19,7 @@ from actors.fleet.world import World
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Roles
 from actors.loop.judge import NOTHING_SAID, Judged, Said, groups_of, judged_batch
+from actors.loop.reward_parts import learned_rewards, next_multipliers
 from actors.loop.sampler import Sampled, Sampler
 from actors.roles.critic import CriticWorker
 from actors.roles.encoder import PromptRef
@@ -93,7 +94,14 @@ class Step:
             kl=learned.statistics["kl/reference"],
             num_completions=len(learned.batch.rewards),
         )
-        after = replace(self._state, step=step + 1, kl=kl, reward_scale=learned.scale, cursor=self._sampler.cursor)
+        after = replace(
+            self._state,
+            step=step + 1,
+            kl=kl,
+            reward_scale=learned.scale,
+            cursor=self._sampler.cursor,
+            multipliers=next_multipliers(self._recipe.rlhf, self._state.multipliers, learned.batch, step),
+        )
         return after, learned
 
     @contextmanager
@@ -116,7 +124,8 @@ class Step:
         scorings = {}
         if not is_dynamic:
             scorings = begin_scoring(self._roles, self._recipe, sampled.prompts, sampled.rollouts)
-        batch = judged_batch(self._roles, self._recipe, sampled, self._sampler, self._state.step, self._said)
+        weights = self._recipe.rlhf.weights_at(self._state.step, self._state.multipliers)
+        batch = judged_batch(self._roles, self._recipe, sampled, self._sampler, self._state.step, self._said, weights)
         batch = replace(batch, reward_version=self._state.reward_version)
         if is_dynamic:
             scorings = begin_scoring(self._roles, self._recipe, batch.prompts, batch.rollouts)
@@ -124,16 +133,18 @@ class Step:
 
     def _learn(self, batch: Judged, scored: Mapping[str, list[Any]], score_s: Mapping[str, float]) -> Learned:
         algorithm, state = self._recipe.rlhf.algorithm, self._state
-        scale = state.reward_scale.updated(rewards=batch.rewards)
+        rewards = learned_rewards(batch, algorithm)
+        scale = state.reward_scale.updated(rewards=rewards)
         experience, statistics = make_experience(
             batch.rollouts,
-            rewards=shape(batch.rewards, scale, algorithm),
+            rewards=shape(rewards, scale, algorithm),
             reference_logprobs=scored.get("reference"),
             values=scored.get("critic"),
             algorithm=algorithm,
             kl_weight=state.kl.weight,
             proximal_logprobs=scored.get("proximal"),
             greedy_rewards=None if batch.greedy is None else shape(batch.greedy, scale, algorithm),
+            unrewarded=batch.unrewarded,
         )
         rows = list(zip(batch.prompts, experience, strict=True))
         updated, update_s = update(self._roles, self._recipe, rows, state.step, state.kl.weight)

@@ -12,6 +12,7 @@ import numpy as np
 from actors.loop.crew import Roles
 from actors.loop.door import Door
 from actors.loop.judge import Judged
+from actors.loop.reward_parts import learned_rewards, part_metrics
 from actors.loop.step import Learned, shape
 from actors.roles.encoder import EncoderWorker
 from pipeline.algorithms.shaping import RunningScale, is_clipped
@@ -41,7 +42,7 @@ def step_metrics(
     step_s, driver_s = clock.seconds()
     seconds = {**learned.seconds, "encoder": roles.encoder.busy_s()}
     return {
-        **batch_metrics(roles, door, batch, step),
+        **batch_metrics(roles, door, batch, step, algorithm),
         **learning_counts(batch, learned.scale, algorithm),
         **learned.statistics,
         **learned.updated,
@@ -68,19 +69,19 @@ def learning_counts(batch: Judged, scale: RunningScale, algorithm: Algorithm) ->
     """How many completions of the step have a clipped reward, and how many are left out of the losses."""
     counts: dict[str, float] = {}
     if algorithm.clip_reward is not None:
-        unclipped = shape(batch.rewards, scale, algorithm.model_copy(update={"clip_reward": None}))
+        unclipped = shape(learned_rewards(batch, algorithm), scale, algorithm.model_copy(update={"clip_reward": None}))
         counts["counts/rewards_clipped"] = float(is_clipped(rewards=unclipped, bound=algorithm.clip_reward).sum())
     if algorithm.mask_truncated:
         counts["counts/completions_left_out"] = float(num_truncated(batch.rollouts))
     return counts
 
 
-def batch_metrics(roles: Roles, door: Door, batch: Judged, step: int) -> dict[str, float]:
+def batch_metrics(roles: Roles, door: Door, batch: Judged, step: int, algorithm: Algorithm) -> dict[str, float]:
     """Rewards, staleness, the feature cache, and what was left out, refused or cut short, by reason."""
     return {
-        "reward/mean": float(batch.rewards.mean()),
+        **batch.mean(),
         "reward/version": float(batch.reward_version),
-        **{f"reward/{name}": mean for name, mean in batch.means().items()},
+        **part_metrics(batch, algorithm),
         **feature_cache(roles),
         "staleness": staleness(batch.rollouts, step),
         "queue/prompts_per_rollout_worker": len(batch.prompts) / len(roles.rollout),

@@ -5,6 +5,7 @@ Everyone else gets references, so media tensors and features never pass through 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +30,7 @@ from pipeline.models.checkpoint import load_model, tower_fingerprint
 from pipeline.models.forward import Policy
 from pipeline.models.parts import live_kinds
 from pipeline.models.processing import PromptProcessor
-from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, Prompt, PromptInfo, Quarantined
+from pipeline.records import EncodedPrompt, MediaKind, MediumTensors, ProcessedPrompt, Prompt, PromptInfo, Quarantined
 
 T = TypeVar("T")
 
@@ -92,6 +93,8 @@ class PromptRef:
     row: RowKey
     num_tokens: int
     stored: ray.ObjectRef[StoredPrompt]
+    content: str = ""
+    """SHA-256 (hex) of its token ids and of the content keys of its media: the same in every run with this prompt."""
 
     @property
     def id(self) -> str:
@@ -254,7 +257,7 @@ class EncoderWorker(Worker):
             for medium_key, medium in zip(keys, processed.media, strict=True)
         )
         stored = StoredPrompt(processed.id, processed.input_ids, processed.position_ids, media)
-        ref = PromptRef(info_of(prompt), row, len(processed.input_ids), ray.put(stored))
+        ref = PromptRef(info_of(prompt), row, len(processed.input_ids), ray.put(stored), _content_of(processed))
         self._cache.put(key, ref, num_bytes=stored.input_ids.nbytes + stored.position_ids.nbytes, media=keys)
         return ref
 
@@ -272,6 +275,11 @@ class EncoderWorker(Worker):
             tensors_bytes = sum(np.asarray(tensor).nbytes for tensor in medium.tensors.values())
             tensors, num_bytes = _held(medium, tensors_bytes), num_bytes + tensors_bytes
         return StoredMedium(medium.kind, features, tensors), num_bytes
+
+
+def _content_of(prompt: ProcessedPrompt) -> str:
+    media = " ".join(medium.key for medium in prompt.media)
+    return hashlib.sha256(prompt.input_ids.tobytes() + media.encode()).hexdigest()
 
 
 def _held(item: T, num_bytes: int) -> T | ray.ObjectRef[T]:

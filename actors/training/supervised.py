@@ -40,10 +40,10 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt (processed or encoded) and the answer to learn."""
+    """A prompt (processed or encoded) and the answer to learn: a text, or tokens that are learned as they are."""
 
     prompt: PromptRef
-    answer: str
+    answer: str | tuple[int, ...]
 
 
 HERE = -2
@@ -71,7 +71,10 @@ def train_sft(config: dict[str, Any]) -> None:
     policy.decoder.blank_media = blank_media(recipe, source, policy.decoder.model, live)
     engine = engine_of(policy, config)
     tokenizer = load_processor(source, trust_remote_code=trust).tokenizer
-    ids_of = lru_cache(ANSWERS_KEPT)(partial(answer_ids, tokenizer))
+    ids_of_text = lru_cache(ANSWERS_KEPT)(partial(answer_ids, tokenizer))
+
+    def ids_of(answer: str | tuple[int, ...]) -> Sequence[int]:
+        return ids_of_text(answer) if isinstance(answer, str) else answer
 
     def size(item: Demonstration) -> GroupSize:
         return GroupSize(item.prompt.num_tokens, 1, len(ids_of(item.answer)))
@@ -85,7 +88,7 @@ def train_sft(config: dict[str, Any]) -> None:
 
 
 def demonstration_losses(
-    engine: Engine, pad_id: int, live: Live, ids_of: Callable[[str], list[int]]
+    engine: Engine, pad_id: int, live: Live, ids_of: Callable[[str | tuple[int, ...]], Sequence[int]]
 ) -> Losses[Demonstration, float]:
     """What SFT minimises, and what it shows beside that, of a pass whose step has so many answer tokens.
 

@@ -20,10 +20,18 @@ from ray.util.queue import Queue
 
 from actors.fleet.failures import MISTAKES, TrainingLost
 from actors.fleet.placement import rank_resources, resolve_device
+from actors.training.preference import train_preference
 from actors.training.reward_model import train_reward_model
 from actors.training.supervised import HERE, train_sft
-from pipeline.config import ConfigError, Device, Recipe, RewardModel, Supervised
+from pipeline.config import ConfigError, Device, PreferenceLearning, Recipe, RewardModel, Supervised
 
+LOOPS = {
+    "sft": train_sft,
+    "distill": train_sft,
+    "reward_model": train_reward_model,
+    "preference": train_preference,
+}
+"""What runs in the workers of each stage."""
 STEPS_AHEAD = 3
 """Batches that lie ready for the workers."""
 
@@ -36,7 +44,7 @@ class Training:
     """
 
     def __init__(self, recipe: Recipe, stage: str):
-        settings: Supervised | RewardModel = getattr(recipe, stage)
+        settings: Supervised | RewardModel | PreferenceLearning = getattr(recipe, stage)
         if settings.batch_size % settings.num_workers:
             raise ConfigError(f"batch_size={settings.batch_size} is no multiple of num_workers={settings.num_workers}")
         device = resolve_device(recipe.cluster)
@@ -49,7 +57,7 @@ class Training:
         """Train's actors, of which each says that it is there."""
         self._queue, self._inbox = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
         trainer = TorchTrainer(
-            {"sft": train_sft, "reward_model": train_reward_model}[stage],
+            LOOPS[stage],
             train_loop_config={
                 "recipe": recipe,
                 "stage": stage,
@@ -87,8 +95,9 @@ class Training:
         """Trains from checkpoint `source` to `target`, and yields (step, metrics) meanwhile.
 
         `data` gives what the workers read, a message a step, a few steps ahead: `items`, the batch; the reward model's
-        first one also the examples `held_out`, and their prompts with `blanked` media. The first ones are asked for
-        while the workers start and load.
+        first one also the examples `held_out`, and their prompts with `blanked` media; preference learning's also what
+        the reference is `wanted` for and what is `known` of it, without `items` where it is asked before all steps. The
+        first ones are asked for while the workers start and load.
 
         Raises:
             TrainingLost: a rank died or raised what may not come again, or nothing has come for too long.

@@ -16,6 +16,7 @@ from pipeline.config.algorithm import (
     KlEstimator,
     KlPlace,
     OffPolicy,
+    PartNormalisation,
     PolicyLossName,
 )
 from pipeline.config.checkpoints import BestMode, Checkpoints, Exported
@@ -24,6 +25,7 @@ from pipeline.config.documentation import describe, describe_steps
 from pipeline.config.loading import absolute, check_once, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
 from pipeline.config.paths import Base
+from pipeline.config.preference import PreferenceLearning, PreferenceLoss
 from pipeline.config.prepare import Answers, Form, Ids, Leaks, MediaAs, Prepare, Source, SplitBy, Splitting
 from pipeline.config.recipe import (
     Cluster,
@@ -37,10 +39,22 @@ from pipeline.config.recipe import (
     Run,
     Sink,
 )
+from pipeline.config.rewards import (
+    Adapter,
+    FunctionReward,
+    Grader,
+    JudgeReward,
+    Judging,
+    MediaForm,
+    Outside,
+    Reading,
+    Sending,
+    ServerReward,
+)
 from pipeline.config.rlhf import Parity, RewardName, RewardWeight, Rlhf
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import ConfigError, Section, section_of
-from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
+from pipeline.config.stages import Distill, Evaluate, Preferences, RewardModel, Supervised
 from pipeline.config.validation import TASK_MEASURES, VALIDATION, Measure, Validation
 from pipeline.config.workers import Encoder, Learner, Pooled, Rollout, Sharded, Trained, Workers
 
@@ -50,6 +64,7 @@ __all__ = [
     "TOWERS",
     "VALIDATION",
     "Access",
+    "Adapter",
     "AdvantageEstimator",
     "Aggregation",
     "Algorithm",
@@ -63,6 +78,7 @@ __all__ = [
     "Dataset",
     "Deadlines",
     "Device",
+    "Distill",
     "Dtype",
     "DynamicSampling",
     "Encoder",
@@ -70,8 +86,12 @@ __all__ = [
     "Exported",
     "Form",
     "FrozenPart",
+    "FunctionReward",
+    "Grader",
     "Ids",
     "ImportanceCorrection",
+    "JudgeReward",
+    "Judging",
     "Kl",
     "KlControl",
     "KlEstimator",
@@ -82,19 +102,25 @@ __all__ = [
     "Lora",
     "Measure",
     "MediaAs",
+    "MediaForm",
     "MediaLimits",
     "Model",
     "OffPolicy",
+    "Outside",
     "Parity",
     "Part",
     "PartMode",
     "PartName",
+    "PartNormalisation",
     "Parts",
     "Placement",
     "PolicyLossName",
     "Pooled",
+    "PreferenceLearning",
+    "PreferenceLoss",
     "Preferences",
     "Prepare",
+    "Reading",
     "Recipe",
     "Resume",
     "RewardModel",
@@ -106,6 +132,8 @@ __all__ = [
     "Run",
     "Sampling",
     "Section",
+    "Sending",
+    "ServerReward",
     "Sharded",
     "Sink",
     "Source",

@@ -74,6 +74,11 @@ class ImportanceCorrection(StrEnum):
     ICEPOP = "icepop"
 
 
+class PartNormalisation(StrEnum):
+    NONE = "none"
+    GROUP = "group"
+
+
 class KlPlace(StrEnum):
     REWARD = "reward"
     LOSS = "loss"
@@ -167,6 +172,11 @@ class Algorithm(Section):
     whiten_advantages: bool | None = None
     """Whether advantages are shifted and scaled to mean 0 and variance 1 over the step's tokens; null: for `gae` only.
     `reinforce_plus_plus` and its baseline do so by definition, once."""
+    part_normalisation: PartNormalisation = PartNormalisation.NONE
+    """`group`: each part of the reward is normalised in its group before they are weighted and summed, and the sum over
+    the step (GDPO), so that no part drowns the others by its scale; with `dr_grpo` or `rloo`."""
+    multiplier_rate: float = Field(default=0.1, gt=0)
+    """Step size of the multipliers of parts that have a `floor`."""
     scale_rewards: bool = False
     """Whether rewards are divided by a running standard deviation."""
     clip_reward: float | None = Field(default=10.0, gt=0)
@@ -239,6 +249,16 @@ class Algorithm(Section):
                 f"num_epochs={self.num_epochs} with policy_loss=policy_gradient: without a ratio, a second pass would "
                 "take samples of an older policy for its own; use num_epochs=1, or ppo"
             )
+        if self.part_normalisation is PartNormalisation.GROUP:
+            if advantage not in (AdvantageEstimator.DR_GRPO, AdvantageEstimator.RLOO):
+                raise ValueError(
+                    f"part_normalisation=group with advantage={advantage}: it takes an estimator that compares the "
+                    "completions of a group and does not normalise them once more; use dr_grpo (GDPO) or rloo"
+                )
+            if self.scale_rewards:
+                raise ValueError(
+                    "part_normalisation=group with scale_rewards=true: parts are normalised already; use one of them"
+                )
         if self.dynamic_sampling.max_rounds and not advantage.needs_group:
             raise ValueError(
                 f"dynamic_sampling.max_rounds={self.dynamic_sampling.max_rounds} with advantage={advantage}: "

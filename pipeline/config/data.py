@@ -124,6 +124,9 @@ class Data(Section):
     """Bounds of media decoding."""
     access: Access = Access()
     """Where media that are named by path or address may come from."""
+    columns: tuple[str, ...] = ()
+    """Further columns of the table, beside those of docs/data.md: `jobs.prepare` keeps them, and functions and servers
+    that give rewards are told them."""
     max_prompt_tokens: int = Field(default=512, gt=0)
     """Longer prompts, placeholders included, go to the quarantine."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import yaml
+from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from pipeline.config.recipe import Recipe
@@ -20,14 +21,23 @@ def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]
     """Lines that document every field below `section`: dotted name, type, default, docstring."""
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
-        if inner is not None:
+        if typing.get_origin(field.annotation) is dict and section_of(typing.get_args(field.annotation)[1]):
+            yield from _line(f"{prefix}{name}", field)
+            yield from describe(
+                typing.cast(type[Section], typing.get_args(field.annotation)[1]), f"{prefix}{name}.<name>."
+            )
+        elif inner is not None:
             place = f"{prefix}{name}" + "[]" * (typing.get_origin(field.annotation) is tuple)
             yield f"\n[{place}]  {field.description or ''}"
             yield from describe(inner, f"{place}.")
         else:
-            default = "?" if field.is_required() else _as_yaml(field.get_default(call_default_factory=True))
-            yield f"  {prefix}{name}: {_type_name(field.annotation)} = {default}"
-            yield f"      {field.description or ''}"
+            yield from _line(f"{prefix}{name}", field)
+
+
+def _line(place: str, field: FieldInfo) -> Iterator[str]:
+    default = "?" if field.is_required() else _as_yaml(field.get_default(call_default_factory=True))
+    yield f"  {place}: {_type_name(field.annotation)} = {default}"
+    yield f"      {field.description or ''}"
 
 
 def describe_steps() -> Iterator[str]:

@@ -29,8 +29,8 @@ class Refit(Section):
     batch_size: int = Field(default=16, gt=0)
     """Judgements in an optimizer step, over all workers."""
     held_out_fraction: float = Field(default=0.2, gt=0, le=0.5)
-    """Share of the prompts of which nothing is learned: on what is said of these a refit must be right as often as the version
-    before, or it is not swapped in."""
+    """Share of the prompts of which nothing is learned: on what is said of these a refit must be right as often as the
+    version before, or it is not swapped in."""
     keep_last: int = Field(default=5, ge=1)
     """Versions whose checkpoints are kept, to roll back to."""
     poll_s: float = Field(default=5.0, gt=0)

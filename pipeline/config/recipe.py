@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 from pipeline.config.data import Data, Dataset
 from pipeline.config.feedback import Feedback
 from pipeline.config.paths import DiskPath
+from pipeline.config.preference import PreferenceLearning
 from pipeline.config.prepare import Prepare
 from pipeline.config.rlhf import RewardName, Rlhf
 from pipeline.config.section import Section
-from pipeline.config.stages import Evaluate, Preferences, RewardModel, Supervised
+from pipeline.config.stages import Distill, Evaluate, Preferences, RewardModel, Supervised
 
 
 class Device(StrEnum):
@@ -121,6 +122,10 @@ class Recipe(Section):
     """Pairs of completions and who prefers which."""
     reward_model: RewardModel = RewardModel()
     """The reward model's training."""
+    preference: PreferenceLearning = PreferenceLearning()
+    """Learning from preferences without a loop."""
+    distill: Distill = Distill()
+    """Learning the best of many samples, or a smaller model from a better one."""
     rlhf: Rlhf = Rlhf()
     """The loop: generate -> score -> update."""
     evaluate: Evaluate = Evaluate()
@@ -145,6 +150,18 @@ class Recipe(Section):
     def _check_people(self) -> Recipe:
         if RewardName.HUMAN in self.rlhf.rewards and not self.feedback.enabled:
             raise ValueError("rlhf.rewards.human: nobody is asked; use feedback.enabled=true, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_graders(self) -> Recipe:
+        least_s = self.cluster.deadlines.least_s
+        for name, settings in self.rlhf.outside_rewards.items():
+            if settings.limit_s >= least_s:
+                raise ValueError(
+                    f"rlhf.rewards.{name}: timeout_s={settings.timeout_s:g} with retries={settings.retries} is no less "
+                    f"than cluster.deadlines.least_s={least_s:g}, after which the grader worker itself counts as "
+                    "hanging; raise that one, or lower these"
+                )
         return self
 
     @property
@@ -182,7 +199,7 @@ class Recipe(Section):
         return self.rlhf.is_off_policy or not self.rollout_is_exact
 
     def checkpoint(self, stage: str) -> Path:
-        """Directory of the checkpoint that `stage` (base, sft, reward_model, rlhf) writes."""
+        """Directory of the checkpoint that `stage` (base, sft, reward_model, preference, distilled, rlhf) writes."""
         if stage == "base" and self.model.path is not None:
             return self.model.path
         return self.run.directory / "checkpoints" / stage

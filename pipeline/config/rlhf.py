@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import cast
+from types import MappingProxyType
+from typing import Annotated, cast
 
+import numpy as np
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from pipeline.config.algorithm import Algorithm, ImportanceCorrection, PolicyLossName
 from pipeline.config.checkpoints import Checkpoints
+from pipeline.config.rewards import FunctionReward, Grader, JudgeReward, ServerReward
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import Section
 from pipeline.config.validation import VALIDATION, Validation, check_metric
-from pipeline.config.workers import Encoder, Learner, Rollout, Sharded
+from pipeline.config.workers import Encoder, Learner, Reference, Rollout, Sharded
 
 
 class RewardName(StrEnum):
@@ -24,6 +28,13 @@ class RewardName(StrEnum):
     WER = "wer"
     LENGTH = "length"
     DISTANCE = "distance"
+    CER = "cer"
+    MATHEMATICS = "mathematics"
+    CHOICE = "choice"
+    JSON_SCHEMA = "json_schema"
+    JSON_MATCH = "json_match"
+    IOU = "iou"
+    HIT = "hit"
     NOISE = "noise"
 
 
@@ -31,9 +42,30 @@ class RewardWeight(Section):
     """What a part of the reward weighs; in a recipe a number, or a number for some tasks only."""
 
     weight: float = Field(allow_inf_nan=False)
-    """What the part is multiplied by in the sum."""
+    """What the part is multiplied by in the sum; or what at which step, such as `{0: 1.0, 20: 0.2}`."""
+    schedule: dict[Annotated[int, Field(ge=0)], float] = Field(default={})
+    """Where `weight` is given by step: straight lines between the steps. Empty: it stays."""
     tasks: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Tasks to whose rows it applies; null is all."""
+    floor: float | None = None
+    """Mean that it is to keep: its weight is then a Lagrange multiplier that starts at `weight`, rises while the part
+    is below and falls while it is above, by `algorithm.multiplier_rate` (Safe RLHF)."""
+    function: FunctionReward | None = None
+    """A function of one's own that gives it; its place alone, or a section."""
+    server: ServerReward | None = None
+    """A server that gives it; its address alone, or a section."""
+    judge: JudgeReward | None = None
+    """A chat model that gives it."""
+
+    @property
+    def outside(self) -> FunctionReward | ServerReward | JudgeReward | None:
+        """Who is asked for it, where it is none of `RewardName`."""
+        return self.function or self.server or self.judge
+
+    def weight_at(self, step: int) -> float:
+        """Its weight at a step; with a floor, where the multiplier starts."""
+        steps = sorted(self.schedule)
+        return float(np.interp(step, steps, [self.schedule[each] for each in steps])) if steps else self.weight
 
     def applies(self, task: str) -> bool:
         """Whether rows of this task have this part."""
@@ -42,14 +74,45 @@ class RewardWeight(Section):
     @model_validator(mode="before")
     @classmethod
     def _of_number(cls, value: object) -> object:
-        return value if isinstance(value, Mapping | RewardWeight) else {"weight": value}
+        if not isinstance(value, Mapping | RewardWeight):
+            return {"weight": value}
+        if isinstance(value, Mapping) and isinstance(points := value.get("weight"), Mapping) and points:
+            return {**value, "weight": next(iter(points.values())), "schedule": points}
+        return value
 
     @model_serializer
     def _as_written(self) -> float | dict[str, object]:
-        return self.weight if self.tasks is None else {"weight": self.weight, "tasks": list(self.tasks)}
+        tasks = None if self.tasks is None else list(self.tasks)
+        beside = {
+            "tasks": tasks,
+            "floor": self.floor,
+            "function": self.function,
+            "server": self.server,
+            "judge": self.judge,
+        }
+        given = {name: value for name, value in beside.items() if value is not None}
+        weight = self.schedule or self.weight
+        return {"weight": weight, **given} if given or self.schedule else self.weight
+
+    @model_validator(mode="after")
+    def _check_weight(self) -> RewardWeight:
+        if self.floor is not None and (self.schedule or self.weight <= 0):
+            raise ValueError(
+                f"weight={self.schedule or self.weight} with floor={self.floor:g}: the multiplier starts there and is "
+                "multiplied; give one number above 0, such as 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_outside(self) -> RewardWeight:
+        given = [name for name in ("function", "server", "judge") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: a part is given by one of them; make two parts of it")
+        return self
 
 
 _ONE = RewardWeight(weight=1.0)
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Parity(Section):
@@ -74,16 +137,19 @@ class Rlhf(Section):
     """How completions are sampled."""
     algorithm: Algorithm = Algorithm()
     """Advantages, losses and KL."""
-    rewards: dict[RewardName, RewardWeight] = Field(default={RewardName.LEARNED: _ONE, RewardName.EXACT_MATCH: _ONE})
+    rewards: dict[str, RewardWeight] = Field(default={RewardName.LEARNED: _ONE, RewardName.EXACT_MATCH: _ONE})
     """Weight of each reward part in the sum, not all 0; or `{weight: 0.5, tasks: [speech]}` where it applies to some
     tasks only. `learned` is the reward model's score, standardised; the others compare with the answer of a row, and
-    refuse rows that have none."""
+    refuse rows that have none. A key such as `rewards/brevity.py:brevity` is a function of your own, and makes a part
+    called `brevity`; a name of your own takes a `function`, a `server` or a `judge` (docs/rewards.md)."""
+    grader: Grader = Grader()
+    """Workers that ask functions, servers and judges for rewards; there are none where no part comes from outside."""
     encoder: Encoder = Encoder()
     """Workers that process prompts and run the frozen towers."""
     rollout: Rollout = Rollout()
     """Workers that sample completions, each on a whole copy of the model."""
-    reference: Sharded = Sharded()
-    """The world of the reference model."""
+    reference: Reference = Reference()
+    """The world of the reference model, and which that is."""
     reward: Sharded = Sharded()
     """The world of the reward model."""
     policy: Learner = Learner()
@@ -114,9 +180,18 @@ class Rlhf(Section):
         return not self.algorithm.advantage.needs_critic or step >= self.critic_warmup_steps
 
     @property
-    def reward_weights(self) -> dict[RewardName, float]:
-        """The weight of each reward part, on the rows to which it applies."""
-        return {name: each.weight for name, each in self.rewards.items()}
+    def reward_weights(self) -> dict[str, float]:
+        """The weight of each reward part at the beginning, on the rows to which it applies."""
+        return self.weights_at(0)
+
+    def weights_at(self, step: int, multipliers: Mapping[str, float] = NOTHING) -> dict[str, float]:
+        """The weight of each reward part in a step, on the rows to which it applies: of those with a floor the
+        multiplier, where there is one yet.
+        """
+        return {
+            name: each.weight_at(step) if each.floor is None else multipliers.get(name, each.weight_at(step))
+            for name, each in self.rewards.items()
+        }
 
     @property
     def is_off_policy(self) -> bool:
@@ -127,16 +202,69 @@ class Rlhf(Section):
         is_corrected = self.algorithm.off_policy.correction is not ImportanceCorrection.NONE
         return self.staleness > 0 or self.sampling.truncates or is_corrected
 
+    @property
+    def outside_rewards(self) -> dict[str, FunctionReward | ServerReward | JudgeReward]:
+        """Who is asked for each part that is none of `RewardName`."""
+        return {name: each.outside for name, each in self.rewards.items() if each.outside is not None}
+
+    @property
+    def own_rewards(self) -> dict[RewardName, RewardWeight]:
+        """The parts that are of `RewardName`."""
+        return {RewardName(name): each for name, each in self.rewards.items() if each.outside is None}
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _name_functions(cls, rewards: object) -> object:
+        """A key that is the place of a function becomes the name of a part with that function."""
+        if not isinstance(rewards, Mapping):
+            return rewards
+        named: dict[object, object] = {}
+        for key, value in cast(Mapping[object, object], rewards).items():
+            name, entry = key, value
+            if isinstance(key, str) and ":" in key:
+                given = cast(dict[str, object], dict(value)) if isinstance(value, Mapping) else {"weight": value}
+                settings = given.get("function", {})
+                if not isinstance(settings, Mapping):
+                    raise ValueError(f"{key}: this is the function already; give it no other (function: {settings!r})")
+                name = key.rpartition(":")[2]
+                entry = {**given, "function": {"path": key, **cast(dict[str, object], settings)}}
+            if name in named:
+                raise ValueError(
+                    f"two parts are called {name}; give one a name of its own: {{mine: {{weight: 1, function: {key}}}}}"
+                )
+            named[name] = entry
+        return named
+
     @field_validator("rewards")
     @classmethod
-    def _check_rewards(cls, rewards: dict[RewardName, RewardWeight]) -> dict[RewardName, RewardWeight]:
-        if not any(each.weight for each in rewards.values()):
-            shown = {str(name): each.weight for name, each in rewards.items()}
+    def _check_names(cls, rewards: dict[str, RewardWeight]) -> dict[str, RewardWeight]:
+        for name, each in rewards.items():
+            is_ours = name in set(RewardName)
+            if not is_ours and each.outside is None:
+                known = ", ".join(repr(str(each)) for each in RewardName)
+                raise ValueError(
+                    f"rlhf.rewards.{name}: no reward has this name (got {name!r}); there are {known}, or give it a "
+                    "function, a server or a judge"
+                )
+            if is_ours and each.outside is not None:
+                raise ValueError(f"rlhf.rewards.{name}: this is a built-in reward; call yours otherwise")
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+                raise ValueError(f"rlhf.rewards: {name!r} in names of metrics; use letters, digits, _ and -")
+        return rewards
+
+    @model_validator(mode="after")
+    def _check_rewards(self) -> Rlhf:
+        has_teacher = self.reference.checkpoint is not None and self.algorithm.kl.weight > 0
+        if not (has_teacher and not self.rewards) and not any(
+            each.weight or any(each.schedule.values()) for each in self.rewards.values()
+        ):
+            shown = {str(name): each.weight for name, each in self.rewards.items()}
             raise ValueError(
                 f"rewards={shown}: without a part whose weight is not 0 every completion is worth the same and nothing "
-                "is learned; name one, such as {exact_match: 1.0}"
+                "is learned; name one, such as {exact_match: 1.0}, or a teacher: reference.checkpoint, with "
+                "algorithm.kl.weight above 0"
             )
-        return rewards
+        return self
 
     @model_validator(mode="after")
     def _check_samples(self) -> Rlhf:

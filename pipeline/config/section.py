@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import NoneType
+from types import NoneType, UnionType
 from typing import get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -52,8 +52,9 @@ def _leaves(annotation: object) -> Iterator[type]:
 
 
 def section_of(annotation: object) -> type[Section] | None:
-    """The section class that a field's annotation names, alone or as a list of it; None where the field is a value."""
-    if get_origin(annotation) is tuple:
+    """The section class that a field's annotation names, alone, as a list of it or where there may be none; None where
+    the field is a value."""
+    if get_origin(annotation) in (tuple, UnionType):
         annotation = get_args(annotation)[0]
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.feedback import Criterion
 from pipeline.config.parts import TOWERS, Parts
+from pipeline.config.paths import DiskPath
 from pipeline.config.section import Section
 from pipeline.config.workers import Learner, Trained
 from pipeline.records import OVERALL
@@ -27,6 +28,27 @@ class Supervised(Trained):
     def _check_parts(self) -> Supervised:
         self.parts.check_learns()
         return self
+
+
+class Distill(Supervised):
+    teacher: str = "sft"
+    """Checkpoint of the run (sft, preference, rlhf) that samples."""
+    student: DiskPath | None = None
+    """Hugging Face directory of the checkpoint that learns, such as a smaller one; null: the teacher's own."""
+    split: str = "train"
+    """Split of the prompts."""
+    num_prompts: int = Field(default=512, gt=0)
+    """Prompts that are completed, the first ones in the run's order."""
+    samples_per_prompt: int = Field(default=8, ge=1)
+    """Completions of each, sampled as `rlhf.sampling` says and judged by `rlhf.rewards`."""
+    keep: int = Field(default=1, ge=1)
+    """Completions of a prompt that are learned: its best ones, each text once."""
+    least_reward: float | None = Field(default=None, allow_inf_nan=False)
+    """Reward below which none is learned; null keeps the best, however bad."""
+    num_steps: int = Field(default=60, gt=0)
+    """Optimizer steps."""
+    batch_size: int = Field(default=32, gt=0)
+    """Completions in an optimizer step, over all workers."""
 
 
 class Preferences(Section):
@@ -101,6 +123,9 @@ class RewardModel(Learner):
 class Evaluate(Section):
     split: str = "test"
     """Split to evaluate on."""
+    checkpoint: str = "rlhf"
+    """Checkpoint of the run that is compared with the SFT model. That of another stage, such as `preference`, stands in
+    the report in the place of RLHF's."""
     samples_per_prompt: int = Field(default=2, ge=1)
     """Completions sampled for each prompt at `rlhf.sampling`; greedy ones are scored beside them."""
     blind: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.parts import LoopParts
+from pipeline.config.paths import DiskPath
 from pipeline.config.section import Section
 
 OF_RAY = {
@@ -97,6 +98,12 @@ class Sharded(Workers):
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """Tokens in one forward pass, padding included: each prompt once, and all completions of its group. A group that is
     larger than this still goes in one pass."""
+
+
+class Reference(Sharded):
+    checkpoint: DiskPath | None = None
+    """Hugging Face directory of the model that the policy is held near; null is the SFT model. With a better one, which
+    shares the towers, and `rlhf.rewards={}` the loop is on-policy distillation: this one is the teacher."""
 
 
 class Trained(Sharded):

@@ -138,3 +138,14 @@ class Datasets:
             prompts = source.table.read_rows(numbers, prefix=source.prefix)
             found |= {RowKey(member, number): prompt for number, prompt in zip(numbers, prompts, strict=True)}
         return [found[row.key] for row in rows]
+
+    def cells(self, keys: Sequence[RowKey], columns: tuple[str, ...]) -> dict[RowKey, dict[str, Any]]:
+        """These columns of rows, unchecked, read from the tables; those that a table lacks are missing."""
+        numbers: dict[int, list[int]] = {}
+        for member, number in keys:
+            numbers.setdefault(member, []).append(number)
+        return {
+            RowKey(member, number): cells
+            for member, rows in numbers.items()
+            for number, cells in self.sources[member].table.cells(rows, columns).items()
+        }

@@ -54,3 +54,6 @@ class HeldOut:
     def __contains__(self, prompt_id: object) -> bool:
         """Whether the comparisons of this prompt are held out."""
         return place_of(str(prompt_id)) < self.below
+
+
+NOTHING_HELD_OUT = HeldOut(below=0.0, rows=())

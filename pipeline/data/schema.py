@@ -144,6 +144,8 @@ PROMPT_SCHEMA = described(
             ("num_tokens", pa.int64()),
             # What feature steps (mel, MFCC) made of the row's media: [time, bands] of the medium-th one.
             ("features", pa.list_(_FEATURE)),
+            # Further columns of the source that were asked for, as JSON.
+            ("columns", pa.string()),
         ]
     )
 )

@@ -164,6 +164,10 @@ class PromptTable:
         }
         return [found[row] for row in rows]
 
+    def cells(self, rows: Iterable[int], columns: tuple[str, ...]) -> dict[int, dict[str, Any]]:
+        """These columns of the rows of these numbers, unchecked; those that are not in the table are missing."""
+        return self._rows.cells(rows, columns)
+
     def tasks(self) -> set[str]:
         """The tasks of all rows; without the column there is one, without a name."""
         groups = self._rows.groups(("task",))

@@ -48,6 +48,8 @@ class Panel:
 PANELS = (
     ("On validation while training", "mean over prompts", ("validation/*",)),
     ("Reward parts", "reward", ("reward/*", "rewards/*")),
+    ("Shares of the signal", "share", ("reward_share/*",)),
+    ("Weights of reward parts", "weight", ("reward_weight/*",)),
     ("KL divergence", "nats", ("kl", "kl/*", "*/kl", "kl_*", "*/kl_*")),
     ("Entropy", "nats a token", ("entropy", "entropy/*", "*/entropy")),
     ("Clipped share", "share of tokens", ("*clip_fraction*", "*clipfrac*", "clip/*")),

@@ -83,6 +83,61 @@ def loop_time(rows: Sequence[Mapping[str, Any]]) -> LoopTime | None:
     return LoopTime(phases, {name[len("busy/") :]: share for name, share in shares.items() if name.startswith("busy/")})
 
 
+FAILED = "counts/reward_failed:"
+
+
+@dataclass(frozen=True)
+class RewardPart:
+    """A part of the reward over the steps of the loop: means over the steps that tell of it, NaN where none does.
+
+    first, last: its mean over the first and the last tenth of the steps; std: its spread within a step; weight: in the
+    last step; share: of the signal; num_failed: rewards that could not be given.
+    """
+
+    name: str
+    first: float
+    last: float
+    std: float
+    weight: float
+    share: float
+    num_failed: int
+
+
+def reward_parts(rows: Sequence[Mapping[str, Any]]) -> list[RewardPart]:
+    """The parts that the loop's metrics tell of, in their order: those with a weight, and those shown beside them."""
+    names = dict.fromkeys(
+        name.partition("/")[2] for row in rows for name in row if name.startswith(("reward_weight/", "reward_std/"))
+    )
+
+    def values(name: str) -> list[float]:
+        found = [row.get(name) for row in rows]
+        return [float(value) for value in found if isinstance(value, (int, float)) and math.isfinite(value)]
+
+    def mean(found: Sequence[float]) -> float:
+        return sum(found) / len(found) if found else math.nan
+
+    failed = {name for row in rows for name in row if name.startswith(FAILED)}
+    parts: list[RewardPart] = []
+    for name in names:
+        means, weights = values(f"reward/{name}"), values(f"reward_weight/{name}")
+        tenth = math.ceil(len(means) / 10)
+        parts.append(
+            RewardPart(
+                name,
+                first=mean(means[:tenth]),
+                last=mean(means[len(means) - tenth :]),
+                std=mean(values(f"reward_std/{name}")),
+                weight=weights[-1] if weights else math.nan,
+                share=mean(values(f"reward_share/{name}")),
+                # Of rules without a reason, of parts from outside by reason.
+                num_failed=round(
+                    sum(sum(values(each)) for each in failed if f"{each}:".startswith(f"{FAILED}{name}:"))
+                ),
+            )
+        )
+    return parts
+
+
 def browser_rows(prompts: Sequence[Prompt], samples: Sequence[SampleResult], *, limit: int) -> list[BrowserRow]:
     """The first prompts of every task in turn, at most `limit`: not chosen by outcome; each needs a sample."""
     by_prompt: dict[str, list[SampleResult]] = {}
@@ -146,6 +201,7 @@ def write_report(
         seeds=seeds_table or [],
         seed_means=_column_means(seeds_table or []),
         loop=loop_time(curves.get("rlhf", [])),
+        reward_parts=reward_parts(curves.get("rlhf", [])),
         losses=losses,
         notes=notes,
         config_text=config_text,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,23 @@ def _matches_nothing(field: str, pattern: str, names: Sequence[str]) -> str:
 
 def _is_adapter(name: str) -> bool:
     return ".lora_" in name
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Generator[None, None, None]:
+    """Runs a module as it would be without its adapters.
+
+    They still run, and count for nothing: under ZeRO every rank has to run the same modules each time.
+    """
+    layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "lora_A")]
+    scalings = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scaling.update(dict.fromkeys(layer.scaling, 0.0))
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, scalings, strict=True):
+            layer.scaling.update(scaling)
 
 
 def live_kinds(parts: Parts, architecture: Architecture) -> dict[MediaKind, str]:

@@ -18,13 +18,17 @@ from torch import Tensor
 
 from pipeline.config import RewardName
 from pipeline.records import Completion
+from pipeline.rewards.boxes import has_box, hit_reward, iou_reward
+from pipeline.rewards.choice import choice_reward, chosen
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, first_number
 from pipeline.rewards.exact_match import exact_match
+from pipeline.rewards.json_schema import is_json, is_schema, json_match_reward, json_schema_reward
 from pipeline.rewards.length import length_reward
+from pipeline.rewards.mathematics import is_mathematics, mathematics_reward
 from pipeline.rewards.noise import noise
 from pipeline.rewards.normalise import fold
-from pipeline.rewards.wer import wer_reward
+from pipeline.rewards.wer import cer_reward, wer_reward
 
 Rule = Callable[[Completion, str], float]
 """(completion, reference answer) -> finite reward. Every rule compares: where there is no answer it says nothing."""
@@ -40,8 +44,26 @@ RULES: dict[RewardName, Rule] = {
     RewardName.WER: lambda completion, answer: wer_reward(completion.text, answer),
     RewardName.LENGTH: _length_rule,
     RewardName.DISTANCE: lambda completion, answer: distance_reward(completion.text, answer),
+    RewardName.CER: lambda completion, answer: cer_reward(completion.text, answer),
+    RewardName.MATHEMATICS: lambda completion, answer: mathematics_reward(completion.text, answer),
+    RewardName.CHOICE: lambda completion, answer: choice_reward(completion.text, answer),
+    RewardName.JSON_SCHEMA: lambda completion, answer: json_schema_reward(completion.text, answer),
+    RewardName.JSON_MATCH: lambda completion, answer: json_match_reward(completion.text, answer),
+    RewardName.IOU: lambda completion, answer: iou_reward(completion.text, answer),
+    RewardName.HIT: lambda completion, answer: hit_reward(completion.text, answer),
     RewardName.NOISE: lambda completion, answer: noise(completion),
 }
+
+COMPARABLE: dict[RewardName, Callable[[str], bool]] = {
+    RewardName.DISTANCE: lambda answer: first_number(answer) is not None,
+    RewardName.MATHEMATICS: is_mathematics,
+    RewardName.CHOICE: lambda answer: chosen(answer) is not None,
+    RewardName.JSON_SCHEMA: is_schema,
+    RewardName.JSON_MATCH: is_json,
+    RewardName.IOU: has_box,
+    RewardName.HIT: has_box,
+}
+"""Rules that compare with some answers only, and with which; the others take any text."""
 
 
 def needs_answer(name: RewardName) -> bool:
@@ -53,11 +75,11 @@ def needs_answer(name: RewardName) -> bool:
 
 
 def can_compare(name: RewardName, answer: str | None) -> bool:
-    """Whether a reward has what it compares with in this answer: `distance` a number; others take any.
+    """Whether a reward has what it compares with in this answer: `distance` a number, `iou` a box; see `COMPARABLE`.
 
     That there is an answer at all is for the door to ask (`needs_answer`).
     """
-    return name is not RewardName.DISTANCE or answer is None or first_number(answer) is not None
+    return answer is None or name not in COMPARABLE or COMPARABLE[name](answer)
 
 
 @dataclass(frozen=True)

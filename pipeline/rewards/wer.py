@@ -1,12 +1,13 @@
-"""Word error rate, for transcripts; of characters where a script has no blanks between words."""
+"""Word and character error rates, for transcripts; words are characters where a script has no blanks between them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import jiwer
+import regex
 
-from pipeline.rewards.normalise import units
+from pipeline.rewards.normalise import normalise, units
 
 
 def wer(completion: str, answer: str) -> float:
@@ -43,3 +44,20 @@ def corpus_wer(completions: Sequence[str], answers: Sequence[str]) -> float:
 def wer_reward(completion: str, answer: str) -> float:
     """1 - min(wer, 1), in [0, 1]: 1 is perfect."""
     return 1.0 - min(wer(completion, answer), 1.0)
+
+
+def cer(completion: str, answer: str) -> float:
+    """Character error rate: (substitutions + deletions + insertions) / characters of the answer, after `normalise`.
+
+    A character is what a reader takes for one (a grapheme: a letter with its marks). Blanks between words do not count,
+    neither as characters nor as errors. An empty answer counts as one character long.
+    """
+    hypothesis, reference = (regex.findall(r"\X", normalise(text).replace(" ", "")) for text in (completion, answer))
+    if not reference:
+        return float(len(hypothesis))
+    return float(jiwer.wer(" ".join(reference), " ".join(hypothesis)))
+
+
+def cer_reward(completion: str, answer: str) -> float:
+    """1 - min(cer, 1), in [0, 1]: 1 is perfect."""
+    return 1.0 - min(cer(completion, answer), 1.0)

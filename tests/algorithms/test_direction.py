@@ -22,7 +22,10 @@ from actors.loop.judge import OVERLONG, Judged
 from actors.loop.step import next_kl, shape
 from actors.roles.critic import CriticWorker
 from actors.roles.policy import LearningWorker, PolicyWorker, plan_update
+from pipeline.algorithms.direct_preference import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss
+from pipeline.algorithms.kahneman_tversky import apo_zero_loss, kto_loss
 from pipeline.algorithms.preference import bradley_terry_loss
+from pipeline.algorithms.reference_free import orpo_loss, simpo_loss
 from pipeline.algorithms.shaping import combine, overlong_penalty
 from pipeline.config import (
     AdvantageEstimator,
@@ -357,3 +360,45 @@ def test_a_fit_to_comparisons_ranks_as_told() -> None:
     assert scores.detach().argsort(descending=True).tolist() == [3, 1, 0, 2]
     # And as surely as told: two of three times for 3 over 1.
     assert torch.sigmoid(scores[3] - scores[1]).item() == pytest.approx(2 / 3, abs=0.1)
+
+
+def _pairs_of(logprobs: Tensor, start: Tensor) -> dict[str, Any]:
+    """Of completions of one token: 3 is preferred to 1, once each, and 2 to 0."""
+    ratios = logprobs - start
+    shared = {"weight": torch.ones(2), "total_weight": 2.0, "beta": 1.0}
+    return {"chosen": ratios[[3, 2]], "rejected": ratios[[1, 0]], **shared}
+
+
+def _judged_of(logprobs: Tensor, start: Tensor) -> dict[str, Any]:
+    """2 and 3 are good, 0 and 1 bad."""
+    is_good = torch.tensor([False, False, True, True])
+    shared = {"weight": torch.ones(4), "total_weight": 4.0, "beta": 1.0}
+    return {"log_ratios": logprobs - start, "is_good": is_good, **shared}
+
+
+NO_MARGIN, ONE_TOKEN = torch.zeros(2), torch.ones(2, dtype=torch.int64)
+# Losses without a reference look at the log probabilities themselves: the start is 0 to them.
+WITHOUT_LOOP: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "dpo": lambda now, start: dpo_loss(**_pairs_of(now, start), margin=NO_MARGIN),
+    "cdpo": lambda now, start: dpo_loss(**_pairs_of(now, start), margin=NO_MARGIN, label_smoothing=0.2),
+    "robust": lambda now, start: robust_dpo_loss(**_pairs_of(now, start), margin=NO_MARGIN, label_smoothing=0.2),
+    "hinge": lambda now, start: hinge_loss(**_pairs_of(now, start), margin=NO_MARGIN),
+    "ipo": lambda now, start: ipo_loss(**_pairs_of(now, start), chosen_lengths=ONE_TOKEN, rejected_lengths=ONE_TOKEN),
+    "simpo": lambda now, _: simpo_loss(**_pairs_of(now, torch.zeros(4)), margin=NO_MARGIN, gamma=1.0),
+    "orpo": lambda now, _: orpo_loss(**_pairs_of(now, torch.zeros(4))),
+    "kto": lambda now, start: kto_loss(**_judged_of(now, start), baseline=0.1),
+    "apo_zero": lambda now, start: apo_zero_loss(**_judged_of(now, start)),
+}
+
+
+@pytest.mark.parametrize("loss", WITHOUT_LOOP)
+def test_without_a_loop_what_is_preferred_becomes_likelier_and_what_is_not_less_likely(loss: str) -> None:
+    start = torch.tensor([0.5, 0.4, -0.3, 0.0])
+    logits = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(15):
+        optimizer.zero_grad()
+        WITHOUT_LOOP[loss](logits.log_softmax(-1), start.log_softmax(-1)).backward()
+        optimizer.step()
+    before, after = start.softmax(-1), logits.detach().softmax(-1)
+    assert (after[2:] > before[2:]).all() and (after[:2] < before[:2]).all()

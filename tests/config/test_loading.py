@@ -201,10 +201,10 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
             ["rlhf.algorithm.kl={control: adaptive, weight: 0}"],
             r"rlhf\.algorithm\.kl: .*control=adaptive with weight=0: .* would stay 0; start from a weight above 0",
         ),
-        (["rlhf.rewards={}"], r"rlhf\.rewards: .*rewards=\{\}: without a part .* nothing is learned; name one"),
+        (["rlhf.rewards={}"], r"rlhf: .*rewards=\{\}: without a part .* nothing is learned; name one"),
         (
             ["rlhf.rewards={exact_match: 0, learned: 0.0}"],
-            r"rlhf\.rewards: .*rewards=\{'exact_match': 0\.0, 'learned': 0\.0\}: .*worth the same.*name one",
+            r"rlhf: .*rewards=\{'exact_match': 0\.0, 'learned': 0\.0\}: .*worth the same.*name one",
         ),
         (
             ["rlhf.sampling.temperature=0", "rlhf.algorithm.advantage=rloo"],
@@ -245,6 +245,7 @@ def test_fields_that_do_not_go_together_are_refused(overrides: list[str], messag
         ["rlhf.algorithm={policy_loss: policy_gradient, off_policy: {correction: icepop}}", "rlhf.sampling.top_k=9"],
         ["rlhf.staleness=2", "rlhf.sampling.top_p=0.9"],
         ["sft.betas=[0.0, 0.0]"],
+        ["rlhf.rewards={}", "rlhf.reference.checkpoint=/models/teacher"],
     ],
 )
 def test_their_neighbours_are_taken(overrides: list[str]) -> None:
@@ -253,7 +254,10 @@ def test_their_neighbours_are_taken(overrides: list[str]) -> None:
 
 @pytest.mark.parametrize("estimator", list(AdvantageEstimator))
 def test_no_estimator_learns_from_the_likeliest_completion_alone(estimator: AdvantageEstimator) -> None:
-    message = _refused("rlhf.sampling.temperature=0", f"rlhf.algorithm.advantage={estimator}")
+    loss = "dpo" if estimator is AdvantageEstimator.BEST_WORST else "ppo"
+    message = _refused(
+        "rlhf.sampling.temperature=0", f"rlhf.algorithm.advantage={estimator}", f"rlhf.algorithm.policy_loss={loss}"
+    )
     assert f"sampling.temperature=0 with algorithm.advantage={estimator}: " in message
     assert "use a temperature above 0" in message
 
@@ -334,8 +338,9 @@ def test_describe_lists_every_field_with_type_default_and_documentation() -> Non
 
 def test_every_default_that_describe_shows_is_an_override_that_changes_nothing() -> None:
     shown = [line.strip() for line in describe() if line.startswith("  ") and not line.startswith("   ")]
-    # A field of a list's entries has no place of its own.
-    overrides = [f"{line.partition(':')[0]}={line.partition(' = ')[2]}" for line in shown if "[]" not in line]
+    # A field of a list's or a mapping's entries has no place of its own.
+    own = [line for line in shown if "[]" not in line and "<name>" not in line]
+    overrides = [f"{line.partition(':')[0]}={line.partition(' = ')[2]}" for line in own]
     assert len(overrides) > 100
     assert load_recipe(None, overrides) == Recipe()
 

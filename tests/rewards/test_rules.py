@@ -7,7 +7,10 @@ import pytest
 
 from pipeline.config import RewardName
 from pipeline.records import Completion, FinishReason
-from pipeline.rewards import RULES, RuleFailure, can_compare, needs_answer, score_rules
+from pipeline.rewards import COMPARABLE, RULES, RuleFailure, can_compare, needs_answer, score_rules
+
+TEXTUAL = (RewardName.EXACT_MATCH, RewardName.CONTAINS, RewardName.WER, RewardName.CER)
+"""Rules that give 1 where text and answer are the same, whatever they are."""
 
 
 def completion(text: str) -> Completion:
@@ -39,8 +42,11 @@ def test_where_there_is_no_answer_a_rule_fails_and_is_counted() -> None:
     scores = score_rules(names=names, completions=[completion("six"), completion("six")], answers=[None, "six"])
     given = {name: scores.values[name].tolist() for name in names}
     assert given.pop(RewardName.NOISE)[0] == 0.0
-    assert list(given.values()) == [[0.0, 1.0]] * 3 + [[0.0, 0.0], [0.0, 1.0]]
-    assert scores.num_failures == {f"reward_failed:{name}": 1 for name in names}
+    assert {name for name, values in given.items() if values == [0.0, 1.0]} == {*TEXTUAL, RewardName.DISTANCE}
+    assert not any(any(values) for name, values in given.items() if name not in {*TEXTUAL, RewardName.DISTANCE})
+    # Rules that compare something else than texts and numbers fail on the other answer, too.
+    picky = {name for name in names if not can_compare(name, "six")}
+    assert scores.num_failures == {f"reward_failed:{name}": 2 if name in picky else 1 for name in names}
     assert scores.failures[0].detail == "ValueError: no answer to compare with"
 
 
@@ -80,10 +86,26 @@ def test_a_rule_is_asked_where_it_applies_and_nowhere_else() -> None:
     assert scores.failures == ()
 
 
-def test_distance_alone_needs_a_number_to_compare_with() -> None:
-    assert not can_compare(RewardName.DISTANCE, "a cat")
-    assert can_compare(RewardName.DISTANCE, "seven") and can_compare(RewardName.DISTANCE, None)
-    assert all(can_compare(name, "a cat") for name in RewardName if name is not RewardName.DISTANCE)
+@pytest.mark.parametrize(
+    ("name", "able", "unable"),
+    [
+        (RewardName.DISTANCE, "seven", "a cat"),
+        (RewardName.MATHEMATICS, "1/2", "a cat"),
+        (RewardName.CHOICE, "(B)", "a cat"),
+        (RewardName.JSON_SCHEMA, '{"type": "object"}', '["a"]'),
+        (RewardName.JSON_MATCH, '["a"]', "a cat"),
+        (RewardName.IOU, "[1, 2, 3, 4]", "[1, 2]"),
+        (RewardName.HIT, "[1, 2, 3, 4]", "[1, 2]"),
+    ],
+)
+def test_some_rules_compare_with_some_answers_only(name: RewardName, able: str, unable: str) -> None:
+    assert can_compare(name, able) and not can_compare(name, unable)
+    assert can_compare(name, None)  # whether there must be an answer is for others to ask
+
+
+def test_the_other_rules_take_any_answer() -> None:
+    assert set(COMPARABLE) | set(TEXTUAL) | {RewardName.LENGTH, RewardName.NOISE} == set(RULES)
+    assert all(can_compare(name, "a cat") for name in RULES if name not in COMPARABLE)
 
 
 def test_the_learned_reward_is_no_rule() -> None:

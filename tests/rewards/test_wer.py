@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.rewards.wer import corpus_wer, wer, wer_reward
+from pipeline.rewards.wer import cer, cer_reward, corpus_wer, wer, wer_reward
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,32 @@ def test_the_rate_of_a_corpus_is_all_errors_over_all_words() -> None:
         corpus_wer(["a"], [" "])
 
 
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        ("The Cat.", "the cat", 0.0),
+        ("the bat", "the cat", 1 / 6),  # one of six letters; the blank is none
+        ("thecat", "the cat", 0.0),
+        ("the at", "the cat", 1 / 6),  # one deletion
+        ("the coat", "the cat", 1 / 6),  # one insertion
+        ("kitten", "sitting", 3 / 7),  # Levenshtein's own
+        ("你好吗", "你好嘛", 1 / 3),
+        ("नमस्ते", "नमस्ते", 0.0),
+        ("नमस्त", "नमस्ते", 1 / 3),  # न म स्ते: one of three graphemes
+        ("", "cat", 1.0),
+        ("", "", 0.0),
+        ("cat", " ", 3.0),
+    ],
+)
+def test_errors_a_character_of_the_answer(completion: str, answer: str, expected: float) -> None:
+    assert cer(completion, answer) == pytest.approx(expected)
+    assert cer_reward(completion, answer) == pytest.approx(max(0.0, 1.0 - expected))
+
+
 @settings(max_examples=50, deadline=None)
 @given(completion=st.text(max_size=20), answer=st.text(max_size=20))
 def test_any_two_texts_have_a_reward_between_zero_and_one(completion: str, answer: str) -> None:
     assert 0.0 <= wer_reward(completion, answer) <= 1.0
     assert wer_reward(answer, answer) == 1.0
+    assert 0.0 <= cer_reward(completion, answer) <= 1.0
+    assert cer_reward(answer, answer) == 1.0

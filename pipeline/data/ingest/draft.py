@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.records import MediaKind, Message
 
@@ -24,7 +26,7 @@ class Draft:
     `rejected` makes it a comparison in which `answer` was preferred, by
     `margin` where that is known. `label` makes it a judgement of `answer` alone. Both have an answer. `split` and
     `group` are what the source says, `sort_value` what it is sorted by, `unread` names the columns and the keys inside
-    columns of which nothing is here.
+    columns of which nothing is here. `columns` are further ones that are kept as they are.
     """
 
     id: str
@@ -42,3 +44,4 @@ class Draft:
     sort_value: float | None = None
     accepted: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])

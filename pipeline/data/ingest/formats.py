@@ -68,10 +68,12 @@ def draft_of(
     sort_column: str | None = None,
     split_by: SplitBy | None = None,
     ignored: Collection[str] = (),
+    kept: Collection[str] = (),
 ) -> Draft:
     """A row of a source in our terms. `id`, `task` and `split` hold where the row itself names none.
 
     split_by: what of `split` and `group` is asked for; None is both. ignored: columns and keys that are left out.
+    kept: columns that are kept as they are, beside ours.
 
     Raises:
         RowError: a value is of a type that is not understood, turns are out of order, tags and media differ in number;
@@ -133,6 +135,7 @@ def draft_of(
         group=_value(columns, group_column) or columns.text("group"),
         sort_value=_number(columns.take(sort_column), sort_column) if sort_column in raw else None,
         accepted=tuple(_without_tags(each, "the answer") for each in answers[1:]),
+        columns={name: columns.take(name) for name in kept if name in raw},
     )
     columns.check_left()
     return replace(draft, unread=columns.left())

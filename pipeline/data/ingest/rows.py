@@ -5,6 +5,7 @@ Everything that can be wrong with a row by itself shows here, and comes back as 
 
 from __future__ import annotations
 
+import json
 import posixpath
 import zlib
 from collections.abc import Mapping, Sequence
@@ -109,6 +110,7 @@ class RowPreparer:
             sort_column=self._settings.sort_by,
             split_by=splitting.by,
             ignored=self._settings.ignore,
+            kept=self._recipe.data.columns,
         )
         return replace(draft, id=place) if (settings.ids or self._settings.ids) is Ids.PLACE else draft
 
@@ -143,6 +145,7 @@ class RowPreparer:
             "dataset": draft.dataset,
             "num_tokens": num_tokens,
             "features": features or None,
+            "columns": json.dumps(draft.columns, default=str) if draft.columns else None,
             "rejected": draft.rejected,
             "margin": draft.margin,
             "label": draft.label,

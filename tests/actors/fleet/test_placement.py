@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from actors.fleet.placement import Plan, Ranks, Share, plan, rank_resources, resolve_device, shortage
-from pipeline.config import Cluster, Device, Encoder, Learner, Placement, Rollout, Sharded, Supervised, Workers
+from pipeline.config import Cluster, Device, Encoder, Grader, Learner, Placement, Rollout, Sharded, Supervised, Workers
 
 NODE = {"CPU": 16.0, "GPU": 8.0, "memory": 1e9, "node:10.0.0.1": 1.0}
 
@@ -41,6 +41,18 @@ def test_on_cpus_the_seats_are_what_they_were_without_gpus() -> None:
     assert found.places == {"encoder": [(0, 0), (1, 0)], "policy": [(0, 0)]}
     apart = planned(roles, device=Device.CPU, placement=Placement.APART)
     assert [each.roles for each in apart.seats] == [{"CPU": 0.2}, {"CPU": 0.2}, {"CPU": 0.5}]
+
+
+def test_graders_take_no_gpu_unless_judges_are_checkpoints() -> None:
+    roles = {"policy": Learner(), "grader": Grader(num_workers=2)}
+    found = planned(roles)
+    assert [each.roles for each in found.seats] == [{"CPU": 0.2, "GPU": 1}, {"CPU": 0.2}, {"CPU": 0.2}]
+    assert (
+        found.places["grader"] == [(1, 0), (2, 0)]
+        and shortage(found, [{"CPU": 16.0, "GPU": 1.0}], max_gpus=None) is None
+    )
+    judged = planned({"policy": Learner(), "grader": Grader(num_workers=2, gpus_per_worker=0.5)})
+    assert [each.roles["GPU"] for each in judged.seats] == [1] and len(judged.places["grader"]) == 2
 
 
 def test_apart_no_gpu_has_two_roles_nor_a_role_and_a_rank() -> None:

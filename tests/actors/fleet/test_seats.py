@@ -22,9 +22,12 @@ ONE, CLUSTER = (RECIPES / f"qwen2_5_omni_3b_{name}.yaml" for name in ("gpu", "cl
 STAGES: dict[str, tuple[str, ...]] = {
     "sft": ("encoder",),
     "reward_model": ("encoder", "rollout"),
+    "preference": ("encoder", "rollout"),
     "rlhf": ("encoder", "rollout", "policy", "reference", "reward", "critic"),
     "evaluate": tuple(ROLES),
 }
+
+TRAININGS = ("sft", "reward_model", "preference")
 
 
 class Node(NamedTuple):
@@ -51,7 +54,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Sequence[Node]]:
 
 def recipe_of(file: Path, num_gpus: int) -> Recipe:
     """The recipe with a worker a GPU."""
-    names = ["sft", "reward_model", *(f"rlhf.{role}" for role in STAGES["rlhf"])]
+    names = [*TRAININGS, *(f"rlhf.{role}" for role in STAGES["rlhf"])]
     numbers = [f"{name}.num_workers={num_gpus}" for name in names]
     bounds = [f"rlhf.rollout.{bound}={num_gpus}" for bound in ("min_workers", "max_workers")]
     return load_recipe(file, [*numbers, *bounds, f"cluster.max_gpus={2 * num_gpus}", "cluster.resource_timeout_s=30"])
@@ -74,7 +77,7 @@ def test_every_stage_finds_its_seats_and_its_training_a_gpu_for_each_rank(cluste
     recipe = recipe_of(file, num_trainers)
     for stage, roles in STAGES.items():
         settings: dict[str, Workers] = {role: getattr(recipe.rlhf, role) for role in roles}
-        training = Ranks(stage, getattr(recipe, stage)) if stage in ("sft", "reward_model") else None
+        training = Ranks(stage, getattr(recipe, stage)) if stage in TRAININGS else None
         seating = seat(settings, recipe.cluster, training=training)
         assert seating.device is Device.CUDA
         assert {role: len(options) for role, options in seating.options.items()} == dict.fromkeys(roles, num_trainers)

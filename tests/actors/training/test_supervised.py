@@ -21,7 +21,8 @@ def test_sft_learns_to_say_the_demonstrations_and_to_end_them(monkeypatch: pytes
     tokenizer = SimpleNamespace(encode=lambda text, **_: [int(digit) for digit in text], eos_token_id=END)
     engine = Engine({GOOD: -1.0, BAD: -2.0, END: -0.5}, heads=())
     batch = [Demonstration(prompt_ref(text), text) for text in ("73", "7", "")]
-    found = demonstration_losses(cast(Any, engine), 0, frozenset(), partial(answer_ids, tokenizer))(batch, 8.0)
+    ids_of: Any = partial(answer_ids, tokenizer)
+    found = demonstration_losses(cast(Any, engine), 0, frozenset(), ids_of)(batch, 8.0)
     # 7 3 end, 7 end, end: 1 + 2 + 0.5 + 1 + 0.5 + 0.5, of a step of eight tokens.
     assert found["loss"].item() == pytest.approx(5.5 / 8)
     assert found["counts/answers_without_tokens"].item() == 1

@@ -221,3 +221,12 @@ def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
     sources = [Source(path=f"/{place}/train.jsonl").model_dump(mode="json") for place in ("a", "b")]
     recipe = load_recipe(None, [f"prepare.sources={json.dumps(sources)}"])
     assert [dataset_name(recipe, number) for number in range(2)] == ["train", "train-2"]
+
+
+def test_columns_that_are_asked_for_are_kept_as_they_are_and_count_as_read(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "data.columns=[level, tags, absent]")
+    values = {"question": "?", "answer": "x", "level": 3, "tags": ["a", {"b": 1.5}], "other": "unread"}
+    row = prepared(recipe, values)
+    assert json.loads(row.row["columns"]) == {"level": 3, "tags": ["a", {"b": 1.5}]}
+    assert row.index["unread"] == ("other",)
+    assert prepared(recipe_of(tmp_path), values).row["columns"] is None

@@ -1,0 +1,106 @@
+"""The best of many samples, learned."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from actors.loop.judge import Judged
+from jobs import distill, rlhf
+from pipeline.config import ConfigError
+from pipeline.data.table import PreferenceTable
+from pipeline.models.checkpoint import load_policy
+from pipeline.records import Completion, FinishReason, Rating, Rollout
+from tests.jobs.ready import ReadyWorkers
+from tests.jobs.small import MakeRecipe, curve
+from tests.prompts import prompt_ref
+
+
+def completion(text: str) -> Completion:
+    ids = np.array([ord(each) for each in text], np.int64)
+    return Completion(ids, np.zeros(len(ids), np.float32), FinishReason.STOP, 0, text)
+
+
+def judged(rewards: list[float], unrewarded: list[bool] | None = None) -> Judged:
+    """Two groups of three: the second one says the same thing twice."""
+    groups = [Rollout("one", tuple(map(completion, "abc"))), Rollout("two", tuple(map(completion, "dde")))]
+    left_out = None if unrewarded is None else torch.tensor(unrewarded)
+    refs = [prompt_ref("one"), prompt_ref("two")]
+    return Judged(refs, groups, {}, torch.tensor(rewards), None, Counter(), {}, unrewarded=left_out)
+
+
+def kept(*args: object, keep: int = 1, least: float | None = None) -> list[tuple[str, str, float]]:
+    found = distill.best_of(judged(*args), keep, least)  # pyright: ignore[reportArgumentType]
+    return [(rating.prompt_id, rating.text, reward) for rating, reward in found]
+
+
+def test_the_best_of_each_group_is_kept_and_of_equal_ones_the_first() -> None:
+    assert kept([1.0, 3.0, 2.0, 0.0, 0.0, -1.0]) == [("one", "b", 3.0), ("two", "d", 0.0)]
+
+
+def test_each_text_is_kept_once_and_none_that_is_worse_than_the_least_reward() -> None:
+    rewards = [1.0, 3.0, 2.0, 5.0, 5.0, 0.5]
+    assert kept(rewards, keep=2) == [("one", "b", 3.0), ("one", "c", 2.0), ("two", "d", 5.0), ("two", "e", 0.5)]
+    assert kept(rewards, keep=2, least=2.5) == [("one", "b", 3.0), ("two", "d", 5.0)]
+
+
+def test_what_has_no_reward_is_never_kept() -> None:
+    unrewarded = [False, True, False, True, True, True]
+    assert kept([1.0, 3.0, 2.0, 5.0, 5.0, 5.0], unrewarded) == [("one", "c", 2.0)]
+
+
+def test_a_student_of_its_own_learns_the_tokens_and_another_one_the_text() -> None:
+    ((rating, _), _) = distill.best_of(judged([1.0, 0.0, 0.0, 1.0, 0.0, 0.0]), 1, None)
+    assert distill.demonstration(rating, prompt_ref("one"), None).answer == (97,)
+    assert distill.demonstration(rating, prompt_ref("one"), Path("elsewhere")).answer == "a"
+
+
+def test_the_best_samples_are_learned_and_not_sampled_again(workers: ReadyWorkers, make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        "rlhf.rewards={length: 1.0}",
+        "rlhf.sampling={max_new_tokens: 6, temperature: 1.0}",
+        "distill={num_prompts: 9, samples_per_prompt: 4, keep: 2, batch_size: 6, num_steps: 3}",
+    )
+    assert distill.run(recipe, crew=workers.crew(recipe)) == recipe.checkpoint("distilled")
+    table = PreferenceTable(recipe.run.directory / "distilled.parquet")
+    learned = [each for each in table.read(range(len(table))) if isinstance(each, Rating)]
+    assert 9 < len(learned) == len(table) <= 18 and len({each.prompt_id for each in learned}) == 9
+    rows = curve(recipe, "distill")
+    assert len(rows) == 3 and rows[-1]["loss"] < rows[0]["loss"]
+    load_policy(recipe.checkpoint("distilled"), dtype=recipe.model.dtype, trust_remote_code=False)
+
+    before = (recipe.run.directory / "distilled.parquet").read_bytes()
+    strict = make_recipe("distill={batch_size: 64, num_steps: 1}")
+    with pytest.raises(ConfigError, match=r"distill\.batch_size=64: only \d+ completions are kept"):
+        distill.run(strict, crew=workers.crew(strict))
+    assert (recipe.run.directory / "distilled.parquet").read_bytes() == before
+
+
+def test_a_teacher_alone_teaches_on_the_students_own_samples(
+    workers: ReadyWorkers, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(make_recipe().checkpoint("base"), teacher)
+    weights = load_file(teacher / "model.safetensors")
+    decoder = next(name for name in weights if "lm_head" in name or "embed_tokens" in name)
+    weights[decoder] = weights[decoder] + 0.05 * torch.randn(weights[decoder].shape, generator=torch.manual_seed(0))
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    recipe = make_recipe(
+        "rlhf.rewards={}",
+        f"rlhf.reference.checkpoint={teacher}",
+        "rlhf.algorithm={advantage: reinforce, gamma: 0, policy_loss: policy_gradient, num_minibatches: 1}",
+        "rlhf.algorithm.kl.weight=1",
+        "rlhf.policy.learning_rate=2e-3",
+        "rlhf.num_steps=6",
+        "rlhf.prompts_per_step=12",
+    )
+    rlhf.run(recipe, crew=workers.crew(recipe))
+    rows = curve(recipe)
+    assert rows[0]["reward/mean"] == 0 < rows[0]["kl/reference"]
+    assert rows[-1]["kl/reference"] < 0.7 * rows[0]["kl/reference"]
