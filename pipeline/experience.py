@@ -11,7 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.algorithms.advantages import a2c, gae, reinforce_plus_plus, remax, reward_to_go, token_rewards
+from pipeline.algorithms.advantages import (
+    a2c,
+    gae,
+    process_rewards,
+    reinforce_plus_plus,
+    remax,
+    reward_to_go,
+    token_rewards,
+)
 from pipeline.algorithms.aggregation import masked_mean, masked_whiten
 from pipeline.algorithms.group_advantages import best_and_worst, dr_grpo, grpo, reinforce_plus_plus_baseline, rloo
 from pipeline.algorithms.kl import estimate_kl
@@ -33,6 +41,7 @@ def make_experience(
     proximal_logprobs: Rows | None = None,
     greedy_rewards: Tensor | None = None,
     unrewarded: Tensor | None = None,
+    potentials: Rows | None = None,
 ) -> tuple[list[Experience], dict[str, float]]:
     """Advantages and returns of a step, one `Experience` a group, and the step's statistics.
 
@@ -43,6 +52,8 @@ def make_experience(
         proximal_logprobs: the same, of the policy at the start of the update; None where the rollout's own, before
             filters, are those.
         greedy_rewards: float [G], of each prompt's greedy completion; None where the estimator takes none.
+        potentials: one array [n, T_g] a group, what has been earned of `rewards` by what was said up to each token, in
+            their units; None where it comes at the end.
         unrewarded: bool [N], completions that losses leave out because nobody knows what they are worth; None: none.
 
     Raises:
@@ -67,7 +78,8 @@ def make_experience(
     if unrewarded is not None:
         left_out = left_out | unrewarded
     learned = mask & ~left_out[:, None]
-    signal = _Signal(rewards, kl, mask, learned, value, len(rollouts), greedy_rewards)
+    moved = None if potentials is None else process_rewards(potentials=_pad(potentials, mask), mask=mask)
+    signal = _Signal(rewards, kl, mask, learned, value, len(rollouts), greedy_rewards, moved)
     advantages, returns = _advantages(signal, algorithm)
     statistics = _statistics(rollouts, mask, proximal - reference, advantages, value, returns)
     if proximal_logprobs is not None:
@@ -105,11 +117,14 @@ class _Signal:
     values: Tensor
     num_groups: int
     greedy_rewards: Tensor | None
+    moved: Tensor | None
+    """Rewards [N, T] of a sum of 0, which bring a completion's reward to the tokens that earned it."""
 
     @property
     def of_tokens(self) -> Tensor:
         """Rewards [N, T], with the KL."""
-        return token_rewards(completion_rewards=self.rewards, mask=self.mask, kl=self.kl, kl_weight=1.0)
+        found = token_rewards(completion_rewards=self.rewards, mask=self.mask, kl=self.kl, kl_weight=1.0)
+        return found if self.moved is None else found + self.moved
 
     @property
     def of_groups(self) -> Tensor:

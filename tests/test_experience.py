@@ -69,6 +69,15 @@ def test_gae_with_the_kl_in_the_reward_by_hand() -> None:
     assert b.returns.tolist() == [[0.25, 1.0], [2.0, 4.0]]
 
 
+def test_rewards_of_the_process_are_where_they_were_earned_and_sum_to_the_same() -> None:
+    plain = Algorithm(advantage=AdvantageEstimator.REINFORCE, whiten_advantages=False, kl=Kl(weight=0))
+    potentials = [_array([[1, 3, NAN], [NAN, NAN, NAN]]), _array([[0.5, NAN], [2, NAN]])]
+    (a, b), _ = _made(plain, values=None, kl_weight=0.0, potentials=potentials)
+    # Rewards to go of 1, 2, 4 - 3; of 2; of 0.5, 1 - 0.5; and of 2, 3 - 2.
+    assert a.advantages.tolist() == [[4, 3, 1], [2, 0, 0]]
+    assert b.advantages.tolist() == [[1, 0.5], [3, 1]]
+
+
 def test_of_best_and_worst_a_group_keeps_these_two_and_a_flat_one_is_left_out() -> None:
     pairs = Algorithm(advantage=AdvantageEstimator.BEST_WORST, policy_loss=PolicyLossName.DPO, kl=Kl(weight=0))
     (a, b), _ = _made(pairs, values=None, kl_weight=0.0, rewards=torch.tensor([2.0, 4.0, 3.0, 3.0]))

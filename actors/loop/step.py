@@ -25,11 +25,12 @@ from actors.roles.critic import CriticWorker
 from actors.roles.encoder import PromptRef
 from actors.roles.policy import Minibatch, PolicyWorker, plan_update
 from actors.roles.reference import ReferenceWorker
+from actors.roles.reward import RewardWorker
 from actors.roles.rollout import RolloutWorker
 from actors.roles.scoring import Scoring, score
 from pipeline.algorithms.kl import KlController
 from pipeline.algorithms.shaping import RunningScale, clip_reward
-from pipeline.config import Algorithm, Recipe, Rlhf
+from pipeline.config import Algorithm, Recipe, RewardName, Rlhf
 from pipeline.experience import make_experience
 from pipeline.records import Experience, Rollout
 
@@ -145,6 +146,7 @@ class Step:
             proximal_logprobs=scored.get("proximal"),
             greedy_rewards=None if batch.greedy is None else shape(batch.greedy, scale, algorithm),
             unrewarded=batch.unrewarded,
+            potentials=potentials(batch, scored.get("process"), scale, algorithm),
         )
         rows = list(zip(batch.prompts, experience, strict=True))
         updated, update_s = update(self._roles, self._recipe, rows, state.step, state.kl.weight)
@@ -155,6 +157,20 @@ def shape(rewards: Tensor, scale: RunningScale, algorithm: Algorithm) -> Tensor:
     """Rewards as advantages take them: scaled and clipped where the recipe says so."""
     shaped = scale.scaled(rewards=rewards) if algorithm.scale_rewards else rewards
     return shaped if algorithm.clip_reward is None else clip_reward(rewards=shaped, bound=algorithm.clip_reward)
+
+
+def potentials(
+    batch: Judged, scores: Sequence[Any] | None, scale: RunningScale, algorithm: Algorithm
+) -> list[Any] | None:
+    """What the learned part of the reward has come to at each token, a group [n, T], in units of the shaped rewards.
+
+    Nothing where it does not apply.
+    """
+    if scores is None:
+        return None
+    weight = batch.weights[RewardName.LEARNED] / (scale.std if algorithm.scale_rewards else 1.0)
+    applies = (~batch.parts[RewardName.LEARNED].isnan()).view(len(scores), -1, 1).numpy()
+    return [weight * of * each for of, each in zip(applies, scores, strict=True)]
 
 
 def next_kl(controller: KlController, settings: Rlhf, step: int, *, kl: float, num_completions: int) -> KlController:
@@ -172,6 +188,8 @@ def begin_scoring(
         scorings["reference"] = score(roles.reference, ReferenceWorker.logprobs, groups, temperature=temperature)
     if roles.critic:
         scorings["critic"] = score(roles.critic, CriticWorker.values, groups)
+    if recipe.rlhf.algorithm.process_rewards and roles.reward:
+        scorings["process"] = score(roles.reward, RewardWorker.scores_so_far, groups)
     if recipe.scores_proximal:
         scorings["proximal"] = score(roles.policy, PolicyWorker.logprobs, groups, temperature=temperature)
     return scorings

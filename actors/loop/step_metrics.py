@@ -19,7 +19,7 @@ from pipeline.algorithms.shaping import RunningScale, is_clipped
 from pipeline.config import Algorithm
 from pipeline.records import FinishReason, Rollout
 
-ROLE_OF = {"proximal": "policy", "greedy": "rollout"}
+ROLE_OF = {"proximal": "policy", "greedy": "rollout", "process": "reward"}
 """Who is at work where what is done is not called after its role."""
 
 

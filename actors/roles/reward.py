@@ -50,3 +50,13 @@ class RewardWorker(ShardedWorker):
             return torch.stack([rewards.mean(1), spread(rewards)], 1)[..., None]
 
         return [found[..., 0] for found in self.map_groups(passes, both)]
+
+    def scores_so_far(self, passes: Sequence[Sequence[Group]]) -> list[NDArray[np.float32]]:
+        """Scores [n, T] of each group's completions up to each of their tokens; at the last one that of the whole."""
+        module: RewardModel = self.engine.module
+
+        def so_far(*batch: object) -> torch.Tensor:
+            scores: torch.Tensor = self.engine(*batch, True)
+            return module.rewards(scores.flatten(0, 1)).mean(1).view(scores.shape[:2])
+
+        return self.map_groups(passes, so_far)

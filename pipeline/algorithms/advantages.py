@@ -40,6 +40,27 @@ def token_rewards(
     return rewards - kl_weight * kl.masked_fill(~mask, 0.0).to(rewards.dtype)
 
 
+def process_rewards(*, potentials: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """What each token adds to a score of what has been said so far, and back at the last one: a sum of 0 a completion.
+
+    r_t = phi_t - phi_(t-1) with phi_(-1) = 0, and at the last token -phi_(t-1). Added to a completion's reward at its
+    last token they only move it to where it was earned: with gamma = 1 that is potential-based shaping, which changes
+    no optimal policy (Ng, Harada and Russell 1999). For process rewards out of a model of outcomes see Yuan et al. 2024
+    (arXiv 2412.01981).
+
+    Args:
+        potentials: [B, T], phi, in units of reward; whatever where padded.
+        mask: [B, T], True on real tokens.
+
+    Returns:
+        [B, T] in the dtype of `potentials`, 0 where padded.
+    """
+    num_left = mask.flip(1).cumsum(1).flip(1)
+    known = potentials.masked_fill(~mask | (num_left == 1), 0.0)
+    before = torch.nn.functional.pad(known, (1, 0))[:, :-1]
+    return (known - before) * mask
+
+
 def gae(
     *,
     rewards: Float[Tensor, "B T"],

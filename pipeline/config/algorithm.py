@@ -181,6 +181,9 @@ class Algorithm(Section):
     """Whether rewards are divided by a running standard deviation."""
     clip_reward: float | None = Field(default=10.0, gt=0)
     """Absolute bound of a completion's reward; null for none."""
+    process_rewards: bool = False
+    """Whether the learned reward is given token by token, as what each adds to the reward model's score of what has
+    been said so far; its sum stays what it was. For `gae`, `a2c`, `reinforce` and `reinforce_plus_plus`."""
     overlong_buffer: int = Field(default=0, ge=0)
     """Tokens before `sampling.max_new_tokens` over which a penalty on length grows (DAPO); 0: none."""
     overlong_penalty: float = Field(default=1.0, ge=0)
@@ -228,6 +231,16 @@ class Algorithm(Section):
             raise ValueError(
                 f"whiten_advantages=false with advantage={advantage}: it whitens by definition; use null, "
                 f"or {'dr_grpo' if advantage.needs_group else 'reinforce'}"
+            )
+        if self.process_rewards and not advantage.discounts:
+            raise ValueError(
+                f"process_rewards=true with advantage={advantage}: it judges whole completions; use false, or gae, "
+                "a2c, reinforce or reinforce_plus_plus"
+            )
+        if self.process_rewards and self.part_normalisation is not PartNormalisation.NONE:
+            raise ValueError(
+                f"process_rewards=true with part_normalisation={self.part_normalisation}: what a token adds is in "
+                "units of the part itself; use part_normalisation=none"
             )
         if (advantage is AdvantageEstimator.BEST_WORST) != (self.policy_loss is PolicyLossName.DPO):
             raise ValueError(

@@ -267,6 +267,15 @@ class Rlhf(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_process(self) -> Rlhf:
+        if self.algorithm.process_rewards and RewardName.LEARNED not in self.rewards:
+            raise ValueError(
+                "algorithm.process_rewards=true: it is the reward model that says what each token adds; name it in "
+                "rewards (learned: 1.0), or use false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_samples(self) -> Rlhf:
         """Samples must be such that the estimator and the loss can learn from them."""
         algorithm, advantage = self.algorithm, self.algorithm.advantage

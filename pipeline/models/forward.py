@@ -252,10 +252,12 @@ class RewardModel(nn.Module):
         self.register_buffer("covariances", torch.eye(num_criteria))
         self.register_buffer("weights", torch.full((num_criteria,), 1 / num_criteria), persistent=False)
 
-    def forward(self, prompts: PromptBatch, completions: CompletionBatch) -> Tensor:
-        """Raw scores [N, C, M]."""
+    def forward(self, prompts: PromptBatch, completions: CompletionBatch, at_every_token: bool = False) -> Tensor:
+        """Raw scores [N, C, M]; or of what each token ends, [N, T, C, M]."""
         last = completions.mask.sum(1)
         states = self.decoder.states(prompts, completions)
+        if at_every_token:
+            return self.head(states[:, 1:])
         return self.head(states[torch.arange(len(last), device=last.device), last])
 
     def weigh(self, weights: Mapping[str, float]) -> None:

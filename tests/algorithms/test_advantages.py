@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from ray.rllib.utils.postprocessing.value_predictions import compute_value_targets
 from torch import Tensor
 
-from pipeline.algorithms.advantages import a2c, gae, reinforce_plus_plus, remax, reward_to_go, token_rewards
+from pipeline.algorithms.advantages import (
+    a2c,
+    gae,
+    process_rewards,
+    reinforce_plus_plus,
+    remax,
+    reward_to_go,
+    token_rewards,
+)
 
 NAN = math.nan
 
@@ -30,6 +38,16 @@ def test_every_real_token_pays_for_its_kl() -> None:
         kl_weight=0.5,
     )
     assert rewards.tolist() == [[-0.5, 4.0, 0.0]]  # 0 - 0.5 * 1, 5 - 0.5 * 2, padding
+
+
+def test_process_rewards_bring_what_was_earned_to_its_token_and_sum_to_nothing() -> None:
+    potentials = torch.tensor([[0.5, 2.0, 1.0, 9.0], [3.0, 9.0, 9.0, 9.0]])
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    moved = process_rewards(potentials=potentials, mask=mask)
+    # 0.5 - 0, 2 - 0.5, and back 2; with a reward of 1 at the end: 0.5, 1.5, -1, the differences of the potentials.
+    assert moved.tolist() == [[0.5, 1.5, -2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    whole = token_rewards(completion_rewards=torch.tensor([1.0, 3.0]), mask=mask, kl=None, kl_weight=0.0) + moved
+    assert whole.tolist() == [[0.5, 1.5, -1.0, 0.0], [3.0, 0.0, 0.0, 0.0]]
 
 
 def test_gae_by_hand() -> None:

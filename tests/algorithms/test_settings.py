@@ -65,6 +65,8 @@ KNOWN = dict(re.findall(r"^\| ([^|`]+) \| (.+) \|$", DOCUMENT.partition("## Know
             ["advantage=best_worst", "policy_loss=dpo", "whiten_advantages=true"],
             r"whiten_advantages=true with policy_loss=dpo: .*use null",
         ),
+        (["advantage=grpo", "process_rewards=true"], r"process_rewards=true with advantage=grpo: .*use false, or gae"),
+        (["process_rewards=true", "part_normalisation=group"], r"process_rewards=true with part_normalisation=group"),
         (["advantage=ppo"], r"rlhf\.algorithm\.advantage: .*'gae', 'a2c', 'grpo'"),
         (["clip=0.2"], r"rlhf\.algorithm\.clip: unknown key"),
     ],
@@ -139,7 +141,9 @@ def test_a2c_is_a_policy_gradient_with_a_critic() -> None:
 @pytest.mark.parametrize("algorithm", [name for name in KNOWN if name not in ("algorithm", "---")])
 def test_every_recipe_of_the_document_is_a_recipe(algorithm: str) -> None:
     pairs = re.findall(r"[a-z_.]+=\S+?(?=[ `])", KNOWN[algorithm])
-    overrides = ["rlhf." + pair if pair.startswith("group_size") else PREFIX + pair for pair in pairs]
+    overrides = [
+        "rlhf." + pair if pair.startswith(("group_size", "rewards", "reference")) else PREFIX + pair for pair in pairs
+    ]
     recipe = load_recipe(None, overrides)
     assert bool(overrides) == (recipe.rlhf.algorithm != Algorithm())
 

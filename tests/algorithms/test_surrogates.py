@@ -216,7 +216,7 @@ def test_the_clipped_region_has_no_gradient(
     assert surrogate.clipped.item() is not has_gradient
 
 
-each_loss = pytest.mark.parametrize("name", list(PolicyLossName))
+each_loss = pytest.mark.parametrize("name", [name for name in PolicyLossName if name is not PolicyLossName.DPO])
 
 
 def _surrogate(

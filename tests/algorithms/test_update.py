@@ -16,7 +16,16 @@ from actors.roles.critic import CriticWorker
 from actors.roles.encoder import PromptRef
 from actors.roles.policy import LearningWorker, PolicyWorker, groups_of, plan_update
 from pipeline.algorithms.aggregation import Normalisers
-from pipeline.config import Aggregation, Algorithm, ImportanceCorrection, Kl, OffPolicy, PolicyLossName, Recipe
+from pipeline.config import (
+    AdvantageEstimator,
+    Aggregation,
+    Algorithm,
+    ImportanceCorrection,
+    Kl,
+    OffPolicy,
+    PolicyLossName,
+    Recipe,
+)
 from pipeline.experience import collate_experience
 from pipeline.records import Experience
 from tests.prompts import prompt_ref
@@ -122,13 +131,15 @@ def _update(
 def test_ranks_and_micro_batches_change_neither_loss_nor_statistics_nor_gradient(
     policy_loss: PolicyLossName, aggregation: Aggregation
 ) -> None:
+    has_ratio = policy_loss is not PolicyLossName.DPO
     algorithm = Algorithm(
+        advantage=AdvantageEstimator.GAE if has_ratio else AdvantageEstimator.BEST_WORST,
         policy_loss=policy_loss,
         aggregation=aggregation,
         entropy_weight=0.01,
         num_minibatches=1,
         kl=KL,
-        off_policy=OffPolicy(correction=ImportanceCorrection.SEQUENCE),
+        off_policy=OffPolicy(correction=ImportanceCorrection.SEQUENCE if has_ratio else ImportanceCorrection.NONE),
     )
     whole, whole_gradient = _update(TablePolicy, algorithm, num_ranks=1, budget=1000)
     assert whole_gradient.any()

@@ -245,6 +245,7 @@ def test_fields_that_do_not_go_together_are_refused(overrides: list[str], messag
         ["rlhf.algorithm={policy_loss: policy_gradient, off_policy: {correction: icepop}}", "rlhf.sampling.top_k=9"],
         ["rlhf.staleness=2", "rlhf.sampling.top_p=0.9"],
         ["sft.betas=[0.0, 0.0]"],
+        ["rlhf.algorithm.process_rewards=true"],
         ["rlhf.rewards={}", "rlhf.reference.checkpoint=/models/teacher"],
     ],
 )

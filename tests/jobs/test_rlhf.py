@@ -157,6 +157,18 @@ def test_two_ranks_give_the_curve_of_one(one_worker: Recipe, workers: ReadyWorke
             assert two[name] == pytest.approx(one[name], abs=1e-5, rel=1e-5), (name, one["step"])
 
 
+def test_rewards_of_the_process_are_the_same_in_sum_and_teach_token_by_token(
+    one_worker: Recipe, workers: ReadyWorkers, make_recipe: MakeRecipe
+) -> None:
+    recipe = make_recipe("rlhf.algorithm.process_rewards=true", "rlhf.num_steps=1")
+    rlhf.run(recipe, crew=workers.crew(recipe))
+    (plain, *_), (row, *_) = curve(one_worker, whole=True), curve(recipe, whole=True)
+    for name in ("reward/mean", "reward/learned", "kl/reference"):
+        assert row[name] == plain[name], name
+    assert row["advantage/std"] != pytest.approx(plain["advantage/std"], rel=1e-3)
+    assert "time/process_score_s" in row and "time/process_score_s" not in plain
+
+
 def test_grpo_runs_without_a_critic_and_kl_in_the_loss(workers: ReadyWorkers, make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(
         # As the untrained model gets nothing right, patience ends the run after two steps.

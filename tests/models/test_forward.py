@@ -243,6 +243,19 @@ def test_a_batch_equals_its_groups_one_by_one(bed: Bed, role: str) -> None:
             assert not rows[..., length:].any()
 
 
+@torch.no_grad()
+def test_a_score_at_every_token_is_that_of_the_completion_up_to_there(bed: Bed) -> None:
+    module = _models(bed)["reward"]
+    prompts, completions = bed.batch
+    so_far = module(prompts, completions, True)
+    last = completions.mask.sum(1) - 1
+    whole = module(prompts, completions)
+    assert (so_far[torch.arange(len(last)), last] - whole).abs().max() < 1e-5
+    begun = [[ids[:1] for ids in group] for group in bed.completions]
+    first = module(prompts, collate_completions(begun, pad_id=PAD_ID))
+    assert (so_far[:, 0] - first).abs().max() < 1e-4 < (first - whole).abs().max()
+
+
 @pytest.mark.parametrize("role", ["policy", "reward", "critic"])
 def test_the_order_of_prompts_only_reorders_the_outputs(omni: Bed, role: str) -> None:
     module = _models(omni)[role]
