@@ -61,7 +61,7 @@ people: RUN := runs/people
 people: demo ## Steer the tiny omni model yourself: the same, with a page on which you judge its answers meanwhile.
 
 test: lint ## Run the linters, the type checker, the import contracts and the tests.
-	$(BIN)/pytest --numprocesses=2 --dist=loadgroup
+	$(BIN)/pytest --numprocesses=2 --dist=loadscope
 
 lint: .venv/.installed ## Run the linters, the type checker and the import contracts.
 	$(BIN)/ruff check

@@ -23,25 +23,37 @@ for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "DS_ACCELERATOR"):
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 BUSY = (
-    *(f"actors/{room}/" for room in ("fleet", "loop", "roles", "training")),
-    *("jobs/", "test_makefile.py", "test_tooling.py"),
+    *(f"tests/actors/{room}/" for room in ("fleet", "loop", "roles", "training")),
+    *(f"tests/data/test_{name}.py" for name in ("clouds", "duplicates", "stream")),
+    *(
+        "tests/data/ingest/test_pool.py",
+        "tests/jobs/",
+        "tests/test_benchmarks_streaming.py",
+        "tests/test_command.py",
+        "tests/test_makefile.py",
+        "tests/test_tooling.py",
+    ),
 )
-"""Where tests start a Ray of their own, or many processes."""
+"""Where tests start a Ray, or many processes."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class OneRay(LoadScopeScheduling):
     """Where pytest runs in several processes, all that start Ray follow each other in one of them.
 
     Workers of a Ray mostly wait for each other: the other tests, which have one process, fit beside them.
     """
-    here = Path(__file__).parent
-    for item in items:
-        is_busy = item.path.relative_to(here).as_posix().startswith(BUSY)
-        if is_busy or "local_ray" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.startswith(BUSY) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRay:
+    """Asked by pytest-xdist."""
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
