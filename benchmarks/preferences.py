@@ -34,11 +34,12 @@ from benchmarks.seeds import mean, run_seed
 from pipeline.config import load_recipe
 from pipeline.evaluation.results import ModelName
 
+RATE = "preference.learning_rate=5e-5"
 OFFLINE: Mapping[str, tuple[str, ...]] = {
-    "dpo": ("preference.loss=dpo",),
-    "kto": ("preference.loss=kto",),
-    "orpo": ("preference.loss=orpo",),
-    "simpo": ("preference.loss=simpo", "preference.beta=2.0"),
+    "dpo": (RATE, "preference.loss=dpo"),
+    "kto": (RATE, "preference.loss=kto"),
+    "orpo": (RATE, "preference.loss=orpo"),
+    "simpo": (RATE, "preference.loss=simpo", "preference.beta=2.0"),
 }
 ONLINE: Mapping[str, tuple[str, ...]] = {
     "online_dpo": ("rlhf.algorithm={advantage: best_worst, policy_loss: dpo, kl: {weight: 0.0}}",),
