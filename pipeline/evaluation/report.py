@@ -25,6 +25,7 @@ from pipeline.config import RewardName
 from pipeline.evaluation import charts
 from pipeline.evaluation.intervals import Estimate
 from pipeline.evaluation.results import ALL_BLANKED, Mode, ModelName, SampleResult
+from pipeline.evaluation.reward_parts import reward_parts
 from pipeline.evaluation.summary import Evaluation, ModelSummary, Slice
 from pipeline.records import MediaKind, Medium, Prompt
 from pipeline.tracking import finite
@@ -81,61 +82,6 @@ def loop_time(rows: Sequence[Mapping[str, Any]]) -> LoopTime | None:
     shares = {name: value / total for name, value in spent.most_common()}
     phases = {name[len("phase/") : -len("_s")]: share for name, share in shares.items() if name.startswith("phase/")}
     return LoopTime(phases, {name[len("busy/") :]: share for name, share in shares.items() if name.startswith("busy/")})
-
-
-FAILED = "counts/reward_failed:"
-
-
-@dataclass(frozen=True)
-class RewardPart:
-    """A part of the reward over the steps of the loop: means over the steps that tell of it, NaN where none does.
-
-    first, last: its mean over the first and the last tenth of the steps; std: its spread within a step; weight: in the
-    last step; share: of the signal; num_failed: rewards that could not be given.
-    """
-
-    name: str
-    first: float
-    last: float
-    std: float
-    weight: float
-    share: float
-    num_failed: int
-
-
-def reward_parts(rows: Sequence[Mapping[str, Any]]) -> list[RewardPart]:
-    """The parts that the loop's metrics tell of, in their order: those with a weight, and those shown beside them."""
-    names = dict.fromkeys(
-        name.partition("/")[2] for row in rows for name in row if name.startswith(("reward_weight/", "reward_std/"))
-    )
-
-    def values(name: str) -> list[float]:
-        found = [row.get(name) for row in rows]
-        return [float(value) for value in found if isinstance(value, (int, float)) and math.isfinite(value)]
-
-    def mean(found: Sequence[float]) -> float:
-        return sum(found) / len(found) if found else math.nan
-
-    failed = {name for row in rows for name in row if name.startswith(FAILED)}
-    parts: list[RewardPart] = []
-    for name in names:
-        means, weights = values(f"reward/{name}"), values(f"reward_weight/{name}")
-        tenth = math.ceil(len(means) / 10)
-        parts.append(
-            RewardPart(
-                name,
-                first=mean(means[:tenth]),
-                last=mean(means[len(means) - tenth :]),
-                std=mean(values(f"reward_std/{name}")),
-                weight=weights[-1] if weights else math.nan,
-                share=mean(values(f"reward_share/{name}")),
-                # Of rules without a reason, of parts from outside by reason.
-                num_failed=round(
-                    sum(sum(values(each)) for each in failed if f"{each}:".startswith(f"{FAILED}{name}:"))
-                ),
-            )
-        )
-    return parts
 
 
 def browser_rows(prompts: Sequence[Prompt], samples: Sequence[SampleResult], *, limit: int) -> list[BrowserRow]:

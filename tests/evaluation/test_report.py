@@ -29,7 +29,6 @@ from pipeline.evaluation.report import (
     number,
     overlap,
     plainly,
-    reward_parts,
     signed,
     skill_verdict,
     sniff,
@@ -37,6 +36,7 @@ from pipeline.evaluation.report import (
     write_report,
 )
 from pipeline.evaluation.results import Mode, ModelName, SampleResult
+from pipeline.evaluation.reward_parts import reward_parts
 from pipeline.evaluation.summary import Evaluation, Slice, summarise
 from pipeline.records import MediaKind, Medium, Message, Prompt
 
