@@ -89,18 +89,17 @@ def test_a_teacher_alone_teaches_on_the_students_own_samples(
     shutil.copytree(make_recipe().checkpoint("base"), teacher)
     weights = load_file(teacher / "model.safetensors")
     decoder = next(name for name in weights if "lm_head" in name or "embed_tokens" in name)
-    weights[decoder] = weights[decoder] + 0.05 * torch.randn(weights[decoder].shape, generator=torch.manual_seed(0))
+    weights[decoder] = weights[decoder] + 0.2 * torch.randn(weights[decoder].shape, generator=torch.manual_seed(0))
     save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
     recipe = make_recipe(
         "rlhf.rewards={}",
         f"rlhf.reference.checkpoint={teacher}",
         "rlhf.algorithm={advantage: reinforce, gamma: 0, policy_loss: policy_gradient, num_minibatches: 1}",
         "rlhf.algorithm.kl.weight=1",
-        "rlhf.policy.learning_rate=2e-3",
-        "rlhf.num_steps=6",
-        "rlhf.prompts_per_step=12",
+        "rlhf.num_steps=2",
     )
     rlhf.run(recipe, crew=workers.crew(recipe))
-    rows = curve(recipe)
-    assert rows[0]["reward/mean"] == 0 < rows[0]["kl/reference"]
-    assert rows[-1]["kl/reference"] < 0.7 * rows[0]["kl/reference"]
+    for row in curve(recipe):
+        # What a token is worth is how much likelier the teacher holds it to be, and nothing else.
+        assert row["reward/mean"] == 0 < abs(row["kl/reference"])
+        assert row["advantage/mean"] == pytest.approx(-row["kl/reference"], rel=1e-5)
