@@ -2,7 +2,7 @@
 
 A box is x1, y1, x2, y2 (left, top, right, bottom), a point x, y, in the units of the answer, whichever these are: the
 prompt says whether they are pixels or thousandths of the picture. They are read from JSON (`[1, 2, 3, 4]`,
-`{"bbox_2d": [1, 2, 3, 4]}`, lists of these), from brackets in prose, from `(1,2),(3,4)` as Qwen-VL writes boxes, and
+`{"bbox_2d": [1, 2, 3, 4]}`, lists of these), from brackets in prose, from `(1,2),(3,4)` as some models write boxes, and
 from `<point x="1" y="2">`.
 """
 
