@@ -1,6 +1,6 @@
 """What is best learned from the same preferences? Methods without a loop, and the loop, from one SFT checkpoint.
 
-    seed 0, 1, 2 -> the demo: SFT, preferences, reward model, and its loop (ppo)
+    seed 0, 1, 2 -> the demo, rewarded by its reward model alone: SFT, preferences, reward model, loop (ppo)
                  -> from its SFT checkpoint, each method by itself:
                     dpo, kto, orpo, simpo   jobs.preference, on the demo's preferences
                     online_dpo              the loop, the best of a group against its worst
@@ -34,6 +34,8 @@ from benchmarks.seeds import mean, run_seed
 from pipeline.config import load_recipe
 from pipeline.evaluation.results import ModelName
 
+REWARDS = "rlhf.rewards={learned: 1.0}"
+"""All methods know the same preferences and nothing else: no right answer enters a reward."""
 RATE = "preference.learning_rate=5e-5"
 OFFLINE: Mapping[str, tuple[str, ...]] = {
     "dpo": (RATE, "preference.loss=dpo"),
@@ -45,7 +47,7 @@ ONLINE: Mapping[str, tuple[str, ...]] = {
     "online_dpo": ("rlhf.algorithm={advantage: best_worst, policy_loss: dpo, kl: {weight: 0.0}}",),
 }
 DISTILLED: Mapping[str, tuple[str, ...]] = {
-    "best_of_n": ("distill.split=rl", "distill.num_prompts=1024", "rlhf.rewards={learned: 1.0}"),
+    "best_of_n": ("distill.split=rl", "distill.num_prompts=1024"),
 }
 METHODS = (*OFFLINE, *ONLINE, *DISTILLED)
 """Beside `ppo`, which is the demo's own."""
@@ -65,7 +67,7 @@ def run_method(method: str, config: Path, overrides: Sequence[str], *, directory
         **{name: (distill.run, "distilled", of) for name, of in DISTILLED.items()},
     }[method]
     own = [f"run.directory={directory}", f"data.path={demo / 'data'}", "evaluate.blind=false"]
-    recipe = load_recipe(config, [*options, *overrides, *own])
+    recipe = load_recipe(config, [REWARDS, *options, *overrides, *own])
     connect(address="local", object_store_memory=512 * 2**20)
     with crew_of(recipe) as crew:
         started = time.monotonic()
@@ -75,6 +77,20 @@ def run_method(method: str, config: Path, overrides: Sequence[str], *, directory
             # In the place of the loop's, beside the SFT model that it started from.
             (directory / "checkpoints" / "rlhf").symlink_to(trained)
         evaluate.run(recipe, crew=crew)
+
+
+def run_missing(method: str, seed: int, config: Path, *, out: Path, overrides: Sequence[str]) -> None:
+    """Runs a method, or the demo that the others start from, in a process of its own, its output in a log beside it."""
+    directory = out / f"seed-{seed}" / method
+    log = directory.with_suffix(".log")
+    if method == "ppo":
+        own = [REWARDS, *overrides, f"run.seed={seed}", f"run.directory={directory}", "evaluate.blind=false"]
+        job = ["python", "-m", "jobs.quickstart", "--config", str(config), *own]
+        run_seed(load_recipe(config, own), [sys.executable, "-m", "jobs.local", "--", *job], log)
+    else:
+        places = ["--config", str(config), "--out", str(out), "--seeds", str(seed)]
+        own = ["benchmarks.preferences", "--one", method, *places, "--", *overrides]
+        run_alone(own, f"seed {seed}, {method}", log)
 
 
 def measured(summary: Mapping[str, Any], model: ModelName) -> dict[str, float | None]:
@@ -120,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="run.seed of each run")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), help="which, beside ppo")
     parser.add_argument("--out", type=Path, default=Path("runs/preferences"), help="where the runs go")
-    parser.add_argument("--peer", type=Path, help="last line of benchmarks.dpo_vs_trl, to show its ratio beside")
+    parser.add_argument("--peer", type=Path, help="output of benchmarks.dpo_vs_trl, to show its ratio beside")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/RESULTS.md"), help="file to append to")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
@@ -140,19 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = ("ppo", *options.methods)
     for seed in options.seeds:
         for method in methods:
-            directory = directory_of(method, seed)
-            if (directory / "summary.json").is_file():
-                continue
-            log = directory.with_suffix(".log")
-            overrides = [*options.overrides, f"run.seed={seed}"]
-            if method == "ppo":
-                own = [*overrides, f"run.directory={directory}", "evaluate.blind=false"]
-                job = ["python", "-m", "jobs.quickstart", "--config", str(config), *own]
-                run_seed(load_recipe(config, own), [sys.executable, "-m", "jobs.local", "--", *job], log)
-            else:
-                places = ["--config", str(config), "--out", str(out), "--seeds", str(seed)]
-                own = ["benchmarks.preferences", "--one", method, *places, "--", *options.overrides]
-                run_alone(own, f"seed {seed}, {method}", log)
+            if not (directory_of(method, seed) / "summary.json").is_file():
+                run_missing(method, seed, config, out=out, overrides=options.overrides)
     summaries: Summaries = {
         method: {
             seed: json.loads((directory_of(method, seed) / "summary.json").read_text(encoding="utf-8"))
@@ -185,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "benchmark": "preferences",
         "methods": {name: _means(seeds) for name, seeds in found.items()},
         "sft": _means(sft),
-        "dpo_vs_trl": peer.get("ratio"),
+        "dpo_vs_trl": peer.get("ratio", {}).get("pairs_per_s"),
         "seeds": len(options.seeds),
     }
     print(json.dumps(result), flush=True)

@@ -61,19 +61,21 @@ def best(recipe: Recipe, workers: Crew) -> list[Rating]:
     """The best samples of each prompt, as good ones.
 
     Raises:
-        ConfigError: none is as good as `distill.least_reward` asks.
+        ConfigError: there is nothing to judge by, or none is as good as `distill.least_reward` asks.
     """
     settings, teacher = recipe.distill, recipe.checkpoint(recipe.distill.teacher)
+    if not recipe.rlhf.rewards:
+        raise ConfigError("rlhf.rewards={}: nothing says which samples are the best; name a reward")
     judges = {role: path for role, path in loop_paths(recipe).items() if role in ("reward", "grader")}
     roles = workers.roles({"encoder": teacher, "rollout": teacher, **judges})
     needs = needs_of(recipe, teacher, recipe.rlhf.policy.parts)
     door = Door(roles, recipe, settings.split, stage="distill", needs=needs, lacks=lacks(recipe))
-    num_prompts, size = min(settings.num_prompts, door.datasets.num_rows), recipe.rlhf.prompts_per_step
-    kept, rewards, num_sampled = list[Rating](), list[float](), 0
+    wanted, size = min(settings.num_prompts, door.datasets.num_rows), recipe.rlhf.prompts_per_step
+    kept, rewards, num_prompts, num_sampled = list[Rating](), list[float](), 0, 0
     counts: Counter[str] = Counter()
     with closing(Batches(door, recipe, size=size)) as batches:
-        for batch in range(-(-num_prompts // size)):
-            prompts = batches.take()[: num_prompts - batch * size]
+        for batch in range(-(-wanted // size)):
+            prompts = batches.take()[: wanted - batch * size]
             answer = generate(
                 roles,
                 prompts,
@@ -87,9 +89,10 @@ def best(recipe: Recipe, workers: Crew) -> list[Rating]:
             kept += [rating for rating, _ in found]
             rewards += [reward for _, reward in found]
             counts += judged.counts
+            num_prompts += len(prompts)
             num_sampled += len(judged.unshaped)
-    for reason, count in sorted(counts.items()):
-        print(f"{reason}: {count}", flush=True)
+    for reason, count in sorted({**counts, **door.metrics()}.items()):
+        print(f"{reason}: {count:g}", flush=True)
     if not kept:
         raise ConfigError(
             f"distill.least_reward={settings.least_reward}: none of {num_sampled} completions is as good; lower it"

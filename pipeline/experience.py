@@ -99,7 +99,10 @@ def make_experience(
     }
     token_ids = _pad([completion.token_ids[None] for completion in completions], mask)
     groups = _groups(rollouts, {"token_ids": token_ids, **columns}, left_out)
-    return list(map(_pair, groups)) if algorithm.advantage is AdvantageEstimator.BEST_WORST else groups, statistics
+    if algorithm.advantage is AdvantageEstimator.BEST_WORST:
+        groups = list(map(_pair, groups))
+        statistics["counts/groups_without_pair"] = float(sum(not group.num_learned for group in groups))
+    return groups, statistics
 
 
 @dataclass(frozen=True)

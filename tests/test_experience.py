@@ -80,7 +80,8 @@ def test_rewards_of_the_process_are_where_they_were_earned_and_sum_to_the_same()
 
 def test_of_best_and_worst_a_group_keeps_these_two_and_a_flat_one_is_left_out() -> None:
     pairs = Algorithm(advantage=AdvantageEstimator.BEST_WORST, policy_loss=PolicyLossName.DPO, kl=Kl(weight=0))
-    (a, b), _ = _made(pairs, values=None, kl_weight=0.0, rewards=torch.tensor([2.0, 4.0, 3.0, 3.0]))
+    (a, b), statistics = _made(pairs, values=None, kl_weight=0.0, rewards=torch.tensor([2.0, 4.0, 3.0, 3.0]))
+    assert statistics["counts/groups_without_pair"] == 1
     assert a.token_ids.tolist() == [[1, 0, 0], [1, 2, 3]]  # the second one is better
     assert a.mask.tolist() == [[True, False, False], [True, True, True]]
     assert a.reference_logprobs.tolist() == [[-1.5, 0, 0], [-2, -2, -1]]

@@ -22,6 +22,15 @@ def make_recipe(tmp_path: Path, tiny_checkpoint: Path, demo_data: Path) -> MakeR
     return make
 
 
+@pytest.fixture(scope="module")
+def empty_ray() -> None:
+    """A Ray like `local_ray`, of which no workers that tests share have a part."""
+    from jobs.command import connect
+
+    ray.shutdown()
+    connect(address="local", num_cpus=8)
+
+
 @pytest.fixture(scope="session")
 def started() -> list[ReadyWorkers]:
     """All that were started so far."""

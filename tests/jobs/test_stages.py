@@ -36,7 +36,7 @@ TINY_RUN = (
 )
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("empty_ray")
 @pytest.mark.parametrize(
     ("architecture", "tasks", "policy_cpus", "share_prefix", "num_ranks", "has_people"),
     [
@@ -111,7 +111,7 @@ def test_the_stages_run_unchanged_on_every_architecture(
     assert (tmp_path / "tensorboard" / "rlhf").is_dir()
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("empty_ray")
 def test_bad_rows_go_to_a_counted_quarantine_and_too_many_stop_the_job(
     tmp_path: Path, tiny_checkpoint: Path, demo_data: Path
 ) -> None:

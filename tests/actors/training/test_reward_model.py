@@ -9,38 +9,13 @@ import pytest
 import torch
 
 from actors.training.reward_model import load_module
-from pipeline.config import ConfigError, Dtype, MediaLimits, load_recipe
-from pipeline.data.table import PromptTable
-from pipeline.models.checkpoint import load_model, load_reward_model, save_checkpoint
-from pipeline.models.processing import PromptProcessor
-from pipeline.records import EncodedPrompt, Opinion, Preference, Prompt, Ranking, RaterKind, Rating
+from pipeline.config import ConfigError, Dtype, load_recipe
+from pipeline.models.checkpoint import load_reward_model, save_checkpoint
+from pipeline.records import EncodedPrompt, Opinion, Preference, Ranking, RaterKind, Rating
 from tests import worlds
 from tests.worlds import judging
 
 SHARED: dict[str, Any] = {"rater": "anna", "rater_kind": RaterKind.HUMAN}
-
-
-@pytest.fixture(scope="module")
-def prompts(tiny_checkpoint: Path, demo_data: Path) -> list[EncodedPrompt]:
-    """A prompt of each task of the demo: text, image, audio, video; with the features of frozen towers."""
-    model, architecture = load_model(tiny_checkpoint, dtype=Dtype.FLOAT32, trust_remote_code=False)
-    process = PromptProcessor(
-        path=tiny_checkpoint, model=model, limits=MediaLimits(), max_prompt_tokens=512, trust_remote_code=False
-    )
-    table = PromptTable(demo_data / "train.parquet")
-    found: dict[tuple[Any, ...], Prompt] = {}
-    for prompt in table.read([info.id for info in table.infos()]):
-        assert isinstance(prompt, Prompt)
-        found.setdefault(tuple(medium.kind for medium in prompt.media), prompt)
-    encoded: list[EncodedPrompt] = []
-    with torch.no_grad():
-        for prompt in map(process, found.values()):
-            media = tuple(
-                architecture.encode(model, medium.kind, [medium.tensors])[0].float().numpy() for medium in prompt.media
-            )
-            encoded.append(EncodedPrompt(prompt.id, prompt.input_ids, prompt.position_ids, media))
-    assert len(encoded) >= 4
-    return encoded
 
 
 def _opinions(prompts: list[EncodedPrompt]) -> list[Opinion]:
