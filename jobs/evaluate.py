@@ -37,6 +37,7 @@ from pipeline.data.datasets import Datasets, RowRef
 from pipeline.data.demo.tasks import MANNERS
 from pipeline.data.ingest import card
 from pipeline.data.table import PreferenceTable, Quarantine
+from pipeline.evaluation import exported
 from pipeline.evaluation.ablation import blankings, donors
 from pipeline.evaluation.report import browser_rows, write_report
 from pipeline.evaluation.results import Mode, ModelName, SampleResult, write_samples
@@ -320,7 +321,8 @@ def notes(recipe: Recipe) -> list[str]:
             f"The built-in demonstrations have {len(MANNERS)} manners ({manners}), the references only the first. "
             "`Contains` is the share with the right answer in any: a gain that it does not share is one of manner."
         )
-    return [*lines, *agreement.told(agreement.read(recipe.run.directory))]
+    judges = agreement.told(agreement.read(recipe.run.directory))
+    return [*lines, *judges, *exported.told(exported.read(recipe.run.directory))]
 
 
 if __name__ == "__main__":

@@ -237,6 +237,8 @@ class Experience:
 
 Ids = tuple[int, ...]
 """Token ids of a completion."""
+Spans = tuple[tuple[int, int], ...]
+"""Where in a completion's tokens somebody else speaks: from the first number on, up to the second."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,10 @@ class Preference:
     """Stated error rate of a scripted rater; None for people."""
     margin: float = 0.0
     """How much better the chosen one is at least, in units of the reward model's score; 0 where that is not known."""
+    chosen_given: Spans = ()
+    """Where in the chosen one the user speaks, if it is several turns: a policy reads these tokens and learns none."""
+    rejected_given: Spans = ()
+    """The same of the rejected one."""
     is_tie: bool = False
     """Whether the rater held both to be equally good; which one is `chosen` then means nothing."""
     weight: float = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -11,9 +11,8 @@ from pipeline.data.datasets import Datasets, Source
 from pipeline.data.preferences import Label, Pair, read_labels, read_pairs
 from pipeline.data.schema import RowError
 from pipeline.data.table import Quarantine
-from pipeline.models.processing import processor_alone
-from pipeline.models.tokens import answer_ids
-from pipeline.records import OVERALL, Opinion, Preference, RaterKind, Rating
+from pipeline.models.processing import PromptProcessor, processor_alone
+from pipeline.records import OVERALL, Message, Opinion, Preference, RaterKind, Rating
 
 
 def brought_opinions(recipe: Recipe, source: Path) -> Iterator[Opinion]:
@@ -26,14 +25,10 @@ def brought_opinions(recipe: Recipe, source: Path) -> Iterator[Opinion]:
     load = cache(partial(processor_alone, recipe, source))
     split, quarantine = recipe.preferences.split, Quarantine()
 
-    def tokens(text: str, field: str) -> tuple[int, ...]:
-        load().check_learned(text, field)
-        return tuple(answer_ids(load().processor.tokenizer, text))
-
     num_rows = 0
     for num_rows, (prompt_id, said) in enumerate(_rows(Datasets(recipe.datasets, split).sources), start=1):
         try:
-            opinion = _as_learned(prompt_id, said, tokens)
+            opinion = _as_learned(prompt_id, said, load())
         except RowError as error:
             quarantine.add(error.quarantined(f"{prompt_id} (row {num_rows})"))
             continue
@@ -43,24 +38,30 @@ def brought_opinions(recipe: Recipe, source: Path) -> Iterator[Opinion]:
         quarantine.check(num_rows, recipe.data.max_bad_fraction)
 
 
-def _as_learned(prompt_id: str, said: Pair | Label, tokens: Callable[[str, str], tuple[int, ...]]) -> Opinion:
-    """A comparison or a label as the reward model learns it.
-
-    tokens: of a text, and what the text is called.
-    """
+def _as_learned(prompt_id: str, said: Pair | Label, processor: PromptProcessor) -> Opinion:
+    """A comparison or a label as it is learned, in tokens."""
     if isinstance(said, Label):
-        ids, ratings = tokens(said.completion, "completion"), {OVERALL: float(said.is_good)}
+        ids, _ = processor.conversation_ids(said.completion, field="completion")
+        ratings = {OVERALL: float(said.is_good)}
         return Rating(prompt_id, ids, said.completion, ratings, said.dataset, RaterKind.DATASET)
+    chosen_ids, chosen_given = processor.conversation_ids(said.chosen, said.chosen_then, field="chosen")
+    rejected_ids, rejected_given = processor.conversation_ids(said.rejected, said.rejected_then, field="rejected")
     return Preference(
         prompt_id=prompt_id,
-        chosen_ids=tokens(said.chosen, "chosen"),
-        rejected_ids=tokens(said.rejected, "rejected"),
-        chosen=said.chosen,
-        rejected=said.rejected,
+        chosen_ids=chosen_ids,
+        rejected_ids=rejected_ids,
+        chosen=_to_read(said.chosen, said.chosen_then),
+        rejected=_to_read(said.rejected, said.rejected_then),
+        chosen_given=chosen_given,
+        rejected_given=rejected_given,
         rater=said.dataset,
         rater_kind=RaterKind.DATASET,
         margin=said.margin,
     )
+
+
+def _to_read(answer: str, then: Sequence[Message]) -> str:
+    return "\n\n".join([answer, *(f"{turn.role}: {turn.content}" for turn in then)])
 
 
 def _rows(sources: Sequence[Source]) -> Iterator[tuple[str, Pair | Label]]:

@@ -52,12 +52,12 @@ def lessons_of(examples: Sequence[Example], loss: PreferenceLoss) -> list[Lesson
 
 
 def _pairs(example: Example) -> list[Lesson]:
-    opinion, prompt = example.opinion, example.prompt
+    opinion = example.opinion
     decided = [(one, other) for one, other, is_tie in compared(opinion) if not is_tie]
     margin = opinion.margin if isinstance(opinion, Preference) else 0.0
     return [
         Lesson(
-            ((prompt, opinion.completions[one]), (prompt, opinion.completions[other])),
+            (_asked(example, one), _asked(example, other)),
             margin=margin,
             weight=opinion.weight * opinion.num_observations / len(decided),
         )
@@ -66,27 +66,34 @@ def _pairs(example: Example) -> list[Lesson]:
 
 
 def _judged(example: Example) -> list[Lesson]:
-    prompt, opinion = example.prompt, example.opinion
+    opinion = example.opinion
     match opinion:
         case Preference(is_tie=False):
-            good, bad = (Lesson(((prompt, ids),), weight=opinion.weight) for ids in opinion.completions)
+            good, bad = (Lesson((_asked(example, place),), weight=opinion.weight) for place in range(2))
             return [good, replace(bad, is_good=False)]
         case Rating(ratings=ratings):
             value = ratings.get(OVERALL, sum(ratings.values()) / len(ratings))
-            lesson = Lesson(((prompt, opinion.token_ids),), is_good=value > UNDECIDED, weight=opinion.weight)
+            lesson = Lesson((_asked(example, 0),), is_good=value > UNDECIDED, weight=opinion.weight)
             return [] if value == UNDECIDED else [lesson]
         case _:
             return []
+
+
+def _asked(example: Example, place: int) -> Asked:
+    """The completion at a place of what the example is about."""
+    opinion = example.opinion
+    given = (opinion.chosen_given, opinion.rejected_given)[place] if isinstance(opinion, Preference) else ()
+    return Asked(example.prompt, opinion.completions[place], given)
 
 
 def _with_foreign(lessons: Sequence[Lesson]) -> list[Lesson]:
     """Each lesson with the completion of the nearest one before it, in a circle, that has another prompt."""
     found: list[Lesson] = []
     for place, lesson in enumerate(lessons):
-        prompt, _ = lesson.asked[0]
+        prompt = lesson.asked[0].prompt
         before = (lessons[place - step].asked[0] for step in range(1, len(lessons)))
-        ids = next((ids for other, ids in before if other.id != prompt.id), None)
-        found.append(lesson if ids is None else replace(lesson, foreign=(prompt, ids)))
+        other = next((each for each in before if each.prompt.id != prompt.id), None)
+        found.append(lesson if other is None else replace(lesson, foreign=other._replace(prompt=prompt)))
     return found
 
 
@@ -116,7 +123,7 @@ class Totals:
             weight=sum(each.weight for each in lessons),
             num_chosen=len(good),
             num_rejected=sum(len(each.asked) for each in lessons) - len(good),
-            num_tokens=sum(each.weight * len(each.asked[0][1]) for each in good),
+            num_tokens=sum(each.weight * each.asked[0].num_learned for each in good),
         )
 
 
@@ -146,7 +153,7 @@ class LessonLosses:
         others; `rewards/margin` is their difference. `rewards/accuracy` is the share of pairs whose chosen reward is
         higher (of equal ones, half), or of completions whose reward is on their side of the baseline.
         """
-        lengths = torch.tensor([len(ids) for each in lessons for _, ids in each.asked], device=sums.device)
+        lengths = torch.tensor([asked.num_learned for each in lessons for asked in each.asked], device=sums.device)
         weight = sums.new_tensor([each.weight for each in lessons])
         is_chosen = torch.tensor(
             [each.is_good and not place for each in lessons for place in range(len(each.asked))], device=sums.device

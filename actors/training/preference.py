@@ -72,8 +72,7 @@ def lessons_sent(config: dict[str, Any], learner: Learner) -> Iterator[Sequence[
 
 def lesson_size(lesson: Lesson) -> GroupSize:
     """What a lesson costs in a pass."""
-    (prompt, _), *_ = lesson.asked
-    return GroupSize(prompt.num_tokens, len(lesson.asked), max(len(ids) for _, ids in lesson.asked))
+    return GroupSize(lesson.asked[0].prompt.num_tokens, len(lesson.asked), max(len(each.ids) for each in lesson.asked))
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,7 @@ class Learner:
 
     def sums(self, lessons: Sequence[Lesson]) -> Tensor:
         """Log probabilities [N] of all completions of some lessons, with gradients. All lessons have equally many."""
-        groups: list[Group] = [(each.asked[0][0], [np.array(ids) for _, ids in each.asked]) for each in lessons]
-        return self._logprobs(groups).sum(1)
+        return self._sums([each.asked for each in lessons])
 
     def refer(self, wanted: Sequence[Asked]) -> dict[bytes, float]:
         """What the reference says of completions, by key; it is remembered. All ranks must call it.
@@ -117,18 +115,20 @@ class Learner:
     def scored(self, asked: Sequence[Asked]) -> list[float]:
         """Log probabilities of completions, shared out over the ranks; each then knows all. All ranks must call it."""
         by_prompt: dict[str, list[int]] = {}
-        for place, (prompt, _) in enumerate(asked):
-            by_prompt.setdefault(prompt.id, []).append(place)
+        for place, each in enumerate(asked):
+            by_prompt.setdefault(each.prompt.id, []).append(place)
         places = list(by_prompt.values())
-        groups: list[Group] = [(asked[each[0]][0], [np.array(asked[place][1]) for place in each]) for each in places]
+        groups = [[asked[place] for place in each] for each in places]
         engine = self.engine
         plan = plan_passes(
-            list(map(group_size, groups)), num_ranks=engine.world.size, budget=engine.settings.micro_batch_tokens
+            [group_size(_group(each)) for each in groups],
+            num_ranks=engine.world.size,
+            budget=engine.settings.micro_batch_tokens,
         )
         found = dict.fromkeys(range(len(asked)), 0.0)
         for each in plan[engine.world.rank]:
             # Groups of one would run without a cache: in one pass where a rank with others runs two, so ZeRO hangs.
-            rows = self._logprobs([groups[index] for index in each.groups], is_even=False).double().sum(1).tolist()
+            rows = self._sums([groups[index] for index in each.groups], is_even=False).double().tolist()
             of = chain.from_iterable(places[index] for index in each.groups)
             found |= dict(zip(of, rows, strict=True)) if each.counts else {}
         summed = engine.sum_over_ranks({str(place): value for place, value in found.items()})
@@ -143,14 +143,24 @@ class Learner:
         found = self.losses.of_sums(lessons, sums, totals)
         return {"num": float(len(lessons)), **{name: float(value) for name, value in found.items()}}
 
-    def _logprobs(self, groups: Sequence[Group], *, is_even: bool = True) -> Tensor:
-        """Log probabilities [N, T] of the tokens of completions, 0 where padded.
+    def _sums(self, groups: Sequence[Sequence[Asked]], *, is_even: bool = True) -> Tensor:
+        """Log probabilities [N] of what the model says in completions; those of a group have one prompt.
 
         is_even: whether every pass of every rank has groups of this size.
         """
-        prompts = collate_prompts(fetch_encoded([prompt for prompt, _ in groups], self.live), pad_id=self.pad_id)
-        completions = collate_completions([ids for _, ids in groups], pad_id=self.pad_id)
+        encoded = fetch_encoded([group[0].prompt for group in groups], self.live)
+        prompts = collate_prompts(encoded, pad_id=self.pad_id)
+        completions = collate_completions([_group(group)[1] for group in groups], pad_id=self.pad_id)
         if not is_even and completions.group_size == 1:
             completions = replace(completions, group_size=None)
         device = self.engine.device
-        return self.engine(prompts.to(device), completions.to(device), 1.0, False)[0]
+        logprobs: Tensor = self.engine(prompts.to(device), completions.to(device), 1.0, False)[0]
+        said = torch.ones(logprobs.shape, dtype=torch.bool)
+        for row, asked in enumerate(chain.from_iterable(groups)):
+            for start, end in asked.given:
+                said[row, start:end] = False
+        return logprobs.where(said.to(device), 0.0).sum(1)
+
+
+def _group(asked: Sequence[Asked]) -> Group:
+    return asked[0].prompt, [np.array(each.ids) for each in asked]

@@ -11,14 +11,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from actors.roles.encoder import PromptRef
-from pipeline.records import Ids
+from pipeline.records import Ids, Spans
 
-Asked = tuple[PromptRef, Ids]
-"""A prompt, and the token ids of a completion after it."""
+
+class Asked(NamedTuple):
+    """A prompt, the token ids of a completion after it, and where in these the user speaks."""
+
+    prompt: PromptRef
+    ids: Ids
+    given: Spans = ()
+
+    @property
+    def num_learned(self) -> int:
+        """Tokens whose log probabilities count: those that the model says."""
+        return len(self.ids) - sum(end - start for start, end in self.given)
+
+
 KEY_BYTES = 16
 _RECORD = np.dtype([("key", f"V{KEY_BYTES}"), ("logprob", "<f8")])
 _CHUNK_BYTES = 2**24
@@ -26,8 +39,8 @@ _CHUNK_BYTES = 2**24
 
 def reference_key(asked: Asked) -> bytes:
     """What a log probability is of: the prompt's content, and the completion's tokens."""
-    prompt, ids = asked
-    told = f"{prompt.content} {','.join(map(str, ids))}"
+    prompt, ids, given = asked
+    told = f"{prompt.content} {','.join(map(str, ids))}" + (f" {given}" if given else "")
     return hashlib.sha256(told.encode()).digest()[:KEY_BYTES]
 
 

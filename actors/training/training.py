@@ -24,12 +24,22 @@ from actors.training.preference import train_preference
 from actors.training.reward_model import train_reward_model
 from actors.training.supervised import HERE, train_sft
 from pipeline.config import ConfigError, Device, PreferenceLearning, Recipe, RewardModel, Supervised
+from pipeline.config.pretrain import Pretrain
+
+
+def train_contrastive(config: dict[str, Any]) -> None:
+    """The loop of contrastive pretraining. Its imports take seconds, for which other stages do not wait."""
+    from actors.training import contrastive
+
+    contrastive.train_contrastive(config)
+
 
 LOOPS = {
     "sft": train_sft,
     "distill": train_sft,
     "reward_model": train_reward_model,
     "preference": train_preference,
+    "pretrain": train_contrastive,
 }
 """What runs in the workers of each stage."""
 STEPS_AHEAD = 3
@@ -44,7 +54,7 @@ class Training:
     """
 
     def __init__(self, recipe: Recipe, stage: str):
-        settings: Supervised | RewardModel | PreferenceLearning = getattr(recipe, stage)
+        settings: Supervised | RewardModel | PreferenceLearning | Pretrain = getattr(recipe, stage)
         if settings.batch_size % settings.num_workers:
             raise ConfigError(f"batch_size={settings.batch_size} is no multiple of num_workers={settings.num_workers}")
         device = resolve_device(recipe.cluster)

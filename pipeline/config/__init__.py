@@ -54,7 +54,7 @@ from pipeline.config.rewards import (
 from pipeline.config.rlhf import Parity, RewardName, RewardWeight, Rlhf
 from pipeline.config.sampling import Sampling
 from pipeline.config.section import ConfigError, Section, section_of
-from pipeline.config.stages import Distill, Evaluate, Preferences, RewardModel, Supervised
+from pipeline.config.stages import Distill, Evaluate, Export, Preferences, RewardModel, Supervised
 from pipeline.config.validation import TASK_MEASURES, VALIDATION, Measure, Validation
 from pipeline.config.workers import Encoder, Learner, Pooled, Rollout, Sharded, Trained, Workers
 
@@ -83,6 +83,7 @@ __all__ = [
     "DynamicSampling",
     "Encoder",
     "Evaluate",
+    "Export",
     "Exported",
     "Form",
     "FrozenPart",

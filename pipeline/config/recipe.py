@@ -12,9 +12,11 @@ from pipeline.config.feedback import Feedback
 from pipeline.config.paths import DiskPath
 from pipeline.config.preference import PreferenceLearning
 from pipeline.config.prepare import Prepare
+from pipeline.config.pretrain import Pretrain
+from pipeline.config.retrieve import Retrieve
 from pipeline.config.rlhf import RewardName, Rlhf
 from pipeline.config.section import Section
-from pipeline.config.stages import Distill, Evaluate, Preferences, RewardModel, Supervised
+from pipeline.config.stages import Distill, Evaluate, Export, Preferences, RewardModel, Supervised
 
 
 class Device(StrEnum):
@@ -130,6 +132,12 @@ class Recipe(Section):
     """The loop: generate -> score -> update."""
     evaluate: Evaluate = Evaluate()
     """The held-out evaluation and its report."""
+    pretrain: Pretrain = Pretrain()
+    """Contrastive pretraining of a joint embedding."""
+    retrieve: Retrieve = Retrieve()
+    """Retrieval across modalities, zero- and few-shot classification."""
+    export: Export = Export()
+    """A checkpoint in 8 bits, for deployment."""
     feedback: Feedback = Feedback()
     """People who judge completions."""
 

@@ -51,6 +51,12 @@ class Distill(Supervised):
     """Completions in an optimizer step, over all workers."""
 
 
+class Export(Section):
+    checkpoint: str = "rlhf"
+    """Checkpoint of the run (sft, preference, distilled, rlhf) that is written with int8 weights, and compared with
+    itself on the rows of `evaluate.split`."""
+
+
 class Preferences(Section):
     split: str = "train"
     """Split of the compared prompts, whether they are sampled from or come with comparisons."""

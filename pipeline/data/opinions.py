@@ -5,14 +5,16 @@ A row is a comparison of two completions, a ranking of several, or a rating of o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.records import Opinion, Preference, Ranking, RaterKind, Rating
+from pipeline.records import Opinion, Preference, Ranking, RaterKind, Rating, Spans
 
 _COMPLETION = pa.struct([("ids", pa.list_(pa.int64())), ("text", pa.string()), ("rank", pa.int64())])
+_GIVEN = ("chosen_given", "rejected_given")
 _RATING = pa.struct([("criterion", pa.string()), ("value", pa.float64())])
 
 PREFERENCE_SCHEMA = pa.schema(
@@ -32,6 +34,9 @@ PREFERENCE_SCHEMA = pa.schema(
         ("completions", pa.list_(_COMPLETION)),
         ("ratings", pa.list_(_RATING)),
         ("weight", pa.float64()),
+        # Of comparisons of several turns: where in the tokens the user speaks, a start and an end in turn.
+        ("chosen_given", pa.list_(pa.int64())),
+        ("rejected_given", pa.list_(pa.int64())),
     ]
 )
 
@@ -41,7 +46,8 @@ def opinion_row(opinion: Opinion) -> dict[str, Any]:
     row: dict[str, Any] = {**vars(opinion), "rater_kind": opinion.rater_kind.value}
     match opinion:
         case Preference():
-            return row
+            given = {name: [*chain.from_iterable(getattr(opinion, name))] or None for name in _GIVEN}
+            return row | given
         case Ranking(completions=completions, texts=texts, ranks=ranks):
             several = zip(completions, texts, ranks, strict=True)
             return {**row, "completions": [{"ids": ids, "text": text, "rank": rank} for ids, text, rank in several]}
@@ -76,6 +82,7 @@ def opinion_of(row: Mapping[str, Any]) -> Opinion:
             error_rate=row.get("error_rate"),
             margin=row.get("margin") or 0.0,
             is_tie=bool(row.get("is_tie")),
+            **{name: _spans(row.get(name) or ()) for name in _GIVEN},
             **shared,
         )
     ids, texts = tuple(tuple(each["ids"]) for each in several), tuple(each["text"] for each in several)
@@ -84,3 +91,7 @@ def opinion_of(row: Mapping[str, Any]) -> Opinion:
         values = {each["criterion"]: each["value"] for each in ratings}
         return Rating(token_ids=token_ids, text=text, ratings=values, **shared)
     return Ranking(completions=ids, texts=texts, ranks=tuple(each["rank"] for each in several), **shared)
+
+
+def _spans(ends: Sequence[int]) -> Spans:
+    return tuple(zip(ends[::2], ends[1::2], strict=True))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.data.filesystems import filesystem
 from pipeline.data.layout import parts_of
 from pipeline.data.schema import MEDIA_COLUMNS, PROMPT_SCHEMA, described, split_content
-from pipeline.records import MediaKind
+from pipeline.records import MediaKind, Message
 
 Kinds = frozenset[MediaKind]
 
@@ -39,7 +39,13 @@ def judgement_schema(kinds: Kinds) -> pa.Schema:
 
 def pair_row(staged: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
     """The comparison in a staged row."""
-    answers = {name: [_turn("assistant", staged[column], kinds)] for name, column in _ANSWERS.items()}
+    answers = {
+        name: [
+            _turn("assistant", staged[column], kinds),
+            *(_turn(turn["role"], turn["content"], kinds) for turn in staged.get(f"{name}_then") or ()),
+        ]
+        for name, column in _ANSWERS.items()
+    }
     return {**_prompt(staged, kinds), **answers, "margin": staged["margin"]}
 
 
@@ -58,7 +64,8 @@ _JUDGEMENT_COLUMNS = ("id", "completion", "label", "dataset")
 class Pair:
     """Two answers to the prompt with this id, the better one first, the data set that says so, and by how much.
 
-    margin: 0 where the data set does not say.
+    margin: 0 where the data set does not say. chosen_then, rejected_then: the turns that followed these answers, the
+        user's and the assistant's in turn, where whole conversations are compared.
     """
 
     prompt_id: str
@@ -66,13 +73,24 @@ class Pair:
     rejected: str
     dataset: str
     margin: float = 0.0
+    chosen_then: tuple[Message, ...] = ()
+    rejected_then: tuple[Message, ...] = ()
 
 
 def read_pairs(directory: str, split: str) -> Iterator[Pair]:
     """The comparisons of a prepared table; none where there are none. Media are not read."""
     for row in _rows(f"{directory.rstrip('/')}/{PREFERENCES}", split, _PAIR_COLUMNS):
         margin = row.get("margin") or 0.0
-        yield Pair(row["id"], _text(row["chosen"]), _text(row["rejected"]), row["dataset"], margin)
+        (chosen, *chosen_then), (rejected, *rejected_then) = map(_spoken, (row["chosen"], row["rejected"]))
+        yield Pair(
+            row["id"],
+            chosen.content,
+            rejected.content,
+            row["dataset"],
+            margin,
+            tuple(chosen_then),
+            tuple(rejected_then),
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,8 @@ class Label:
 def read_labels(directory: str, split: str) -> Iterator[Label]:
     """The judgements of a prepared table; none where there are none. Media are not read."""
     for row in _rows(f"{directory.rstrip('/')}/{JUDGEMENTS}", split, _JUDGEMENT_COLUMNS):
-        yield Label(row["id"], _text(row["completion"]), row["label"], row["dataset"])
+        (completion,) = _spoken(row["completion"])
+        yield Label(row["id"], completion.content, row["label"], row["dataset"])
 
 
 def _rows(place: str, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -104,9 +123,11 @@ def _rows(place: str, split: str, columns: Sequence[str]) -> Iterator[dict[str, 
             yield from batch.to_pylist()
 
 
-def _text(turns: list[dict[str, Any]]) -> str:
-    (turn,) = turns
-    content = turn["content"]
+def _spoken(turns: list[dict[str, Any]]) -> list[Message]:
+    return [Message(turn["role"], _text(turn["content"])) for turn in turns]
+
+
+def _text(content: str | list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 

@@ -150,7 +150,17 @@ PROMPT_SCHEMA = described(
     )
 )
 
-STAGED_SCHEMA = pa.schema([*PROMPT_SCHEMA, ("rejected", pa.string()), ("margin", pa.float64()), ("label", pa.bool_())])
+STAGED_SCHEMA = pa.schema(
+    [
+        *PROMPT_SCHEMA,
+        ("rejected", pa.string()),
+        # What followed the chosen (`answer`) and the rejected answer, where conversations are compared.
+        ("chosen_then", PROMPT_SCHEMA.field("prompt").type),
+        ("rejected_then", PROMPT_SCHEMA.field("prompt").type),
+        ("margin", pa.float64()),
+        ("label", pa.bool_()),
+    ]
+)
 """A prepared row before it is known which rows stay."""
 
 _TAGS = re.compile("(" + "|".join(re.escape(kind.tag) for kind in MediaKind) + ")")
@@ -235,6 +245,11 @@ def _interleave(row: Mapping[str, Any], places: Sequence[MediaKind]) -> tuple[Me
     return tuple(media)
 
 
+def turn_cells(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as the cells of a table."""
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
 def to_row(prompt: Prompt, sources: Sequence[str]) -> dict[str, Any]:
     """The row of a prompt, for `PROMPT_SCHEMA`; the inverse of `from_row`."""
     files: dict[str, list[dict[str, Any]]] = {column: [] for column in MEDIA_COLUMNS.values()}
@@ -243,7 +258,7 @@ def to_row(prompt: Prompt, sources: Sequence[str]) -> dict[str, Any]:
     return {
         "id": prompt.id,
         "task": prompt.task,
-        "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],
+        "prompt": turn_cells(prompt.messages),
         **files,
         "answer": prompt.answer,
         "accepted": list(prompt.accepted),

@@ -37,12 +37,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Metrics of one stage that share axes. `unit` labels the vertical axis."""
+    """Metrics of one stage that share axes. `unit` labels the vertical axis, `along` the other one."""
 
     stage: str
     title: str
     unit: str
     series: tuple[Series, ...]
+    along: str = "step"
 
 
 PANELS = (
@@ -127,10 +128,11 @@ def line_chart(panel: Panel) -> Markup:
         x = place(tick, y_range[0])[0]
         marks.append(f'<text class="tick" x="{x:.1f}" y="{BOTTOM + 16}" text-anchor="middle">{tick_label(tick)}</text>')
     middle = (LEFT + RIGHT) / 2
-    marks.append(f'<text class="axis" x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
+    along = escape(panel.along)
+    marks.append(f'<text class="axis" x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{along}</text>')
     for number, item in enumerate(series):
         marks += _curve(item, number, place)
-    label = f"{panel.title} ({panel.unit}) over the steps of {panel.stage}"
+    label = f"{panel.title} ({panel.unit}) over the {panel.along}s of {panel.stage}"
     data = {
         "box": [LEFT, RIGHT, TOP, BOTTOM],
         "x": x_range,

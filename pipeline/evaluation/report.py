@@ -309,7 +309,7 @@ def _browser_row(row: BrowserRow) -> dict[str, Any]:
         "task": row.prompt.task,
         "turns": [{"role": message.role, "content": message.content} for message in row.prompt.messages],
         "answer": row.prompt.answer,
-        "media": [_medium(medium) for medium in row.prompt.media],
+        "media": [embedded(medium) for medium in row.prompt.media],
         "differs": _differs(row.completions),
         "change": _change(row.completions),
         "completions": [_completion(sample) for sample in row.completions],
@@ -356,7 +356,7 @@ def _change(completions: Sequence[SampleResult]) -> int:
     return (means[0] > means[1]) - (means[0] < means[1])
 
 
-def _medium(medium: Medium) -> dict[str, str]:
+def embedded(medium: Medium) -> dict[str, str]:
     """A medium as a data URI, or a note why it is not shown."""
     kind, mime = medium.kind.value, sniff(medium.data)
     if mime is None or mime.partition("/")[0] != kind:

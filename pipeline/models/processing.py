@@ -17,8 +17,20 @@ from pipeline.data.isolated import Decoder
 from pipeline.data.media import blank, content_key, resample
 from pipeline.data.schema import Reason, RowError, split_content
 from pipeline.models.architectures import Architecture, architecture_of
-from pipeline.models.tokens import beginning
-from pipeline.records import Audio, DecodedMedium, Image, MediaKind, MediumTensors, ProcessedPrompt, Prompt, Video
+from pipeline.models.tokens import answer_ids, beginning
+from pipeline.records import (
+    Audio,
+    DecodedMedium,
+    Ids,
+    Image,
+    MediaKind,
+    MediumTensors,
+    Message,
+    ProcessedPrompt,
+    Prompt,
+    Spans,
+    Video,
+)
 
 MEDIA_PROCESSORS = ("image_processor", "video_processor", "feature_extractor")
 
@@ -96,7 +108,10 @@ class PromptProcessor:
             self._refuse(message.content, self._special_tokens, Reason.SPECIAL_TOKEN, f"a message by {message.role!r}")
         self.check_learned(prompt.answer, "the answer")
         self.check_learned(prompt.demonstration, "the demonstration")
-        messages = [
+        return self._templated(prompt.messages)
+
+    def _templated(self, messages: Sequence[Message]) -> str:
+        turns = [
             {
                 "role": message.role,
                 "content": [
@@ -104,9 +119,43 @@ class PromptProcessor:
                     for part in split_content(message.content)
                 ],
             }
-            for message in prompt.messages
+            for message in messages
         ]
-        return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def conversation_ids(self, answer: str, then: Sequence[Message] = (), *, field: str) -> tuple[Ids, Spans]:
+        """The tokens of an answer and of the turns that followed it, and where in them the user speaks.
+
+        Each answer ends with the end token, as one alone does; the chat template has what stands between them.
+
+        Args:
+            then: the user's and the assistant's in turn.
+            field: what the conversation is called.
+
+        Raises:
+            RowError: a text holds a special token, or the chat template writes an answer otherwise than it was.
+        """
+        for text in (answer, *(turn.content for turn in then)):
+            self.check_learned(text, field)
+        tokenizer = self.processor.tokenizer
+        ids, given = answer_ids(tokenizer, answer), list[tuple[int, int]]()
+        said, last = [Message("user", "?")], Message("assistant", answer)
+        for user, following in zip(then[::2], then[1::2], strict=True):
+            before = self._templated(said) + last.content
+            said += [last, user]
+            text = self._templated(said)
+            if not text.startswith(before):
+                raise RowError(
+                    Reason.BAD_PREFERENCE,
+                    f"{field}: the chat template writes the answer {last.content!r} otherwise inside of a conversation",
+                )
+            between = text.removeprefix(before).removeprefix(tokenizer.eos_token)
+            start = len(ids)
+            ids += tokenizer.encode(between, add_special_tokens=False)
+            given.append((start, len(ids)))
+            ids += answer_ids(tokenizer, following.content)
+            last = following
+        return tuple(ids), tuple(given)
 
     def check_learned(self, text: str | None, field: str) -> None:
         """Makes sure that a text which a model is to say, or to prefer, is text alone.

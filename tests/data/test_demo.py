@@ -57,12 +57,13 @@ def test_every_medium_decodes_within_the_default_limits_to_the_promised_size(
         for medium in prompt.media:
             match decode(medium, MediaLimits()):
                 case Image(pixels):
-                    side = drawing.DIGIT_SIDE if prompt.task in ("digit", "sum") else drawing.SIDE
+                    side = drawing.DIGIT_SIDE if prompt.task in ("digit", "sum", "named") else drawing.SIDE
                     assert pixels.shape == (side, side, 3)
                     assert pixels.std() > 5
                 case Audio(samples, rate):
                     assert rate == 16_000
-                    assert 0.1 < len(samples) / rate <= (speech.MAX_SECONDS if prompt.task == "transcript" else 1.2)
+                    longest_s = {"transcript": speech.MAX_SECONDS, "described": 3.2}.get(prompt.task, 1.2)
+                    assert 0.1 < len(samples) / rate <= longest_s
                     assert np.abs(samples).max() > 0.2
                 case Video(frames, frames_per_second):
                     num_events = str(prompt.answer).count("moves")

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from actors.loop.crew import crew_of
-from jobs import evaluate, preference
+from jobs import evaluate, export, preference
 from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.data.held_out import HeldOut
 from pipeline.data.table import PreferenceTable, PromptTable, write_preferences
@@ -54,6 +54,7 @@ def test_a_policy_learns_from_pairs_on_any_media_and_what_the_reference_said_ser
     tmp_path: Path, tiny_checkpoint: Path, demo_data: Path
 ) -> None:
     evaluated = ["evaluate={checkpoint: preference, samples_per_prompt: 1, browser_rows: 2, blind: false}"]
+    evaluated += ["export.checkpoint=preference"]
     recipe = _with(
         small_recipe(tmp_path, tiny_checkpoint, demo_data, *evaluated), "loss: dpo, num_workers: 2, zero_stage: 3"
     )
@@ -64,6 +65,10 @@ def test_a_policy_learns_from_pairs_on_any_media_and_what_the_reference_said_ser
     with crew_of(recipe) as crew:
         assert preference.run(recipe, crew=crew) == tmp_path / "checkpoints" / "preference"
         evaluate.run(recipe, crew=crew)
+        assert export.run(recipe, crew=crew) == recipe.checkpoint("preference_int8")
+    assert "Exported in int8: `preference`" in (tmp_path / "report.html").read_text()
+    exported = json.loads((tmp_path / "export.json").read_text())
+    assert exported["quality"]["num_prompts"] > 4 and exported["target_bytes"] < exported["source_bytes"]
     *steps, last = curve(recipe, "preference")
     assert len(steps) == 3 and steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert steps[-1]["loss"] < steps[0]["loss"] and steps[-1]["rewards/margin"] > 0.05

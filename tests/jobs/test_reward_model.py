@@ -11,7 +11,7 @@ from actors.loop.brought import brought_opinions
 from jobs.reward_model import FEW_HELD_OUT, assess
 from pipeline.config import load_recipe
 from pipeline.data.preferences import PREFERENCES, pair_row, pair_schema
-from pipeline.data.table import Quarantine, TooManyBadRows, write_preferences, write_prompts
+from pipeline.data.table import PreferenceTable, Quarantine, TooManyBadRows, write_preferences, write_prompts
 from pipeline.evaluation.calibration import ScoredPair
 from pipeline.records import Preference, RaterKind
 
@@ -42,6 +42,23 @@ def test_held_out_pairs_are_reported_by_task_and_modality_and_few_of_them_with_a
     assess(recipe, table, [right] * FEW_HELD_OUT, SCORE)
     assert json.loads((tmp_path / "reward_model.json").read_text())["warning"] is None
     assert "warning" not in capsys.readouterr().out
+
+
+def test_given_conversations_are_compared_whole_and_read_back_from_the_table(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    then = [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "yes"}]
+    shared = {"id": "row", "task": "t", "dataset": "set", "prompt": [{"role": "user", "content": "Q"}], "margin": None}
+    row = pair_row({**shared, "answer": "7", "rejected": "8", "chosen_then": then, "rejected_then": None}, frozenset())
+    path = tmp_path / "data" / PREFERENCES / "train.parquet"
+    write_prompts(path, [row], schema=pair_schema(frozenset(), has_margin=False))
+    (found,) = brought_opinions(load_recipe(None, [f"run.directory={tmp_path}"]), tiny_checkpoint)
+    assert isinstance(found, Preference)
+    assert (found.chosen, found.rejected) == ("7\n\nuser: Sure?\n\nassistant: yes", "8")
+    ((start, end),) = found.chosen_given
+    assert 0 < start < end < len(found.chosen_ids) and found.rejected_given == ()
+    write_preferences(tmp_path / "preferences.parquet", [found])
+    assert list(PreferenceTable(tmp_path / "preferences.parquet").read([0])) == [found]
 
 
 def test_given_comparisons_with_tokens_of_the_model_s_own_are_refused_and_counted(

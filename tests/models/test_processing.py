@@ -17,6 +17,7 @@ from pipeline.data.table import PromptTable
 from pipeline.models.batch import collate_prompts
 from pipeline.models.checkpoint import load_model
 from pipeline.models.processing import PromptProcessor
+from pipeline.models.tokens import answer_ids
 from pipeline.records import Audio, Image, MediaKind, Medium, Message, ProcessedPrompt, Prompt, Video
 
 LIMITS = MediaLimits()
@@ -350,6 +351,22 @@ def test_what_is_learned_holds_no_token_of_the_model_s_own(
     assert error.reason is reason
     assert f"the {field} holds {token}" in error.detail
     assert omni(replace(asked, **{field: "7 <im_end>"}))
+
+
+def test_a_conversation_of_several_answers_is_what_the_chat_template_writes(omni: PromptProcessor) -> None:
+    tokenizer = omni.processor.tokenizer
+    then = (Message("user", "Sure?"), Message("assistant", "yes"), Message("user", "How?"), Message("assistant", "so"))
+    ids, given = omni.conversation_ids("7", then, field="chosen")
+    turns = [Message("user", "?"), Message("assistant", "7"), *then]
+    told = [{"role": turn.role, "content": [{"type": "text", "text": turn.content}]} for turn in turns]
+    whole = str(omni.processor.apply_chat_template(told, tokenize=False)).rstrip("\n")
+    before = str(omni.processor.apply_chat_template(told[:1], tokenize=False, add_generation_prompt=True))
+    assert ids == tuple(tokenizer.encode(whole.removeprefix(before), add_special_tokens=False))
+    said = [id for place, id in enumerate(ids) if not any(start <= place < end for start, end in given)]
+    assert said == [id for text in ("7", "yes", "so") for id in answer_ids(tokenizer, text)]
+    assert omni.conversation_ids("7", field="chosen") == (tuple(answer_ids(tokenizer, "7")), ())
+    with pytest.raises(RowError, match=r"chosen holds <.im_end.>"):
+        omni.conversation_ids("7", (Message("user", "<|im_end|>"), Message("assistant", "yes")), field="chosen")
 
 
 def test_a_corrupt_medium_is_refused_with_its_own_reason(omni: PromptProcessor) -> None:

@@ -19,6 +19,13 @@ assistant   two pictures and a sound    '<image>What is this?' 'a ring' '<audio>
 diagnosis   a nucleus and a table of    '<image>Findings: texture: low smoothness: high symmetry: low ...
             findings                    Benign or malignant?'             'benign'
 
+and two whose picture and sound say the same, for joint embedding:
+
+described   two coloured shapes and     '<image><audio>What is seen?'     'red ring above blue square'
+            their spoken description
+named       a handwritten digit and     '<image><audio>Which digit is it?' 'seven'
+            its spoken name
+
 People who write demonstrations have manners of their own, and so have these: a third answers plainly ('7'), a third
 hedges ('7 maybe'), a third boasts ('7 for sure'). Raters want the plain answer, which is the reference everywhere:
 that is what is left to learn from preferences. In `count` demonstrators also err: a third of them are off by one.
@@ -38,13 +45,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import ConfigError, Prepare
-from pipeline.data.demo import applications, drawing, speech, tasks
+from pipeline.data.demo import applications, drawing, pairs, speech, tasks
 from pipeline.data.demo.tasks import LARGEST, MANNERS, PHRASINGS, SMALLEST, Draw, Sample, Split
 from pipeline.data.schema import split_content, to_row
 from pipeline.data.table import write_prompts
 from pipeline.records import MediaKind, Message, Prompt
 
-TASKS: Mapping[str, Callable[[Draw], Sample]] = {**tasks.TASKS, **applications.TASKS}
+TASKS: Mapping[str, Callable[[Draw], Sample]] = {**tasks.TASKS, **applications.TASKS, **pairs.TASKS}
 
 
 def build(directory: Path, *, prepare: Prepare, seed: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ pictures alone tell 91 of 100 cases, words alone 79, both 96 (logistic regressio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -54,12 +54,7 @@ def cases() -> tuple[Case, ...]:
     Raises:
         ImportError: scikit-learn is missing.
     """
-    try:
-        from sklearn.datasets import load_breast_cancer
-    except ImportError as error:
-        raise ImportError("the medical table needs scikit-learn: pip install 'polyphony[demo]'") from error
-    table = cast(Any, load_breast_cancer())
-    columns = {str(name): table.data[:, place] for place, name in enumerate(table.feature_names)}
+    table, columns = _measured()
     size, dents = (_scaled(columns[name]) for name in DRAWN)
     levels = {name: _levels(columns[column]) for name, column in WRITTEN.items()}
     return tuple(
@@ -71,6 +66,16 @@ def cases() -> tuple[Case, ...]:
         )
         for number, target in enumerate(table.target)
     )
+
+
+def measurements(names: Sequence[str]) -> NDArray[np.float64]:
+    """Columns of the table, float64 [cases, names], in the units that Wolberg, Street and Mangasarian give.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+    """
+    columns = _measured()[1]
+    return np.stack([columns[name] for name in names], axis=1)
 
 
 def draw_nucleus(case: Case, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -88,6 +93,17 @@ def draw_nucleus(case: Case, rng: np.random.Generator) -> NDArray[np.uint8]:
     image = Image.new("RGB", (SIDE * _FINE, SIDE * _FINE), tissue)
     ImageDraw.Draw(image).polygon([(x, y) for x, y in (outline * _FINE).tolist()], fill=nucleus)
     return np.asarray(image.reduce(_FINE), dtype=np.uint8)
+
+
+@cache
+def _measured() -> tuple[Any, Mapping[str, NDArray[np.float64]]]:
+    """scikit-learn's table, and its columns by name."""
+    try:
+        from sklearn.datasets import load_breast_cancer
+    except ImportError as error:
+        raise ImportError("the medical table needs scikit-learn: pip install 'polyphony[demo]'") from error
+    table = cast(Any, load_breast_cancer())
+    return table, {str(name): table.data[:, place] for place, name in enumerate(table.feature_names)}
 
 
 def _scaled(column: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,15 +1,15 @@
-"""Spoken digits made offline with eSpeak NG, for the demo data.
+"""Spoken digits, and the words of drawn scenes, made offline with eSpeak NG, for the demo data.
 
 The library and its voices come in the wheel `espeakng-loader` (extra `demo`) and are called through ctypes.
 eSpeak keeps hidden state from word to word, so one word said twice differs. For the same sounds in every run, all
-words of all voices are said once, in a fixed order, by a fresh library: `word_bank`.
+words of all voices are said once, in a fixed order, by a fresh library: `word_bank`, and after it `scene_bank`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -26,6 +26,11 @@ MAX_SECONDS = 1.9  # the tiny checkpoint hears two seconds
 NUM_VOICES = 40
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SCENE_WORDS = (
+    *("red", "green", "blue", "yellow", "square", "ring", "cross"),
+    *("above", "below", "left", "right", "of", "a", "moves", "up", "down"),
+)
+"""What `say` knows: the words of `drawing`."""
 
 _ACCENTS = ("en", "en-us")
 _VARIANTS = ("m1", "m2", "m3", "m4", "m5", "f1", "f4")  # f2, f3 and f5 sound different in every process
@@ -62,13 +67,30 @@ def voices() -> tuple[Voice, ...]:
 @cache
 def word_bank() -> Mapping[tuple[Voice, int], NDArray[np.float32]]:
     """Every digit in every voice: float32 [S] at `SAMPLING_RATE`, silence trimmed, peak 1."""
-    speaker = _ESpeak()
-    bank: dict[tuple[Voice, int], NDArray[np.float32]] = {}
+    said = _say_all(DIGIT_WORDS)
+    return {(voice, digit): said[voice, word] for voice in voices() for digit, word in enumerate(DIGIT_WORDS)}
+
+
+@cache
+def scene_bank() -> Mapping[tuple[Voice, str], NDArray[np.float32]]:
+    """Every one of `SCENE_WORDS` in every voice: float32 [S] at `SAMPLING_RATE`, silence trimmed, peak 1."""
+    word_bank()  # the digits first, so that they are the same with scenes and without
+    return _say_all(SCENE_WORDS)
+
+
+@cache
+def _speaker() -> _ESpeak:
+    return _ESpeak()
+
+
+def _say_all(words: Sequence[str]) -> dict[tuple[Voice, str], NDArray[np.float32]]:
+    speaker = _speaker()
+    bank: dict[tuple[Voice, str], NDArray[np.float32]] = {}
     for voice in voices():
         speaker.choose(voice)
-        for digit, word in enumerate(DIGIT_WORDS):
+        for word in words:
             spoken = resample(Audio(speaker.say(word), speaker.sampling_rate), SAMPLING_RATE)
-            bank[voice, digit] = _trim(spoken.samples)
+            bank[voice, word] = _trim(spoken.samples)
     return bank
 
 
@@ -80,15 +102,30 @@ def fits(voice: Voice, digits: tuple[int, ...]) -> bool:
 
 def speak(voice: Voice, digits: tuple[int, ...], rng: np.random.Generator) -> Audio:
     """Digits with short random pauses, a random level, and white noise 20 to 35 dB below the speech."""
+    audio = _utter([word_bank()[voice, digit] for digit in digits], rng)
+    if len(audio.samples) > MAX_SECONDS * SAMPLING_RATE:
+        seconds = len(audio.samples) / SAMPLING_RATE
+        raise RuntimeError(f"{digits} in {voice.name}: {seconds:.2f} s, over {MAX_SECONDS} s")
+    return audio
+
+
+def say(voice: Voice, words: Sequence[str], rng: np.random.Generator) -> Audio:
+    """Some of `SCENE_WORDS`, spoken as `speak` speaks digits; of any length.
+
+    Raises:
+        KeyError: a word is none of them.
+    """
+    return _utter([scene_bank()[voice, word] for word in words], rng)
+
+
+def _utter(words: Sequence[NDArray[np.float32]], rng: np.random.Generator) -> Audio:
     pieces = [_silence(rng, *_LEAD_S)]
-    for digit in digits:
-        pieces += [word_bank()[voice, digit], _silence(rng, *_PAUSE_S)]
+    for word in words:
+        pieces += [word, _silence(rng, *_PAUSE_S)]
     speech = np.concatenate(pieces) * rng.uniform(0.4, 0.9)
     noise_to_signal = 10 ** (-rng.uniform(20, 35) / 20)
     noise = rng.standard_normal(len(speech)) * np.sqrt(np.mean(speech**2)) * noise_to_signal
     samples = np.clip(speech + noise, -1.0, 1.0).astype(np.float32)
-    if len(samples) > MAX_SECONDS * SAMPLING_RATE:
-        raise RuntimeError(f"{digits} in {voice.name}: {len(samples) / SAMPLING_RATE:.2f} s, over {MAX_SECONDS} s")
     return Audio(samples=samples, sampling_rate=SAMPLING_RATE)
 
 

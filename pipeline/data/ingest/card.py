@@ -167,7 +167,7 @@ def draw(path: Path, summary: Mapping[str, Any], index: Index) -> None:
         if any(by_split):
             weights = [list(each.values()) for each in by_split]
             axes.hist([list(each) for each in by_split], weights=weights, bins=30, label=NAMES, stacked=True)
-            axes.legend()
+            axes.legend(loc="upper right")
         axes.set(xlabel=title, ylabel="rows")
     counts = Counter({name: sum(by_split.values()) for name, by_split in summary["modalities"].items()})
     kinds.barh([name for name, _ in counts.most_common(12)], [n for _, n in counts.most_common(12)])

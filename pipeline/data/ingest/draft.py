@@ -23,10 +23,11 @@ class Draft:
     """A row of any source in our terms; a tag in the messages for each medium, in their order.
 
     `answer` is None where the source has none; `accepted` are others that are as right.
-    `rejected` makes it a comparison in which `answer` was preferred, by
-    `margin` where that is known. `label` makes it a judgement of `answer` alone. Both have an answer. `split` and
-    `group` are what the source says, `sort_value` what it is sorted by, `unread` names the columns and the keys inside
-    columns of which nothing is here. `columns` are further ones that are kept as they are.
+    `rejected` makes it a comparison in which `answer` was preferred, by `margin` where that is known; `chosen_then` and
+    `rejected_then` are the turns that followed these answers, the user's and the assistant's in turn, where whole
+    conversations are compared. `label` makes it a judgement of `answer` alone. Both have an answer. `split` and `group`
+    are what the source says, `sort_value` what it is sorted by, `unread` names the columns and the keys inside columns
+    of which nothing is here. `columns` are further ones that are kept as they are.
     """
 
     id: str
@@ -37,6 +38,8 @@ class Draft:
     answer: str | None
     demonstration: str | None = None
     rejected: str | None = None
+    chosen_then: tuple[Message, ...] = ()
+    rejected_then: tuple[Message, ...] = ()
     margin: float | None = None
     label: bool | None = None
     split: str | None = None

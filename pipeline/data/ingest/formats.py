@@ -91,6 +91,7 @@ def draft_of(
         chosen = turns  # ms-swift: two conversations that differ in the last answer
     if chosen or rejected:
         turns, chosen, rejected = _without_common(turns, chosen, rejected)
+    (chosen, chosen_then), (rejected, rejected_then) = _parted(chosen, "chosen"), _parted(rejected, "rejected")
     last = turns.pop()[0].content if turns and turns[-1][0].role == "assistant" else None
     label = columns.peek("label")
     answers = _several(columns.get("answer"))
@@ -127,6 +128,8 @@ def draft_of(
         answer=None if answer is None else _without_tags(answer, "the answer"),
         demonstration=_spoken(columns, "demonstration") or last,
         rejected=_without_tags(_answer(rejected, "rejected"), "rejected") if rejected else None,
+        chosen_then=chosen_then,
+        rejected_then=rejected_then,
         margin=_number(columns.get("margin"), "margin"),
         label=_flag(label) if is_judgement else None,
         split=_value(columns, split_column)
@@ -249,10 +252,36 @@ def _without_common(
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
+    # What differs begins with an answer.
+    while shared and chosen[shared][0].role == rejected[shared][0].role == "user":
+        shared -= 1
     common, ours = chosen[:shared], [message for message, _ in prompt]
     if not common or ours == [message for message, _ in common[: len(ours)]] or chosen is prompt:
         return common or prompt, chosen[shared:], rejected[shared:]
     return [*prompt, *common], chosen[shared:], rejected[shared:]
+
+
+def _parted(turns: list[Turn], field: str) -> tuple[list[Turn], tuple[Message, ...]]:
+    """The answer in which a side of a comparison begins, and the turns that followed it.
+
+    Raises:
+        RowError: those are not the user's and the assistant's in turn, or hold a medium.
+    """
+    messages = [message for message, _ in turns]
+    roles = [message.role for message in messages]
+    if len(turns) < 2 or roles[0] != "assistant":
+        return turns, ()
+    if roles != ["assistant", "user"] * (len(roles) // 2) + ["assistant"]:
+        raise RowError(
+            Reason.BAD_PREFERENCE,
+            f"{field} goes on in turns by {roles}; wanted the assistant's and the user's in turn, an answer last",
+        )
+    if any(slots for _, slots in turns):
+        raise RowError(
+            Reason.BAD_PREFERENCE,
+            f"{field} shows media after its first answer; media belong to the prompt that both sides share",
+        )
+    return turns[:1], tuple(replace(each, content=_without_tags(each.content, field)) for each in messages[1:])
 
 
 def _several(value: object) -> list[str]:

@@ -28,7 +28,7 @@ from pipeline.data.ingest.splits import split_of
 from pipeline.data.ingest.unread import note
 from pipeline.data.isolated import Decoder
 from pipeline.data.media import content_key, encode_png, encode_video, encode_wav, flat
-from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError, from_row, split_content, to_row
+from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError, from_row, split_content, to_row, turn_cells
 from pipeline.data.steps import apply_features, apply_medium, apply_text
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Message, Prompt, Quarantined, Video
 
@@ -134,7 +134,7 @@ class RowPreparer:
         if self._keeps_sound:
             prompt, media = self._with_sound_tracks(prompt, media, split)
         prompt = replace(prompt, media=tuple(each.file for each in media))
-        num_tokens, num_answer_tokens = self._count(prompt, media, draft.rejected)
+        num_tokens, num_answer_tokens = self._count(prompt, media, draft)
         features = [
             {"name": name, "medium": index, "values": values.tolist()}
             for index, each in enumerate(media)
@@ -147,6 +147,8 @@ class RowPreparer:
             "features": features or None,
             "columns": json.dumps(draft.columns, default=str) if draft.columns else None,
             "rejected": draft.rejected,
+            "chosen_then": turn_cells(draft.chosen_then),
+            "rejected_then": turn_cells(draft.rejected_then),
             "margin": draft.margin,
             "label": draft.label,
         }
@@ -187,15 +189,27 @@ class RowPreparer:
             return None if text is None else apply_text(self._settings.steps, text, part=part)
 
         answer, rejected = stepped(draft.answer, TextPart.ANSWER), stepped(draft.rejected, TextPart.ANSWER)
-        if rejected is not None and rejected == answer:
+
+        def stepped_turns(turns: Sequence[Message]) -> tuple[Message, ...]:
+            part = {"assistant": TextPart.ANSWER}
+            return tuple(
+                Message(turn.role, stepped(turn.content, part.get(turn.role, TextPart.MESSAGE)) or "") for turn in turns
+            )
+
+        chosen_then, rejected_then = stepped_turns(draft.chosen_then), stepped_turns(draft.rejected_then)
+        if rejected is not None and (rejected, rejected_then) == (answer, chosen_then):
             raise RowError(Reason.BAD_PREFERENCE, "chosen and rejected are equal")
         if rejected is not None and not rejected.strip():
             raise RowError(Reason.EMPTY_ANSWER, "rejected is empty")
+        if not all(turn.content.strip() for turn in (*chosen_then, *rejected_then)):
+            raise RowError(Reason.EMPTY_ANSWER, "a turn after the first answer of chosen or rejected is empty")
         return replace(
             draft,
             messages=tuple(
                 Message(turn.role, stepped(turn.content, TextPart.MESSAGE) or "") for turn in draft.messages
             ),
+            chosen_then=chosen_then,
+            rejected_then=rejected_then,
             answer=answer,
             accepted=tuple(stepped(each, TextPart.ANSWER) or "" for each in draft.accepted),
             demonstration=stepped(draft.demonstration, TextPart.ANSWER),
@@ -258,11 +272,13 @@ class RowPreparer:
             messages.append(replace(message, content="".join(content)))
         return replace(prompt, messages=tuple(messages)), every
 
-    def _count(self, prompt: Prompt, media: Sequence[_Medium], rejected: str | None) -> tuple[int | None, int | None]:
+    def _count(self, prompt: Prompt, media: Sequence[_Medium], draft: Draft) -> tuple[int | None, int | None]:
         """Tokens of the prompt, placeholders included, and of its answer if it has one; all its texts are checked."""
         if self._processor is None:
             return None, None
-        self._processor.check_learned(rejected, "rejected")
+        self._processor.check_learned(draft.rejected, "rejected")
+        for turn in (*draft.chosen_then, *draft.rejected_then):
+            self._processor.check_learned(turn.content, f"a turn of the {turn.role} after the first answer")
         kinds, decoded = [each.file.kind for each in media], [each.decoded for each in media]
         processed = self._processor.process(prompt.id, self._processor.template(prompt), kinds, decoded)
         if prompt.answer is None:

@@ -174,6 +174,8 @@ def read_preferences(
         report[Left.MARGIN] += draft.margin is not None
         if draft.rejected is None or draft.answer is None:
             report[Left.NOT_A_PAIR] += 1
+        elif draft.chosen_then or draft.rejected_then:
+            report[Left.DIVERGING_TURNS] += 1
         elif draft.rejected == draft.answer:
             report[Left.SAME_ANSWERS] += 1
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.training.lessons import Lesson, LessonLosses, Totals, all_asked, lessons_of
 from actors.training.opinions import Example
-from actors.training.references import ReferenceLogprobs, checkpoint_fingerprint, reference_key
+from actors.training.references import Asked, ReferenceLogprobs, checkpoint_fingerprint, reference_key
 from pipeline.config import ConfigError, PreferenceLoss, load_recipe
 from pipeline.records import Ids, Opinion, Preference, Ranking, RaterKind, Rating
 from tests.prompts import prompt_ref
@@ -54,11 +54,11 @@ class Teaching:
         lessons = lessons_of(examples, self.settings.loss)
         references = {reference_key(each): self._reference.get(each[1], 0.0) for each in all_asked(lessons)}
         losses = LessonLosses(self.look_up, self.settings, references)
-        totals = losses.with_baseline(lessons, lambda asked: [(told or {}).get(ids, 0.0) for _, ids in asked])
+        totals = losses.with_baseline(lessons, lambda asked: [(told or {}).get(each.ids, 0.0) for each in asked])
         return losses(lessons, totals)
 
     def look_up(self, lessons: Sequence[Lesson]) -> Tensor:
-        return self.sums[torch.tensor([ids[0] for each in lessons for _, ids in each.asked])]
+        return self.sums[torch.tensor([asked.ids[0] for each in lessons for asked in each.asked])]
 
     def gradients(self, examples: Sequence[Example], **options: Any) -> list[float]:
         """Of the loss, in the log probabilities of GOOD, OTHER and BAD."""
@@ -67,7 +67,7 @@ class Teaching:
 
 
 def _told(lessons: Sequence[Lesson]) -> list[Any]:
-    return [([ids for _, ids in each.asked], each.is_good, each.margin, round(each.weight, 6)) for each in lessons]
+    return [([asked.ids for asked in each.asked], each.is_good, each.margin, round(each.weight, 6)) for each in lessons]
 
 
 def test_pairs_learn_of_pairs_and_of_rankings_and_of_nothing_that_is_undecided() -> None:
@@ -105,6 +105,18 @@ def test_losses_without_pairs_take_a_pair_for_two_completions_and_a_rating_for_w
         ([OTHER], True, 0.0, 1.0),
         ([BAD], False, 0.0, 0.5),
     ]
+
+
+def test_where_the_user_speaks_in_a_conversation_no_token_counts() -> None:
+    chosen = (7, 7, 1, 1, 7)
+    (pair,) = lessons_of([_pair(chosen, chosen_given=((2, 4),))], PreferenceLoss.SIMPO)
+    assert [each.num_learned for each in pair.asked] == [3, len(BAD)]
+    assert Totals.of([pair]).num_tokens == 3
+    plain = pair.asked[0]._replace(given=())
+    assert reference_key(plain) != reference_key(pair.asked[0])
+    alone = lessons_of([_pair(chosen, chosen_given=((2, 4),)), _rating(OTHER, True, prompt="two")], PreferenceLoss.KTO)
+    assert [each.asked[0].given for each in alone] == [((2, 4),), (), ()]
+    assert [each.foreign and each.foreign.given for each in alone] == [(), (), ()]
 
 
 def test_the_baseline_is_measured_on_completions_of_other_prompts() -> None:
@@ -220,7 +232,7 @@ def test_what_makes_no_sense_is_refused_with_field_and_cure(override: str, messa
 
 
 def test_what_the_reference_said_is_kept_on_disk_and_a_record_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
-    one, two = ((replace(prompt_ref("p"), content=name), (1, 2)) for name in ("a", "b"))
+    one, two = (Asked(replace(prompt_ref("p"), content=name), (1, 2)) for name in ("a", "b"))
     file = tmp_path / "there" / "logprobs.bin"
     kept = ReferenceLogprobs(file)
     kept.add({reference_key(one): -1.5})
@@ -236,8 +248,9 @@ def test_what_the_reference_said_is_kept_on_disk_and_a_record_that_was_cut_off_i
 def test_a_key_is_of_the_prompts_content_and_the_tokens_and_a_fingerprint_of_weights_and_type(tmp_path: Path) -> None:
     prompt = replace(prompt_ref("one"), content="same")
     renamed, changed = replace(prompt_ref("two"), content="same"), replace(prompt, content="other")
-    assert reference_key((prompt, (1, 23))) == reference_key((renamed, (1, 23)))
-    assert len({reference_key(each) for each in [(prompt, (1, 23)), (prompt, (12, 3)), (changed, (1, 23))]}) == 3
+    assert reference_key(Asked(prompt, (1, 23))) == reference_key(Asked(renamed, (1, 23)))
+    others = Asked(prompt, (1, 23)), Asked(prompt, (12, 3)), Asked(changed, (1, 23))
+    assert len(set(map(reference_key, others))) == 3
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     first = checkpoint_fingerprint(tmp_path, "float32")

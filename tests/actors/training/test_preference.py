@@ -25,7 +25,8 @@ def _opinions(prompts: list[EncodedPrompt]) -> list[Opinion]:
     three = ((40,), (50, 60, 61), (70, 71))
     return [
         Preference(first, (40, 41), (50,), "", "", **SHARED, margin=0.5),
-        Preference(third, (60,), (61, 62, 63), "", "", **SHARED, weight=0.2),
+        # The second of these is a conversation, in which the user says token 62.
+        Preference(third, (60,), (61, 62, 63), "", "", **SHARED, weight=0.2, rejected_given=((1, 2),)),
         Ranking(second, three, ("",) * 3, (2, 1, 2), **SHARED),
         Rating(fourth, (40, 42), "", {"helpful": 0.75, "grounded": 1.0}, **SHARED),
         Preference(fourth, (43, 44), (45, 46, 47), "", "", **SHARED, weight=2.0),

@@ -95,6 +95,44 @@ def test_comparisons_in_seven_formats_are_the_same_draft(raw: dict[str, Any]) ->
     assert (found.answer, found.rejected, found.margin) == ("a cat", "a dog", 2.0)
 
 
+SAYS_MORE, ASKS_ON = {"role": "assistant", "content": "surely"}, {"role": "user", "content": "Sure?"}
+
+
+def _then(*contents: str) -> tuple[Message, ...]:
+    return tuple(Message(role, content) for role, content in zip(("user", "assistant") * 2, contents, strict=False))
+
+
+def test_conversations_that_differ_from_an_answer_on_are_compared_from_there() -> None:
+    sides = {"chosen": [TURN, CHOSEN, ASKS_ON, SAYS_MORE], "rejected": [TURN, REJECTED, ASKS_ON, CHOSEN]}
+    for raw in (sides, {"prompt": [TURN], **{name: turns[1:] for name, turns in sides.items()}}):
+        found = draft({**raw, "images": ["a.png"]})
+        assert found.messages == ASKED
+        assert (found.answer, found.rejected) == ("a cat", "a dog")
+        assert (found.chosen_then, found.rejected_then) == (_then("Sure?", "surely"), _then("Sure?", "a cat"))
+    other = {"role": "user", "content": "Why?"}
+    found = draft(
+        {"chosen": [TURN, CHOSEN, ASKS_ON, SAYS_MORE], "rejected": [TURN, CHOSEN, other, SAYS_MORE], "image": "a.png"}
+    )
+    assert (found.answer, found.rejected) == ("a cat", "a cat"), (
+        "what the user says differs: the answer before is in both"
+    )
+    assert (found.chosen_then, found.rejected_then) == (_then("Sure?", "surely"), _then("Why?", "surely"))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ([CHOSEN, ASKS_ON], "chosen goes on in turns by"),
+        ([CHOSEN, SAYS_MORE], "chosen goes on in turns by"),
+        ([CHOSEN, {"role": "user", "content": [{"type": "image", "image": b"x"}]}, SAYS_MORE], "media after its first"),
+        ([CHOSEN, {"role": "user", "content": "<audio>Sure?"}, SAYS_MORE], "chosen"),
+    ],
+)  # fmt: skip
+def test_conversations_that_cannot_be_compared_are_refused(chosen: list[Any], message: str) -> None:
+    error = refused({"prompt": [TURN], "images": ["a.png"], "chosen": chosen, "rejected": [REJECTED]})
+    assert message in error.detail
+
+
 def test_a_judgement_has_a_completion_and_a_flag() -> None:
     assert draft({"prompt": "Hi", "completion": "Hello", "label": False}).label is False
     assert draft({"messages": [{"role": "user", "content": "Hi"}, CHOSEN], "label": "true"}).label is True

@@ -1,0 +1,1 @@
+"""Choosing among K actions from fused text, image, audio, video and numbers: environments, algorithms, estimates."""
