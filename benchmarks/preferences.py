@@ -11,9 +11,9 @@
     python -m benchmarks.preferences --seeds 0 --methods dpo kto
 
 Skill is the share of sampled answers to held-out prompts that contain the right one, manner the share of those that say
-just that. Seconds are those of the method's stage, with the reward model's training where it has one. What lies there
-already is not run again, so that an interrupted benchmark goes on. Methods do not run side by side: they would share
-the cores, and their seconds would mean nothing.
+just that. Both loops stop where they were best on validation. Seconds are those of the method's stage, with the reward
+model's training where it has one. What lies there already is not run again, so that an interrupted benchmark goes on.
+Methods do not run side by side: they would share the cores, and their seconds would mean nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from pipeline.evaluation.results import ModelName
 
 REWARDS = "rlhf.rewards={learned: 1.0}"
 """All methods know the same preferences and nothing else: no right answer enters a reward."""
+LOOP = ("rlhf.evaluate_every=8", "rlhf.checkpoints={save_every: 8, best_metric: validation/exact_match, export: best}")
+"""Of both loops: a learned reward is followed past the point where it is right (Gao et al. 2023, arXiv 2210.10760), so
+that they end in what was best on validation."""
 RATE = "preference.learning_rate=5e-5"
 OFFLINE: Mapping[str, tuple[str, ...]] = {
     "dpo": (RATE, "preference.loss=dpo"),
@@ -44,7 +47,7 @@ OFFLINE: Mapping[str, tuple[str, ...]] = {
     "simpo": (RATE, "preference.loss=simpo", "preference.beta=2.0"),
 }
 ONLINE: Mapping[str, tuple[str, ...]] = {
-    "online_dpo": ("rlhf.algorithm={advantage: best_worst, policy_loss: dpo, kl: {weight: 0.0}}",),
+    "online_dpo": (*LOOP, "rlhf.algorithm={advantage: best_worst, policy_loss: dpo, kl: {weight: 0.0}}"),
 }
 DISTILLED: Mapping[str, tuple[str, ...]] = {
     "best_of_n": ("distill.split=rl", "distill.num_prompts=1024"),
@@ -84,7 +87,7 @@ def run_missing(method: str, seed: int, config: Path, *, out: Path, overrides: S
     directory = out / f"seed-{seed}" / method
     log = directory.with_suffix(".log")
     if method == "ppo":
-        own = [REWARDS, *overrides, f"run.seed={seed}", f"run.directory={directory}", "evaluate.blind=false"]
+        own = [REWARDS, *LOOP, *overrides, f"run.seed={seed}", f"run.directory={directory}", "evaluate.blind=false"]
         job = ["python", "-m", "jobs.quickstart", "--config", str(config), *own]
         run_seed(load_recipe(config, own), [sys.executable, "-m", "jobs.local", "--", *job], log)
     else:

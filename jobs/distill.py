@@ -30,7 +30,7 @@ from actors.loop.sampler import Sampled, generate
 from actors.roles.encoder import PromptRef, needs_of
 from actors.training import supervised
 from jobs.command import main
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import FROZEN, ConfigError, Recipe
 from pipeline.data.datasets import Datasets
 from pipeline.data.held_out import NOTHING_HELD_OUT
 from pipeline.data.table import PreferenceTable, write_preferences
@@ -68,7 +68,8 @@ def best(recipe: Recipe, workers: Crew) -> list[Rating]:
         raise ConfigError("rlhf.rewards={}: nothing says which samples are the best; name a reward")
     judges = {role: path for role, path in loop_paths(recipe).items() if role in ("reward", "grader")}
     roles = workers.roles({"encoder": teacher, "rollout": teacher, **judges})
-    needs = needs_of(recipe, teacher, recipe.rlhf.policy.parts)
+    # Rollout may see media with towers that learn; who judges has features, as in the loop.
+    needs = needs_of(recipe, teacher, recipe.rlhf.policy.parts, FROZEN)
     door = Door(roles, recipe, settings.split, stage="distill", needs=needs, lacks=lacks(recipe))
     wanted, size = min(settings.num_prompts, door.datasets.num_rows), recipe.rlhf.prompts_per_step
     kept, rewards, num_prompts, num_sampled = list[Rating](), list[float](), 0, 0

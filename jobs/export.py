@@ -1,9 +1,9 @@
 """Export: a checkpoint with int8 weights for deployment, and what it loses by that.
 
-    checkpoints/<checkpoint> -> torchao's weight-only int8 -> checkpoints/<checkpoint>_int8, for `from_pretrained`
+    checkpoints/<checkpoint> -> LLM.int8() -> checkpoints/<checkpoint>_int8, for `from_pretrained`
     rows of evaluate.split -> encoder -> rollout with either's weights -> greedy answers -> export.json, the report
 
-Left out on purpose: quantised activations and calibration, which are for a server of its own kind to do.
+Left out on purpose: formats that need calibration, which are for a server of its own kind to make.
 """
 
 from __future__ import annotations

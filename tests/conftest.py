@@ -31,6 +31,7 @@ BUSY = (
     *(f"tests/data/test_{name}.py" for name in ("clouds", "duplicates", "stream")),
     *(
         "tests/data/ingest/test_pool.py",
+        "tests/decisions/",
         "tests/jobs/",
         "tests/test_benchmarks_streaming.py",
         "tests/test_command.py",

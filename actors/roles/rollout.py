@@ -12,14 +12,15 @@ from actors.engine.engine import Place
 from actors.engine.weights import Weights
 from actors.fleet.worker import Worker
 from actors.roles.encoder import PromptRef, fetch_encoded, own_towers
+from pipeline.config import FROZEN, Sampling
 from pipeline.config import Rollout as RolloutSettings
-from pipeline.config import Sampling
 from pipeline.generation.generate import generate, sample_seed
 from pipeline.generation.stopping import before_stop
 from pipeline.models.batch import collate_prompts
 from pipeline.models.checkpoint import load_policy
 from pipeline.models.parts import set_parts
 from pipeline.models.processing import load_processor
+from pipeline.models.quantisation import is_quantised
 from pipeline.models.tokens import end_ids, pad_id
 from pipeline.parity import Sight, sights
 from pipeline.records import Completion, Rollout
@@ -42,7 +43,7 @@ class RolloutWorker(Worker):
         """Takes the weights of another checkpoint with the same tokenizer; the version starts again at 0."""
         recipe = self.recipe.model
         policy = load_policy(path, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
-        parts = self.recipe.rlhf.policy.parts
+        parts = FROZEN if is_quantised(policy.decoder.model) else self.recipe.rlhf.policy.parts
         set_parts(policy, parts, field="rlhf.policy.parts")
         self._live = own_towers(self.recipe, parts, policy.decoder.architecture)
         self._policy = policy.to(self._device).eval()

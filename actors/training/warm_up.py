@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,7 +53,7 @@ def warm_step(engine: Engine, settings: WarmUp, seed: int, step: int, batch: Bat
     for place, modality in enumerate(towers.modalities):
         name = modality.value
         if is_masked:
-            num = towers.masked[name].num_places
+            num = cast(MaskedModelling, towers.masked[name]).num_places
             # Of the whole batch, so that a row's does not depend on what rank has it.
             hidden = hidden_places(len(batch), num, settings.masked_share, seed=hash((seed, step, place)) & (2**63 - 1))
             others[name] = hidden[first : first + len(rows)]

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field, model_validator
 
 from pipeline.config.fusion import EncoderKind, EncoderSettings, FusionSettings, InputSizes, Modality
+from pipeline.config.offline import OfflineLearning
 from pipeline.config.section import Section
 
 
@@ -165,7 +166,8 @@ class Decide(Section):
     `logged`: what a log says, weighted by its propensities. `ratings`: what people said in the feedback store.
     `live`: what `live` answers."""
     live: str | None = None
-    """Of `reward=live`: a function of your own, `module:name`, of a decision's id and an action; it returns a number."""
+    """Of `reward=live`: a function of your own, `module:name`, of a decision's id and an action; it
+    gives the reward, in the processes that decide."""
     unrated: float = 0.0
     """Of `reward=ratings`: what an action is worth that nobody rated."""
     session_length: int = Field(default=1, ge=1)
@@ -178,8 +180,8 @@ class Decide(Section):
     """Discount of a step."""
     fusion: FusionSettings = FusionSettings(
         modalities=(Modality.TEXT, Modality.AUDIO),
-        encoders={Modality.AUDIO: EncoderSettings(kind=EncoderKind.MEL_CNN)},
-        sizes=InputSizes(text_length=64, audio_s=1.5, sampling_rate=16_000),
+        encoders={Modality.AUDIO: EncoderSettings(kind=EncoderKind.MEL_CNN, width=48, num_bands=24)},
+        sizes=InputSizes(text_length=24, audio_s=1.5),
     )
     """The model of the state."""
     cache: bool = True
@@ -188,8 +190,11 @@ class Decide(Section):
     """Whether a cached modality is the mean over its tokens; else all of them are kept, which attention needs."""
     feature_workers: int = Field(default=0, ge=0)
     """Workers of Ray Data that compute features, for many rows; 0: this process."""
-    encoder_steps: int = Field(default=0, ge=0)
-    """Steps in which encoders learn to foresee the clicks of the log, before they are frozen; 0: as they are."""
+    encoders_from_log: bool = False
+    """Of the world: whether encoders first learn to foresee the clicks of the log, as `supervised` does and by
+    `offline`, before they are frozen; else they stay as they are."""
+    words: bool = True
+    """Whether a text encoder that is built reads words, of the train split, in place of bytes."""
     num_decisions: int = Field(default=6000, gt=0)
     """Decisions that each algorithm makes while it learns."""
     report_every: int = Field(default=256, gt=0)
@@ -218,6 +223,13 @@ class Decide(Section):
     """Proximal policy optimisation."""
     sac: SoftActorCritic = SoftActorCritic()
     """Soft actor-critic with discrete actions."""
+    linucb_alpha: float = Field(default=0.3, ge=0)
+    """How far LinUCB trusts what it does not know."""
+    offline: OfflineLearning = OfflineLearning()
+    """Learning from the log: `supervised`, `bc`, `marwil` and `cql`."""
+    estimate: bool = False
+    """Whether to check, on many simulated logs of the world, how often the intervals of off-policy estimates hold the
+    true value."""
 
     @property
     def algorithms(self) -> tuple[DecisionAlgorithm, ...]:

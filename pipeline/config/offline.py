@@ -35,5 +35,7 @@ class OfflineLearning(Section):
     """Steps between two reports; `cql` then copies its Q values to the target network."""
     clip: float | None = Field(default=None, gt=0)
     """Largest weight in the estimates; null cuts none. Clipping makes them vary less, and too low."""
+    judged_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the log's sessions by which policies are judged; they learn from the rest."""
     num_folds: int = Field(default=2, ge=2)
-    """Parts of the log of which each is predicted by a model that learned from the others, for doubly robust estimates."""
+    """Parts of a log of which each is predicted by a model that learned from the others, for doubly robust ones."""

@@ -104,7 +104,8 @@ class Pretrain(Trained):
     batch_size: int = Field(default=64, ge=2)
     """Rows in an optimizer step, over all workers: each is told from all others."""
     augment: bool = True
-    """Whether pictures and sounds are altered a little each time: shifted, noisier, louder, darker."""
+    """Whether pictures and sounds are altered a little each time: shifted, noisier, louder, darker. Those of a Hugging
+    Face checkpoint of a whole dual encoder come as they are."""
     warm_up: WarmUp = WarmUp()
     """What towers learn of media alone, before."""
 

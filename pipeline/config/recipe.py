@@ -7,7 +7,9 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from pipeline.config.classify import Classify
 from pipeline.config.data import Data, Dataset
+from pipeline.config.decide import Decide
 from pipeline.config.feedback import Feedback
 from pipeline.config.paths import DiskPath
 from pipeline.config.preference import PreferenceLearning
@@ -132,6 +134,8 @@ class Recipe(Section):
     """The loop: generate -> score -> update."""
     evaluate: Evaluate = Evaluate()
     """The held-out evaluation and its report."""
+    classify: Classify = Classify()
+    """Fusion models that classify, against single modalities."""
     pretrain: Pretrain = Pretrain()
     """Contrastive pretraining of a joint embedding."""
     retrieve: Retrieve = Retrieve()
@@ -140,6 +144,8 @@ class Recipe(Section):
     """A checkpoint in 8 bits, for deployment."""
     feedback: Feedback = Feedback()
     """People who judge completions."""
+    decide: Decide = Decide()
+    """Choosing among K actions."""
 
     @model_validator(mode="after")
     def _check_validation(self) -> Recipe:

@@ -1,7 +1,7 @@
 """Policies to beat: chance, LinUCB and Thompson sampling on fixed features of what a decision sees.
 
-A `Policy` gives the probabilities of its actions in N states. A bandit's states are `fixed_features`; what is learned with
-the fusion model (`supervised`, `offline`) takes a table's inputs instead.
+A `Policy` gives the probabilities of its actions in N states. A bandit's states are `fixed_features`; what is learned
+with the fusion model (`supervised`, `offline`) takes a table's inputs instead.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class LinUCB:
 
 class Thompson(LinUCB):
     """Thompson sampling with linear payoffs (Agrawal and Goyal 2013, arXiv 1209.3352): it takes the best action of a
-    theta ~ N(A^-1 b, alpha^2 A^-1), drawn for each state. Its probabilities are how often that is which, of `num_draws`.
+    theta ~ N(A^-1 b, alpha^2 A^-1), drawn for each state. Its probabilities are shares of `num_draws`.
     """
 
     def __init__(

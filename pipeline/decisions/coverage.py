@@ -48,12 +48,13 @@ def ridge_rewards(
     features: Features, *, actions: NDArray[np.int64], rewards: NDArray[np.float64], num_actions: int
 ) -> LinearPolicy:
     """A ridge regression of the reward for each action: features float32 [N, D], actions and rewards [N]."""
-    x = np.asarray(features, np.float64)
-    theta = np.zeros((x.shape[1], num_actions))
+    used = features.any(axis=0)  # modalities that nobody has cost nothing
+    x = np.asarray(features, np.float64)[:, used]
+    theta = np.zeros((features.shape[1], num_actions))
     for action in range(num_actions):
         rows = actions == action
         gram = x[rows].T @ x[rows] + RIDGE * np.eye(x.shape[1])
-        theta[:, action] = np.linalg.solve(gram, x[rows].T @ rewards[rows])
+        theta[used, action] = np.linalg.solve(gram, x[rows].T @ rewards[rows])
     return LinearPolicy(theta)
 
 
@@ -61,7 +62,7 @@ def ope_coverage(
     world: ClickWorld,
     *,
     num_logs: int = 50,
-    num_decisions: int = 2000,
+    num_decisions: int = 4000,
     num_users: int = 500,
     num_learned: int = 4000,
     target: Policy[Features] | None = None,

@@ -3,9 +3,9 @@
     reset -> the next decision of this environment's stream -> observation: its inputs as the fusion model takes them
     step  -> an action brings its feedback; or, where asking is possible, it costs something and shows what was hidden
 
-Streams are the same for every algorithm: environment i of n sees decisions i, i + n, ... of an order that the seed gives,
-and another order of all of them when they are over. Gymnasium's vector environments seed their i-th one with seed + i,
-which is how one knows its place.
+Streams are the same for every algorithm: environment i of n sees decisions i, i + n, ... of an order that the seed
+gives, and another order of all of them when they are over. Gymnasium's vector environments seed their i-th one with
+seed + i, which is how one knows its place.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
     """Decisions of a table, one after the other.
 
     Observation: a Dict of Boxes, one an input of the fusion model, `present` float32 [M], and `history` where the
-    session has one. Action: Discrete(K), or K + 1 with the question last. Infos: `row` in the table, and `regret`: of the
-    session so far, against the best action left at each step (NaN where rewards are unknown), and what was asked.
+    session has one. Action: Discrete(K), or K + 1 with the question last. Infos: `row` in the table, and `regret`, of
+    the session so far, against the best action left at each step (NaN where rewards are unknown), with questions.
 
     stream, num_streams: as many disjoint parts of the order as there are environments. With the first seed s it takes
         part (stream + s) mod num_streams.
@@ -148,11 +148,11 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
                 if is_hidden:
                     seen |= {name: np.zeros_like(seen[name]) for name in inputs_of(modality, seen)}
             present = present * ~table.hidden[row]
-        observed = {name: array.astype(_observed_type(array.dtype)) for name, array in seen.items()}
-        observed[PRESENT] = present
+        observation = {name: observed(array) for name, array in seen.items()}
+        observation[PRESENT] = present
         if self.session.has_history:
-            observed[HISTORY] = self._taken.copy()
-        return observed
+            observation[HISTORY] = self._taken.copy()
+        return observation
 
 
 def order(length: int, seed: int, round: int) -> NDArray[np.int64]:
@@ -181,6 +181,6 @@ def observation_space(table: DecisionTable, session: Session) -> spaces.Dict:
     return spaces.Dict(boxes)
 
 
-def _observed_type(dtype: np.dtype[Any]) -> type[np.float32] | type[np.int64]:
-    return np.int64 if np.issubdtype(dtype, np.integer) else np.float32
-
+def observed(array: NDArray[Any]) -> NDArray[Any]:
+    """An input as it is observed: ids int64, all else float32."""
+    return array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32)

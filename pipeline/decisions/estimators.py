@@ -8,17 +8,21 @@ With weights w = pi(a | x) / p of N logged decisions (x, a, r) of propensity p, 
 
 IPS and doubly robust are unbiased where p is right and positive wherever pi is; the latter varies less the better q is,
 which must be predicted for a decision by a model that has not learned from it (cross-fitting: `folds`). SNIPS is
-consistent, and indifferent to a constant added to rewards. Clipping weights at `clip` trades variance for bias downwards
-(where rewards are at least 0), and what was clipped is counted.
+consistent, and indifferent to a constant added to rewards. Clipping weights at `clip` trades variance for bias
+downwards (where rewards are at least 0), and what was clipped is counted.
 
-Intervals are normal at 95 %; that of SNIPS by the delta method: the variance of w (r - V) / mean(w). Decisions of one
-session depend on each other: sums over sessions are the independent units (cluster-robust, with C / (C - 1)). As in
-`evaluation.intervals` none has no width: to the sum of squares 2 R^2 is added, R the largest reward (at least 1), which
-is what one decision more to each side would do (Bonett and Price 2012).
+The policy must not have learned from the decisions that judge it: it would have fitted their noise (`held_out`).
+
+Intervals are of 95 %, that of SNIPS by the delta method: from the terms V + w (r - V) / mean(w). Decisions of one
+session depend on each other: sums over sessions are the independent units (cluster-robust, with C / (C - 1)). Weights
+are skewed, so that a normal interval lies too low: Hall's (1992) transformation of the studentised mean corrects for
+that. As in `evaluation.intervals` none has no width: to the sum of squares 2 R^2 is added, R the largest reward (at
+least 1), which is what one decision more to each side would do (Bonett and Price 2012).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +35,7 @@ from pipeline.evaluation.intervals import Z
 
 _ROUNDS = 200
 _SUM_TOLERANCE = 1e-3
+_SYMMETRIC = 1e-6
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,19 @@ def folds(sessions: Sequence[str], num_folds: int, *, seed: int) -> NDArray[np.i
     return (np.random.default_rng(seed).permutation(len(names)) % num_folds)[number]
 
 
+def held_out(sessions: Sequence[str], share: float, *, seed: int) -> NDArray[np.bool_]:
+    """Bool [N]: the decisions that judge, where the others are learned from. A session is on one side.
+
+    Raises:
+        ConfigError: one of the sides would be empty.
+    """
+    names, number = np.unique(np.asarray(sessions), return_inverse=True)
+    num = round(share * len(names))
+    if not 0 < num < len(names):
+        raise ConfigError(f"share={share:g} of {len(names)} sessions: none would be left on one side; log more")
+    return (np.random.default_rng(seed).permutation(len(names)) < num)[number]
+
+
 def examined_rewards(log: Log, examination: NDArray[np.floating]) -> NDArray[np.float64]:
     """Rewards float64 [N] as if all had been examined: r / examination[position] (Joachims et al. 2017, 1608.04468).
 
@@ -163,6 +181,30 @@ def estimate_examination(log: Log, *, num_positions: int, num_actions: int) -> N
     return examination
 
 
+def hall_interval(parts: NDArray[np.floating], *, largest: float) -> tuple[float, float]:
+    """Bounds, below and above 0, of what a sum of C independent parts may be off by, at 95 %.
+
+    parts: float64 [C], their mean taken off. largest: what a part can be at most, by which no interval has no width.
+
+    With s^2 = C / (C - 1) sum d^2 + 2 largest^2 and skewness g of the parts, Hall (1992, "On the removal of skewness by
+    transformation", JRSS B 54) turns the normal quantile z into
+    t(z) = sqrt(C) (3 / g) ((1 + g (z / sqrt(C) - g / (6 C)))^(1/3) - 1),
+    which is z where g is 0; the bounds are -s t(z) and -s t(-z).
+    """
+    num = len(parts)
+    squares = float((parts**2).sum())
+    spread = math.sqrt(squares * (num / (num - 1) if num > 1 else 1.0) + 2 * largest**2)
+    skewness = float((parts**3).mean()) / (squares / num) ** 1.5 if squares else 0.0
+    if abs(skewness) < _SYMMETRIC:
+        return -spread * Z, spread * Z
+
+    def quantile(z: float) -> float:
+        inner = 1 + skewness * (z / math.sqrt(num) - skewness / (6 * num))
+        return math.sqrt(num) * 3 / skewness * (math.copysign(abs(inner) ** (1 / 3), inner) - 1)
+
+    return -spread * quantile(Z), -spread * quantile(-Z)
+
+
 def _weighted(
     log: Log, target: NDArray[np.floating], rewards: NDArray[np.floating] | None, clip: float | None
 ) -> tuple[Log, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -189,7 +231,9 @@ def _weighted(
     wrong = (np.abs(sums - 1) > _SUM_TOLERANCE) | (target < 0).any(axis=1)
     if wrong.any():
         row = int(wrong.argmax())
-        raise ConfigError(f"row {row}: target={target[row].tolist()} is no distribution; give probabilities, not logits")
+        raise ConfigError(
+            f"row {row}: target={target[row].tolist()} is no distribution; give probabilities, not logits"
+        )
     weights = target[np.arange(num), log.actions] / log.propensities
     return log, target, weights if clip is None else np.minimum(weights, clip), used
 
@@ -214,16 +258,13 @@ def _estimate(
     names, number = np.unique(np.asarray(log.sessions), return_inverse=True)
     sums = np.zeros(len(names))
     np.add.at(sums, number, terms - value)
-    clusters = len(names)
-    largest = max(1.0, float(np.abs(rewards).max()))
-    squares = (sums**2).sum() * (clusters / (clusters - 1) if clusters > 1 else 1.0) + 2 * largest**2
-    half = Z * float(np.sqrt(squares)) / num
+    low, high = hall_interval(sums / num, largest=max(1.0, float(np.abs(rewards).max())) / num)
     raw = target[np.arange(num), log.actions] / log.propensities
     total = float((weights**2).sum())
     return ValueEstimate(
         value=value,
-        low=value - half,
-        high=value + half,
+        low=value + low,
+        high=value + high,
         num_decisions=num,
         effective_size=float(weights.sum()) ** 2 / total if total else 0.0,
         largest_weight=float(weights.max()),

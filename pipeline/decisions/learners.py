@@ -5,13 +5,13 @@ Losses are pure functions of tensors; `mask` leaves out the steps that RLlib app
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-import torch
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
 from ray.rllib.connectors.learner import (
+    AddColumnsFromEpisodesToTrainBatch,
     AddOneTsToEpisodesAndTruncate,
     ComputeReturnsToGo,
     GeneralAdvantageEstimation,
@@ -19,7 +19,6 @@ from ray.rllib.connectors.learner import (
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
-
 
 BASELINE = "baseline"
 
@@ -71,21 +70,21 @@ class Partial(TorchLearner):
     """A learner of modules in which some parameters learn nothing, as frozen encoders do: they have no gradient, and
     RLlib asks each gradient whether it is finite."""
 
-    def compute_gradients(self, loss_per_module: dict[str, Tensor], **kwargs: Any) -> dict[Any, Tensor]:
+    def compute_gradients(self, loss_per_module: dict[str, Any], **kwargs: Any) -> dict[Any, Any]:
         """The gradients that there are."""
-        gradients = super().compute_gradients(loss_per_module, **kwargs)
+        gradients: dict[Any, Any] = super().compute_gradients(loss_per_module, **kwargs)
         return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
 
-class FusionPPOLearner(Partial, PPOTorchLearner):
+class FusionPPOLearner(Partial, PPOTorchLearner):  # pyright: ignore[reportIncompatibleMethodOverride]
     """PPO as RLlib has it."""
 
 
-class FusionDQNLearner(Partial, DQNTorchLearner):
+class FusionDQNLearner(Partial, DQNTorchLearner):  # pyright: ignore[reportIncompatibleMethodOverride]
     """DQN as RLlib has it."""
 
 
-class FusionSACLearner(Partial, SACTorchLearner):
+class FusionSACLearner(Partial, SACTorchLearner):  # pyright: ignore[reportIncompatibleMethodOverride]
     """SAC as RLlib has it."""
 
 
@@ -115,7 +114,9 @@ class ReinforceLearner(PolicyGradientLearner):
         """Adds the returns of whole sessions to what a batch is made of."""
         super().build()
         self.baselines: dict[str, float] = {}
-        self._learner_connector.append(ComputeReturnsToGo(gamma=self.config.gamma))
+        # Before items are batched: returns are of episodes.
+        connectors: Any = self._learner_connector
+        connectors.insert_after(AddColumnsFromEpisodesToTrainBatch, ComputeReturnsToGo(gamma=self.config.gamma))
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
@@ -151,10 +152,9 @@ class ActorCriticLearner(PolicyGradientLearner):
     def build(self) -> None:
         """Adds values, advantages and targets to what a batch is made of."""
         super().build()
-        self._learner_connector.prepend(AddOneTsToEpisodesAndTruncate())
-        self._learner_connector.append(
-            GeneralAdvantageEstimation(gamma=self.config.gamma, lambda_=self.config.lambda_)
-        )
+        connectors, config = cast(Any, self._learner_connector), cast(Any, self.config)
+        connectors.prepend(AddOneTsToEpisodesAndTruncate())
+        connectors.append(GeneralAdvantageEstimation(gamma=config.gamma, lambda_=config.lambda_))
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]

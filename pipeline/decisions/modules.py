@@ -1,8 +1,9 @@
 """The fusion model as RLlib's modules: one for policy gradients (PPO, A2C, REINFORCE, BC, MARWIL), one for Q-learning,
 one for SAC with discrete actions.
 
-`model_config` of a module holds `fusion` (the settings), `cached` (whether observations are features of frozen encoders,
-which the module then does without) and, where actions are items that have something to see, `items` (see `ItemHead`).
+`model_config` of a module holds `fusion` (the settings), `cached` (whether observations are features of frozen
+encoders, which the module then does without) and, where actions are items that have something to see, `items` (see
+`ItemHead`).
 """
 
 from __future__ import annotations
@@ -75,9 +76,7 @@ class FusionEncoder(nn.Module):
 def inputs_of(observations: dict[str, Tensor]) -> Inputs:
     """The fusion model's inputs in an observation."""
     inputs = {name: each for name, each in observations.items() if name != HISTORY}
-    return {
-        name: each > 0.5 if name == PRESENT or name.endswith("_mask") else each for name, each in inputs.items()
-    }
+    return {name: each > 0.5 if name == PRESENT or name.endswith("_mask") else each for name, each in inputs.items()}
 
 
 class ItemHead(nn.Module):

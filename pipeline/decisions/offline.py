@@ -3,10 +3,6 @@
     DecisionTable + Log -> sessions, a Parquet row each -> Ray Data -> `LoggedSessions` (rows become a batch) -> learner
                         -> OfflinePolicy -> doubly robust estimate, before anything goes live
 
-RLlib 2.60's own CQL is a variant of its continuous SAC: its learner needs resampled actions and their densities
-(`actions_curr_repeat`, `logp_next_resampled`), which its module makes for Box actions only. For K actions the same idea
-is one term beside the temporal-difference loss of DQN, with no sampling: `conservative_term`.
-
 RLlib's own reader of episodes draws each batch from a buffer with replacement, once and for all where the mapped data
 are kept, so that a third of a log would never be seen; `LoggedSessions` gives each session once.
 """
@@ -14,8 +10,8 @@ are kept, so that a third of a log would never be seen; `LoggedSessions` gives e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -24,93 +20,41 @@ import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray.data
 import torch
 from numpy.typing import NDArray
 from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.algorithms.dqn.dqn_learner import QF_PREDS
-from ray.rllib.algorithms.marwil import MARWIL, MARWILConfig
+from ray.rllib.algorithms.marwil import MARWILConfig
 from ray.rllib.algorithms.marwil.torch.marwil_torch_learner import MARWILTorchLearner
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.offline.offline_prelearner import OfflinePreLearner
 from ray.rllib.utils import flatten_dict
-from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.config.decide import DecisionAlgorithm
-from pipeline.config.offline import OfflineLearning
+from pipeline.config.offline import ClickLoss, OfflineLearning
+from pipeline.decisions.conservative import ConservativeQConfig, ConservativeQLearner
 from pipeline.decisions.environment import HISTORY, Session, observation_space
-from pipeline.decisions.learners import FusionDQNLearner, Partial
+from pipeline.decisions.estimators import doubly_robust, held_out, ips, snips
+from pipeline.decisions.learners import Partial
 from pipeline.decisions.modules import FusionPolicyModule, FusionQModule
+from pipeline.decisions.online import flat
 from pipeline.decisions.records import Log
-from pipeline.decisions.supervised import Arrays
+from pipeline.decisions.supervised import Arrays, Fit, learn_clicks
 from pipeline.decisions.table import DecisionTable
+from pipeline.models.fusion.model import FusionModel
 
 SESSIONS_FILE = "sessions.parquet"
 _OBSERVED = "observed/"
 _CHUNK = 256
 
 
-def conservative_term(q_values: Tensor, actions: Tensor) -> Tensor:
-    """mean(log sum_k exp Q_k - Q_a), the regulariser of CQL(H) (Kumar et al. 2020, arXiv 2006.04779, equation 4).
-
-    q_values: float32 [B, K]; actions: int64 [B]. At least 0: it is -log softmax(Q)_a.
-    """
-    taken = q_values.gather(1, actions.long().view(-1, 1))[:, 0]
-    return (torch.logsumexp(q_values, dim=1) - taken).mean()
-
-
-class ConservativeQLearner(FusionDQNLearner):
-    """DQN's loss (double Q by default) plus `conservatism` times `conservative_term`."""
-
-    def compute_loss_for_module(
-        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
-    ) -> Tensor:
-        """Float32 scalar."""
-        rewards = batch[Columns.REWARDS]
-        batch["n_step"], batch["weights"] = torch.ones_like(rewards), torch.ones_like(rewards)
-        loss = super().compute_loss_for_module(module_id=module_id, config=config, batch=batch, fwd_out=fwd_out)
-        term = conservative_term(fwd_out[QF_PREDS], batch[Columns.ACTIONS])
-        self.metrics.log_value((module_id, "conservative_term"), term.detach(), window=1)
-        return loss + config.conservatism * term
-
-
-class FusionMARWILLearner(Partial, MARWILTorchLearner):
+class FusionMARWILLearner(Partial, MARWILTorchLearner):  # pyright: ignore[reportIncompatibleMethodOverride]
     """BC and MARWIL as RLlib has them."""
-
-
-class ConservativeQConfig(MARWILConfig):
-    """Offline Q-learning in MARWIL's training step, as RLlib's IQL does it."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        super().__init__(algo_class=algo_class or ConservativeQ)
-        self.conservatism = 0.1
-        self.double_q, self.dueling, self.num_atoms, self.n_step = True, True, 1, 1
-        self.td_error_loss_fn, self.burn_in_len = "mse", 0
-        self.tau, self.target_network_update_freq = 1.0, 0
-        self.epsilon = 0.0
-
-    def build_learner_connector(self, *args: Any, **kwargs: Any) -> Any:
-        """Without MARWIL's returns, for which it lengthens sessions."""
-        pipeline = super().build_learner_connector(*args, **kwargs)
-        pipeline.remove("AddOneTsToEpisodesAndTruncate")
-        pipeline.remove("GeneralAdvantageEstimation")
-        return pipeline
-
-    @property
-    def _model_config_auto_includes(self) -> dict[str, Any]:
-        own = {"double_q": self.double_q, "dueling": self.dueling, "epsilon": self.epsilon}
-        return super()._model_config_auto_includes | own
-
-
-class ConservativeQ(MARWIL):
-    """Discrete CQL."""
-
-    @classmethod
-    def get_default_config(cls) -> ConservativeQConfig:
-        """Its own."""
-        return ConservativeQConfig()
 
 
 class LoggedSessions(OfflinePreLearner):
@@ -119,12 +63,15 @@ class LoggedSessions(OfflinePreLearner):
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """A batch of columns, flat."""
         space = cast(gym.spaces.Dict, self.observation_space)
-        episodes = [_episode(batch, row, space) for row in range(len(batch["session"]))]
-        made = self._learner_connector(rl_module=self._module, batch={}, episodes=episodes, shared_data={}, metrics=None)
+        episodes: list[Any] = [episode_of(batch, row, space) for row in range(len(batch["session"]))]
+        made = self._learner_connector(
+            rl_module=self._module, batch={}, episodes=episodes, shared_data={}, metrics=None
+        )
         return flatten_dict(made)
 
 
-def _episode(batch: Mapping[str, NDArray[Any]], row: int, space: gym.spaces.Dict) -> SingleAgentEpisode:
+def episode_of(batch: Mapping[str, NDArray[Any]], row: int, space: gym.spaces.Dict) -> SingleAgentEpisode:
+    """The session in a row of what `write_sessions` wrote."""
     actions = np.asarray(batch["actions"][row], np.int64)
     columns = {
         name: np.asarray(batch[_OBSERVED + name][row], box.dtype).reshape(len(actions), *(box.shape or ()))
@@ -156,7 +103,7 @@ def write_sessions(path: Path, table: DecisionTable, log: Log, rewards: NDArray[
     """
     if not len(table) == len(log.actions) == len(rewards):
         raise ConfigError(
-            f"log: {len(log.actions)} decisions and {len(rewards)} rewards for {len(table)} rows of the table; give one each"
+            f"log: {len(log.actions)} decisions and {len(rewards)} rewards for {len(table)} rows; give one each"
         )
     places: dict[str, list[int]] = {}
     for row, session in enumerate(log.sessions):
@@ -204,7 +151,9 @@ class OfflinePolicy:
     def probabilities(self, states: Arrays) -> NDArray[np.float32]:
         """Float32 [N, K], at the beginning of a session."""
         num = len(next(iter(states.values())))
-        parts = [self._chunk({name: each[at : at + _CHUNK] for name, each in states.items()}) for at in range(0, num, _CHUNK)]
+        parts = [
+            self._chunk({name: each[at : at + _CHUNK] for name, each in states.items()}) for at in range(0, num, _CHUNK)
+        ]
         return np.concatenate(parts)
 
     def _chunk(self, states: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -255,22 +204,85 @@ def learn_offline(
         config.offline_data(
             input_=[str(Path(folder) / SESSIONS_FILE)],
             prelearner_class=LoggedSessions,
+            # Mapped once: returns of sessions that have ended (lambda 1) need no value function that has learned more.
+            materialize_mapped_data=True,
             map_batches_kwargs={"concurrency": 1},
             iter_batches_kwargs={"local_shuffle_buffer_size": 8 * settings.batch_size, "prefetch_batches": 1},
             # RLlib copies to a target network after each such round, and goes on in the data where it stopped.
             dataset_num_iters_per_learner=min(settings.target_steps, settings.num_steps),
         )
+        # Else it tells of its progress in every pass.
+        ray.data.DataContext.get_current().enable_progress_bars = False
         algorithm = config.build_algo()
         result: dict[str, Any] = {}
         try:
             for _ in range(math.ceil(settings.num_steps / settings.target_steps)):
                 result = algorithm.train()
-            learned = algorithm.learner_group._learner.module["default_policy"].unwrapped()  # pyright: ignore
-            learned.eval()
+            group: Any = algorithm.learner_group
+            found = group.foreach_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().eval())
+            (learned,) = (each.get() for each in found)
         finally:
             algorithm.stop()
-    found = result.get("learners", {}).get("default_policy", {})
-    return OfflinePolicy(learned), {key: float(each) for key, each in found.items() if np.ndim(each) == 0}
+    return OfflinePolicy(learned), dict(flat({"learners": result.get("learners", {})}))
+
+
+def offline_study(
+    names: Sequence[DecisionAlgorithm],
+    table: DecisionTable,
+    log: Log,
+    *,
+    rewards: NDArray[np.floating],
+    model: Mapping[str, Any],
+    reward_model: Callable[[], FusionModel],
+    settings: OfflineLearning,
+    true_rewards: NDArray[np.floating] | None = None,
+    gamma: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Learns by each algorithm from a part of the log, and tells by the rest what each policy is worth.
+
+    The reward model of the doubly robust estimates learns from the same part as the policies: the rest is new to both.
+
+    rewards: [N], as of `learn_offline`. reward_model: makes an untrained model for the table's inputs, with K classes.
+    true_rewards: [N, K], where somebody knows them, such as a simulated world.
+
+    Returns by algorithm `ips`, `snips` and `doubly_robust` (a `ValueEstimate` as a mapping), and where the truth is
+    known `true_value`, in the contexts of the rest, and whether the doubly robust interval has it (`covered`).
+
+    Raises:
+        ConfigError: see `learn_offline`, `estimators.held_out` and `estimators.ips`.
+    """
+    judges = held_out(log.sessions, settings.judged_share, seed=seed)
+    learned, judged = np.flatnonzero(~judges), np.flatnonzero(judges)
+    known, unseen = table.rows(learned), table.rows(judged)
+    rest, own = log.rows(judged), np.asarray(rewards, np.float64)[judged]
+    fit = Fit(ClickLoss.REGRESSION, settings.num_steps, settings.batch_size, settings.learning_rate, seed)
+    foreseen = learn_clicks(
+        reward_model(), known.inputs, actions=log.actions[learned], rewards=rewards[learned], fit=fit
+    ).predictions(unseen.inputs)
+    study: dict[str, Any] = {}
+    for name in names:
+        policy, _ = learn_offline(
+            name,
+            known,
+            log.rows(learned),
+            rewards=rewards[learned],
+            model=model,
+            settings=settings,
+            gamma=gamma,
+            seed=seed,
+        )
+        target = policy.probabilities(unseen.inputs)
+        robust = doubly_robust(rest, target, predictions=foreseen, rewards=own, clip=settings.clip)
+        study[name.value] = {
+            "ips": asdict(ips(rest, target, rewards=own, clip=settings.clip)),
+            "snips": asdict(snips(rest, target, rewards=own, clip=settings.clip)),
+            "doubly_robust": asdict(robust),
+        }
+        if true_rewards is not None:
+            truth = float((target * true_rewards[judged]).sum(axis=1).mean())
+            study[name.value] |= {"true_value": truth, "covered": robust.low <= truth <= robust.high}
+    return study
 
 
 def _configured(name: DecisionAlgorithm, settings: OfflineLearning) -> tuple[Any, type]:
@@ -278,7 +290,13 @@ def _configured(name: DecisionAlgorithm, settings: OfflineLearning) -> tuple[Any
         case DecisionAlgorithm.BC:
             return BCConfig().training(learner_class=FusionMARWILLearner), FusionPolicyModule
         case DecisionAlgorithm.MARWIL:
-            config = MARWILConfig().training(beta=settings.beta, learner_class=FusionMARWILLearner)
+            config = MARWILConfig().training(
+                beta=settings.beta,
+                # Of squared advantages. RLlib begins at 100 and hardly moves: rewards from 0 to 1 would be all alike.
+                moving_average_sqd_adv_norm_start=1.0,
+                moving_average_sqd_adv_norm_update_rate=0.01,
+                learner_class=FusionMARWILLearner,
+            )
             return config, FusionPolicyModule
         case DecisionAlgorithm.CQL:
             config = ConservativeQConfig().training(learner_class=ConservativeQLearner)

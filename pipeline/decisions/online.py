@@ -1,7 +1,7 @@
 """Learning online: an RLlib algorithm over the environment, its regret decision by decision, checkpoints and resuming.
 
-    DecisionTable (a file) -> environments of the runners -> episodes -> learner -> weights -> runners
-                                      regret of each session, as it ends -> the curve
+DecisionTable (a file) -> environments of the runners -> episodes -> learner -> weights -> runners
+                                  regret of each session, as it ends -> the curve
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.core import Columns
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
 
 from pipeline.config import ConfigError
 from pipeline.config.decide import Decide, DecisionAlgorithm, DecisionReward
-from pipeline.decisions.environment import DecisionEnv, Observation, Session, observation_space
+from pipeline.decisions.environment import DecisionEnv, Observation, Session, observation_space, observed
 from pipeline.decisions.feedback import Clicks, Feedback, Live, LiveSource, Replayed, Truth
 from pipeline.decisions.learners import FusionDQNLearner, FusionPPOLearner, FusionSACLearner
 from pipeline.decisions.modules import FusionPolicyModule, FusionQModule, FusionSACModule
 from pipeline.decisions.policy_gradient import ActorCriticConfig, ReinforceConfig
+from pipeline.decisions.replay import SessionReplay
 from pipeline.decisions.table import DecisionTable
 
 ENVIRONMENT = "decisions"
 REGRET = "regrets"
 PROGRESS_FILE = "progress.json"
+QUIET = ("connector", "timer", "_agent", "default_agent", "weights_seq_no")
+"""What of RLlib's metrics is left out: how long each of its parts took, and what is there twice."""
 
 Policy = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.int64]]
 """Observations [B, ...] -> actions int64 [B]."""
@@ -101,13 +103,16 @@ def live_source(name: str) -> LiveSource:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"decide.live={name!r}: {error}; write module:name of a function that can be imported") from None
+        raise ConfigError(
+            f"decide.live={name!r}: {error}; write module:name of a function that can be imported"
+        ) from None
 
 
 def make_environment(context: Any) -> DecisionEnv:
     """The next environment of a runner. RLlib seeds runner w with seed + w, and its environments with 1 more each."""
     num_envs, worker = int(context["per_runner"]), int(context.worker_index)
-    return Scene(**{**context["scene"], "session": Session(**context["scene"]["session"])}).environment(
+    scene: dict[str, Any] = {**context["scene"], "session": Session(**context["scene"]["session"])}
+    return Scene(**scene).environment(
         stream=(worker - 1) * num_envs - worker if worker else 0,
         num_streams=max(1, int(context.num_workers or 0)) * num_envs,
         skip=int(context["skip"]),
@@ -117,7 +122,9 @@ def make_environment(context: Any) -> DecisionEnv:
 class RegretCallback(RLlibCallback):
     """Keeps the regret of each session."""
 
-    def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
+    def on_episode_end(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *, episode: Any, metrics_logger: Any, **kwargs: Any
+    ) -> None:
         """Logs what the session that just ended lost."""
         metrics_logger.log_value(REGRET, episode.get_infos(-1)["regret"], reduce="item_series")
 
@@ -187,7 +194,7 @@ def _sac(settings: Decide, num_actions: int) -> tuple[AlgorithmConfig, type]:
         replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": own.buffer_size},
         n_step=own.n_step,
         initial_alpha=own.temperature,
-        # RLlib's `auto` is -1, which no distribution over K actions has as its entropy: the temperature would only fall.
+        # RLlib's `auto` is -1, an entropy that no distribution over K actions has: the temperature would only fall.
         target_entropy=own.entropy_share * float(np.log(num_actions)),
         tau=own.tau,
         learner_class=FusionSACLearner,
@@ -247,7 +254,12 @@ class Evaluation:
 
 def evaluate(policy: Policy, scene: Scene) -> Evaluation:
     """Lets a policy decide each row of a table once, in whole sessions."""
-    num = len(scene.open())
+    table = scene.open()
+    num = len(table)
+    if not scene.session.has_history and isinstance(scene.feedback(), Truth):
+        actions = policy({name: observed(each) for name, each in table.inputs.items()})
+        rewards = table.rewards[np.arange(num), actions].astype(np.float64)
+        return Evaluation(np.arange(num), actions, table.rewards.max(1) - rewards, rewards)
     environments = [scene.environment(stream=row, num_streams=num) for row in range(num)]
     observations: list[Observation] = [each.reset(seed=0)[0] for each in environments]
     rows, actions = np.zeros(num, np.int64), np.zeros(num, np.int64)
@@ -311,8 +323,11 @@ class OnlineRun:
         elif directory.is_dir():
             shutil.rmtree(directory)
         skip = len(self.regrets) // (settings.num_envs * max(1, settings.num_env_runners))
-        config = algorithm_config(name, settings, scene, seed=seed, model=model, skip=skip)
-        self.algorithm: Algorithm = config.build_algo()
+        config: Any = algorithm_config(name, settings, scene, seed=seed, model=model, skip=skip)
+        self.algorithm: Any = config.build_algo()
+        if getattr(config, "n_step", 1) > 1:
+            # RLlib takes no other class by its configuration.
+            self.algorithm.local_replay_buffer = SessionReplay(capacity=config.replay_buffer_config["capacity"])
         if last is not None:
             self.algorithm.restore_from_path(str(last / "algorithm"))
 
@@ -338,7 +353,8 @@ class OnlineRun:
         numbers = {"regret/mean": float(np.mean(regrets))} if regrets else {}
         numbers["regret/cumulated"] = float(np.sum(self.regrets))
         numbers["counts/decisions"] = float(len(self.regrets))
-        return numbers | dict(flat({name: result.get(name, {}) for name in ("env_runners", "learners")}))
+        told = flat({name: result.get(name, {}) for name in ("learners", "env_runners")})
+        return numbers | {name: value for name, value in told if not any(word in name for word in QUIET)}
 
     def save(self) -> Path:
         """Writes a checkpoint, complete or not at all; the one before goes."""
@@ -370,8 +386,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]
     for name, value in values.items():
         if isinstance(value, Mapping):
             found += flat(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-            found.append((f"{prefix}{name}", float(value)))
-        elif isinstance(value, torch.Tensor) and value.numel() == 1:
+        elif isinstance(value, int | float | np.number | torch.Tensor) and getattr(value, "ndim", 0) == 0:
             found.append((f"{prefix}{name}", float(value)))
     return found

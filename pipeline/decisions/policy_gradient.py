@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import ALL_MODULES
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
+from ray.rllib.utils.from_config import NotProvided
 from ray.rllib.utils.metrics import (
-    ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
     LEARNER_RESULTS,
@@ -30,43 +31,39 @@ from pipeline.decisions.modules import FusionPolicyModule
 class PolicyGradient(Algorithm):
     """Synchronous and on-policy."""
 
-    @classmethod
-    def get_default_config(cls) -> PolicyGradientConfig:
-        """A2C's."""
-        return ActorCriticConfig()
-
     def training_step(self) -> None:
         """One update."""
         config: Any = self.config
+        runners: Any = self.env_runner_group
+        learners: Any = self.learner_group
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            episodes, results = synchronous_parallel_sample(
-                worker_set=self.env_runner_group,
+            sampled: Any = synchronous_parallel_sample(
+                worker_set=runners,
                 max_env_steps=config.total_train_batch_size,
                 sample_timeout_s=config.sample_timeout_s,
                 _uses_new_env_runners=True,
                 _return_metrics=True,
                 concat=True,
             )
+            episodes, results = sampled
             self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
         episodes = self._whole(episodes) if config.needs_whole_sessions else episodes
         if not episodes:
             return
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            learned: Any = self.learner_group.update(
-                episodes=episodes, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
-            )
+            learned = learners.update(episodes=episodes, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps})
             self.metrics.aggregate(learned, key=LEARNER_RESULTS)
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self.env_runner_group.sync_weights(
-                from_worker_or_learner_group=self.learner_group,
+            runners.sync_weights(
+                from_worker_or_learner_group=learners,
                 policies=set(learned[0]) - {ALL_MODULES},
                 inference_only=True,
             )
 
     def _whole(self, chunks: list[Any]) -> list[Any]:
         """The sessions that end with one of these chunks; those of others wait."""
-        waiting: dict[str, Any] = self.__dict__.setdefault("_waiting", {})
+        waiting: dict[str, Any] = vars(self).setdefault("_waiting", {})
         whole: list[Any] = []
         for chunk in chunks:
             episode = waiting.pop(chunk.id_, None)
@@ -87,7 +84,7 @@ class PolicyGradientConfig(AlgorithmConfig):
     needs_whole_sessions = False
 
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
-        super().__init__(algo_class=algo_class or PolicyGradient)
+        super().__init__(algo_class=algo_class)
         self.lr = 1e-3
         self.rollout_fragment_length = "auto"
         self.train_batch_size_per_learner = 64
@@ -130,6 +127,9 @@ class ReinforceConfig(PolicyGradientConfig):
 
     needs_whole_sessions = True
 
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class=algo_class or Reinforce)
+
     def get_default_learner_class(self) -> type[ReinforceLearner]:
         """Its loss."""
         return ReinforceLearner
@@ -138,6 +138,27 @@ class ReinforceConfig(PolicyGradientConfig):
 class ActorCriticConfig(PolicyGradientConfig):
     """A2C: a learned value is the baseline."""
 
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class=algo_class or ActorCritic)
+
     def get_default_learner_class(self) -> type[ActorCriticLearner]:
         """Its loss."""
         return ActorCriticLearner
+
+
+class Reinforce(PolicyGradient):
+    """REINFORCE. RLlib makes an algorithm's configuration anew from the default of its class: each needs its own."""
+
+    @classmethod
+    def get_default_config(cls) -> ReinforceConfig:
+        """Its own."""
+        return ReinforceConfig()
+
+
+class ActorCritic(PolicyGradient):
+    """A2C."""
+
+    @classmethod
+    def get_default_config(cls) -> ActorCriticConfig:
+        """Its own."""
+        return ActorCriticConfig()

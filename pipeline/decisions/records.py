@@ -1,6 +1,7 @@
 """What was decided and what came of it: the record, its columns in the project's tables, and its checked arrays.
 
-A log is a prompt table (`pipeline.data.schema`) with further columns: one row a decision, the state as messages and media.
+A log is a prompt table (`pipeline.data.schema`) with further columns: one row a decision, the state as messages and
+media.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from pipeline.records import MediaKind, Medium, Message, Prompt
 
 @dataclass(frozen=True)
 class LoggedDecision:
+    """One decision of whoever decided before, for `context`."""
+
     context: Sample
     """What the decision saw."""
     action: int
@@ -81,7 +84,7 @@ def read_decisions(path: Path, *, limits: MediaLimits | None = None) -> list[Log
         RowError: the state of a row cannot be used.
     """
     file = pq.ParquetFile(path)
-    missing = [name for name in _COLUMNS[:2] + ("reward",) if name not in file.schema_arrow.names]
+    missing = [name for name in ("action", "propensity", "reward") if name not in file.schema_arrow.names]
     if missing:
         raise ConfigError(f"{path}: column {missing[0]} is missing; a log needs action, propensity and reward")
     rows = (row for group in range(file.num_row_groups) for row in file.read_row_group(group).to_pylist())
@@ -91,7 +94,9 @@ def read_decisions(path: Path, *, limits: MediaLimits | None = None) -> list[Log
 def _row(decision: LoggedDecision) -> dict[str, Any]:
     sample = decision.context
     if any(isinstance(part, MediaKind) for part in split_content(sample.text or "")):
-        raise ConfigError(f"{sample.id}: text={sample.text!r} holds a media tag; leave it out: media have fields of own")
+        raise ConfigError(
+            f"{sample.id}: text={sample.text!r} holds a media tag; leave it out: media have fields of own"
+        )
     media = tuple(_media(sample))
     content = "".join(medium.kind.tag for medium in media) + (sample.text or "")
     prompt = Prompt(sample.id, "decision", (Message("user", content),), media, answer=None)
@@ -111,7 +116,9 @@ def _media(sample: Sample) -> Iterator[Medium]:
 def _decision(row: Mapping[str, Any], number: int, limits: MediaLimits) -> LoggedDecision:
     for name in ("action", "propensity", "reward"):
         if row[name] is None:
-            raise ConfigError(f"row {number} ({row['id']}): {name} is empty; log it with each decision, or drop the row")
+            raise ConfigError(
+                f"row {number} ({row['id']}): {name} is empty; log it with each decision, or drop the row"
+            )
     sample = sample_of(from_row(row), decoder=lambda medium: decode(medium, limits))
     if row.get("numbers") is not None:
         sample = replace(sample, numbers=tuple(row["numbers"]))
@@ -133,6 +140,17 @@ class Log:
     positions: NDArray[np.int64]
     groups: tuple[str, ...]
     sessions: tuple[str, ...]
+
+    def rows(self, rows: NDArray[np.int64]) -> Log:
+        """The log of these decisions, in this order."""
+        return Log(
+            actions=self.actions[rows],
+            propensities=self.propensities[rows],
+            rewards=self.rewards[rows],
+            positions=self.positions[rows],
+            groups=tuple(self.groups[row] for row in rows),
+            sessions=tuple(self.sessions[row] for row in rows),
+        )
 
 
 def columns_of(decisions: Sequence[LoggedDecision], *, num_actions: int) -> Log:
@@ -177,8 +195,8 @@ def check_decision(
         )
     if not (math.isfinite(propensity) and 0 < propensity <= 1):
         raise ConfigError(
-            f"{name}: propensity={propensity:g}; must be in (0, 1]: the probability with which the logging policy takes "
-            "the action it took. Log it at decision time; a policy that explores has no action of probability 0"
+            f"{name}: propensity={propensity:g}; must be in (0, 1]: the probability with which the logging policy "
+            "takes the action it took. Log it at decision time; a policy that explores has no action of probability 0"
         )
     if not math.isfinite(reward):
         raise ConfigError(f"{name}: reward={reward:g}; must be finite: drop the row, or say what no answer is worth")

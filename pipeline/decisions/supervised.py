@@ -2,7 +2,7 @@
 
 Two losses over N logged decisions (x, a, r), from logits f(x) [K]:
 
-- regression:    mean w (sigmoid(f_a) - r)^2, whose minimum is sigmoid(f_a) = E[r | x, a], also for corrected rewards above 1
+- regression:    mean w (sigmoid(f_a) - r)^2, whose minimum is sigmoid(f_a) = E[r | x, a], even if some r are above 1
 - cross_entropy: sum w r (-log softmax(f)_a) / sum w r, which learns which item was clicked, and from clicks alone
 
 Without weights both believe the log: what was shown more often (cross_entropy) or higher up (both) seems better than it

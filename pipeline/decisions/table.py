@@ -1,7 +1,7 @@
 """What is decided on: contexts as arrays of fixed shape, with what each action would bring.
 
-    rows, wishes or logs -> Decision -> DecisionTable of raw modalities -> (features.py) of cached features -> one file
-                                                                           -> environment.py, offline learning, estimates
+rows, wishes or logs -> Decision -> DecisionTable of raw modalities -> (features.py) of cached features -> one file
+                                                                       -> environment.py, offline learning, estimates
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Logged:
-    """What a logging policy did in each row: actions int64 [N], propensities float32 [N] in (0, 1], rewards float32 [N].
+    """What a logging policy did in each row: actions int64 [N], propensities in (0, 1] and rewards, float32 [N].
 
     Raises:
         ConfigError: a propensity is no probability above 0.
@@ -152,7 +152,10 @@ class DecisionTable:
             raise FileNotFoundError(f"{path}: no table of decisions here; `python -m jobs.decide` makes it")
         with safe_open(path, "np") as file:
             meta: dict[str, str] = file.metadata()
-            arrays: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in file.keys()}
+            arrays: dict[str, NDArray[Any]] = {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+            }
         if encoder_key is not None and meta["encoder_key"] != encoder_key:
             raise ConfigError(
                 f"{path}: encoder_key={meta['encoder_key']}, but these encoders have {encoder_key}: its features are "
@@ -192,7 +195,7 @@ def table_of(
     return DecisionTable(
         ids=tuple(each.sample.id for each in decisions),
         inputs={name: np.stack([each[name] for each in seen]) for name in (seen[0] if seen else {PRESENT: ()})},
-        rewards=np.stack([each.rewards for each in decisions]).astype(np.float32) if decisions else np.zeros((0, 0)),
+        rewards=np.stack([each.rewards for each in decisions] or [np.zeros(0)]).astype(np.float32)[: len(decisions)],
         groups=tuple(each.group for each in decisions),
         modalities=tuple(modalities),
         hidden=np.array(hidden, bool).reshape(len(decisions), len(modalities)),

@@ -1,8 +1,8 @@
 """The recommender's world: a catalogue of pictures, users who say or write what they wish, and clicks.
 
 A user wishes for a coloured shape ('a red ring, please', or two spoken words). An item is a picture of one, with a
-description. Who examines an item clicks on it with a probability, its *relevance*: high where colour and shape fit, some
-where one of the two does, little where none does. Users are of two groups that wish alike: those of the one settle
+description. Who examines an item clicks on it with a probability, its *relevance*: high where colour and shape fit,
+some where one of the two does, little where none does. Users are of two groups that wish alike: those of the one settle
 rather for the colour, those of the other for the shape. The model does not see the group.
 
 Position bias: what is shown at place p is examined with probability 1 / (1 + p)^eta (Joachims et al. 2017, arXiv
@@ -52,6 +52,8 @@ Probabilities = Callable[[Sequence["Wish"]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Item:
+    """What can be recommended."""
+
     id: str
     colour: str
     shape: str
@@ -103,7 +105,9 @@ class ClickWorld:
         rng = np.random.default_rng([seed, 0])
         chosen = rng.permutation(len(names))[:num_items]
         self.seed = seed
-        self.items = tuple(_item(number, *names[name], rng) for number, name in enumerate(chosen.tolist()))
+        self.items = tuple(
+            _item(number, names[name][0], names[name][1], rng) for number, name in enumerate(chosen.tolist())
+        )
         """The K items; an action is the number of one."""
         self.examination = ((1.0 + np.arange(num_positions)) ** -eta).astype(np.float64)
         """Float64 [P]: probability that what is shown at a place is examined."""
@@ -152,7 +156,9 @@ class ClickWorld:
             ConfigError: exploration is not in (0, 1].
         """
         if not 0 < exploration <= 1:
-            raise ConfigError(f"exploration={exploration:g}: must be in (0, 1]: what is never shown is never learned of")
+            raise ConfigError(
+                f"exploration={exploration:g}: must be in (0, 1]: what is never shown is never learned of"
+            )
         popularity = np.random.default_rng([self.seed, 2]).standard_normal(self.num_actions)
 
         def probabilities(wishes: Sequence[Wish]) -> NDArray[np.float32]:
@@ -178,7 +184,7 @@ def relevances(wishes: Sequence[Wish]) -> NDArray[np.float32]:
 
 
 def true_value(wishes: Sequence[Wish], probabilities: NDArray[np.floating]) -> float:
-    """What a policy (its [N, K] in these wishes) is worth, exactly: mean over wishes of sum_k pi(k | wish) relevance_k."""
+    """What a policy, its probabilities [N, K] in these wishes, is worth: the mean of sum_k pi(k | wish) relevance_k."""
     return float((np.asarray(probabilities, np.float64) * relevances(wishes)).sum(axis=1).mean())
 
 

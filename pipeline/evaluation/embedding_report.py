@@ -77,7 +77,10 @@ def _few_shot(found: FewShotResults, recipe: Recipe) -> Section:
     labels = {
         "zero_shot": "names of the classes alone",
         "supervised_probe": f"linear probe on all {found.num_labelled} labelled rows",
-        **{str(shots): f"{shots} labelled rows a class, mean of {asked.num_draws} draws" for shots in found.by_shots},
+        **{
+            str(shots): f"{shots} labelled row{'s' * (shots > 1)} a class, mean of {asked.num_draws} draws"
+            for shots in found.by_shots
+        },
     }
     rows = tuple((labels[name], _with_interval(estimate)) for name, estimate in found.named.items())
     ends = [0, max(found.by_shots, default=1)]

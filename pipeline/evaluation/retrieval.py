@@ -118,21 +118,20 @@ def probed(embeddings: Tensor, labels: Tensor, *, num_classes: int, test: Tensor
 
     embeddings, labels, test: as with `few_shot`.
     """
-    with torch.enable_grad():
-        # Of cosines, whose spread is small: standardised, the penalty weighs the same in every direction.
-        mean, spread = embeddings.mean(0), embeddings.std(0).clamp(min=1e-6)
-        inputs = ((embeddings - mean) / spread).detach()
-        weight = torch.zeros(embeddings.shape[1], num_classes, requires_grad=True)
-        bias = torch.zeros(num_classes, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
+    # Of cosines, whose spread is small: standardised, the penalty weighs the same in every direction.
+    mean, spread = embeddings.mean(0), embeddings.std(0).clamp(min=1e-6)
+    inputs = ((embeddings - mean) / spread).detach()
+    weight = torch.zeros(embeddings.shape[1], num_classes, requires_grad=True)
+    bias = torch.zeros(num_classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
 
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            total = functional.cross_entropy(inputs @ weight + bias, labels) + PROBE_PENALTY * weight.square().sum()
-            total.backward()  # pyright: ignore[reportUnknownMemberType]
-            return total
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = functional.cross_entropy(inputs @ weight + bias, labels) + PROBE_PENALTY * weight.square().sum()
+        total.backward()  # pyright: ignore[reportUnknownMemberType]
+        return total
 
-        optimizer.step(loss)  # pyright: ignore[reportArgumentType]
+    optimizer.step(loss)  # pyright: ignore[reportArgumentType]
     return (((test - mean) / spread) @ weight + bias).argmax(dim=1).detach()
 
 

@@ -130,8 +130,8 @@ def few_shot_results(
     seen, truth = _labelled(encoder, test, asked, settings.batch_size)
     if not len(truth):
         raise ConfigError(
-            f"retrieve.few_shot.classes={list(asked.classes)}: no row of the split {settings.split} has {asked.modality} "
-            "and one of these as its answer"
+            f"retrieve.few_shot.classes={list(asked.classes)}: no row of the split {settings.split} has "
+            f"{asked.modality} and one of them as its answer"
         )
     counts = labels.bincount(minlength=len(asked.classes))
     for shots in asked.shots:

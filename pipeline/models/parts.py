@@ -36,7 +36,8 @@ def set_parts(module: nn.Module, parts: Parts, *, field: str) -> None:
         field: where `parts` stands in the recipe, for errors.
 
     Raises:
-        ConfigError: the model lacks a part that was given settings, or a pattern matches nothing.
+        ConfigError: the model lacks a part that was given settings, a pattern matches nothing, or int8 weights are to
+            learn.
     """
     decoder: Any = module.decoder
     _add_adapters(decoder, parts, field)
@@ -48,7 +49,13 @@ def set_parts(module: nn.Module, parts: Parts, *, field: str) -> None:
         if not found and (part.learning_rate is not None or part.keep_frozen):
             raise ConfigError(f"{field}.{part_name}: the model has no such part; it has {', '.join(sorted(names))}")
         for name, parameter in found:
-            parameter.requires_grad_(part.mode is PartMode.TRAIN or (part.mode is PartMode.LORA and _is_adapter(name)))
+            learns = part.mode is PartMode.TRAIN or (part.mode is PartMode.LORA and _is_adapter(name))
+            if learns and not parameter.is_floating_point():
+                raise ConfigError(
+                    f"{field}.{part_name}.mode={part.mode}: {name} holds int8 weights, which cannot learn; start from "
+                    "the checkpoint that they were made of"
+                )
+            parameter.requires_grad_(learns)
         for pattern in part.keep_frozen:
             matched = [parameter for name, parameter in found if fnmatchcase(name, pattern)]
             if not matched:

@@ -1,13 +1,15 @@
-"""Weights in 8 bits, for deployment: torchao's weight-only int8, in a directory that `from_pretrained` loads.
+"""Weights in 8 bits, for deployment: bitsandbytes' LLM.int8(), in a directory that `from_pretrained` loads.
 
-What is quantised are the linear maps of the language model, a scale a row. Towers, embeddings and the vocabulary head
-stay as they are: they are few, and what is lost there is lost for every token.
+What is quantised are the linear maps of the language model, a scale a row; their inputs are while they run, but for
+outliers (Dettmers et al. 2022, arXiv 2208.07339). Towers, embeddings and the vocabulary head stay as they are: they are
+few, and what is lost there is lost for every token.
 """
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from torch import nn
 
 from pipeline.config import ConfigError, Dtype
 from pipeline.models.architectures import Architecture
-from pipeline.models.checkpoint import FINGERPRINT_FILE, HEAD_FILE, load_model
+from pipeline.models.checkpoint import DTYPES, FINGERPRINT_FILE, HEAD_FILE, load_model
 
-MISSING = "exporting int8 weights needs torchao; install the extra `int8`"
+MISSING = "exporting int8 weights needs bitsandbytes; install the extra `int8`"
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,11 @@ def quantise(source: Path, target: Path, *, dtype: Dtype, trust_remote_code: boo
     """Writes a checkpoint with int8 weights, all at once.
 
     Raises:
-        ConfigError: torchao is missing, or the checkpoint is a reward model's or a critic's.
+        ConfigError: bitsandbytes is missing, or the checkpoint is a reward model's or a critic's.
     """
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError:
-        raise ConfigError(MISSING) from None
-    from transformers import AutoProcessor, TorchAoConfig
-    from transformers.quantizers.auto import AutoHfQuantizer
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(MISSING)
+    from transformers import AutoProcessor, BitsAndBytesConfig
 
     if (source / HEAD_FILE).is_file():
         raise ConfigError(f"{source}: a reward model or a critic; export.checkpoint is a policy's, such as rlhf")
@@ -50,10 +49,13 @@ def quantise(source: Path, target: Path, *, dtype: Dtype, trust_remote_code: boo
     num_weights = sum(each.numel() for each in model.parameters())
     num_int8 = sum(model.get_submodule(name).weight.numel() for name in chosen)
     left = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in chosen]
-    quantize_(model, Int8WeightOnlyConfig(version=2), filter_fn=lambda _, name: name in chosen)
-    model.config.quantization_config = TorchAoConfig(Int8WeightOnlyConfig(version=2), modules_to_not_convert=left)
-    # What `from_pretrained` would have set: `save_pretrained` asks it how to write int8 tensors.
-    model.hf_quantizer = AutoHfQuantizer.from_config(model.config.quantization_config, pre_quantized=True)
+    model = type(model).from_pretrained(
+        source,
+        dtype=DTYPES[dtype],
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left),
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+    )
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
@@ -64,6 +66,11 @@ def quantise(source: Path, target: Path, *, dtype: Dtype, trust_remote_code: boo
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return Quantised(num_int8, num_weights, _weight_bytes(source), _weight_bytes(target))
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether a transformers model was loaded with weights in fewer bits, with which it can answer and not learn."""
+    return bool(getattr(model, "is_quantized", False))
 
 
 def _language_maps(model: Any, architecture: Architecture) -> set[str]:

@@ -63,7 +63,9 @@ def test_a_student_of_its_own_learns_the_tokens_and_another_one_the_text() -> No
 
 def test_the_best_samples_are_learned_and_not_sampled_again(workers: ReadyWorkers, make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(
-        "rlhf.rewards={length: 1.0}",
+        "rlhf.rewards={length: 1.0, learned: 0.1}",
+        # The rollout sees pictures with a tower of its own, the reward model by features.
+        "rlhf.policy.parts={vision_tower: {mode: train}}",
         "rlhf.sampling={max_new_tokens: 6, temperature: 1.0}",
         "distill={num_prompts: 9, samples_per_prompt: 4, keep: 2, batch_size: 6, num_steps: 3}",
     )

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, Dtype
-from pipeline.models.checkpoint import HEAD_FILE, load_model, tower_fingerprint
-from pipeline.models.quantisation import quantise
+from pipeline.config import FROZEN, ConfigError, Dtype, Parts
+from pipeline.models.checkpoint import HEAD_FILE, load_model, load_policy, tower_fingerprint
+from pipeline.models.parts import set_parts
+from pipeline.models.quantisation import is_quantised, quantise
 
 OPTIONS: dict[str, Any] = {"dtype": Dtype.FLOAT32, "trust_remote_code": False}
 
@@ -39,10 +40,15 @@ def test_int8_weights_are_loaded_by_transformers_and_answer_nearly_the_same(
     error = (exact - rounded).abs().max()
     assert 0 < error < 0.15 * exact.std()
     kinds = {
-        name: type(module.weight).__name__ for name, module in after.named_modules() if isinstance(module, nn.Linear)
+        name: type(module).__name__ for name, module in after.named_modules() if isinstance(module, nn.Linear)
     }
-    assert {"Int8Tensor"} == {kind for name, kind in kinds.items() if "language_model" in name}
-    assert kinds["lm_head"] == "Parameter"
+    assert {"Linear8bitLt"} == {kind for name, kind in kinds.items() if "language_model" in name}
+    assert kinds["lm_head"] == "Linear"
+    assert is_quantised(after) and not is_quantised(before)
+    policy = load_policy(target, **OPTIONS)
+    set_parts(policy, FROZEN, field="rlhf.policy.parts")
+    with pytest.raises(ConfigError, match=r"rlhf\.policy\.parts\.language_model\.mode=train: .* int8 weights"):
+        set_parts(policy, Parts(), field="rlhf.policy.parts")
 
 
 def test_what_has_no_vocabulary_head_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -17,7 +17,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.records import Audio, Image
+from pipeline.config.fusion import EncoderSettings, InputSizes, Modality
+from pipeline.config.pretrain import JointEmbedding
+from pipeline.models.dual_encoder import DualEncoder
+from pipeline.models.fusion.samples import Sample
+from pipeline.records import Audio, Image, Video
 from pipeline.rewards.similarity import similarity_reward
 
 WORDS = ["[PAD]", "[UNK]", "red", "green", "square", "[EOS]"]
@@ -78,4 +82,49 @@ def test_a_checkpoint_that_is_no_dual_encoder_is_an_error(tmp_path: Path) -> Non
         BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     ).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="BertModel is no dual encoder"):
+        similarity_reward(["red"], [[_picture(0)]], checkpoint=str(tmp_path))
+
+
+def test_a_video_is_the_mean_of_its_pictures(checkpoint: str) -> None:
+    red, green = _picture(0), _picture(1)
+    frames = np.stack([red.pixels, green.pixels])
+    (found,) = similarity_reward(["red"], [[Video(frames, 2.0)]], checkpoint=checkpoint)
+    model: Any = CLIPModel.from_pretrained(checkpoint).eval()
+    processor: Any = CLIPProcessor.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        outputs = model(**processor(text=["red"], images=[red.pixels, green.pixels], return_tensors="pt"))
+    mean = torch.nn.functional.normalize(outputs.image_embeds.mean(0), dim=0)
+    assert found == pytest.approx(float(outputs.text_embeds[0] @ mean), abs=1e-5)
+
+
+def _own(directory: Path, *modalities: Modality) -> DualEncoder:
+    torch.manual_seed(0)
+    small = EncoderSettings(width=16, num_layers=1, num_heads=2)
+    settings = JointEmbedding(
+        size=8,
+        head_width=16,
+        num_heads=2,
+        encoders={each: small for each in modalities},
+        sizes=InputSizes(text_length=12, image_side=16, sampling_rate=8000, audio_s=0.5),
+    )
+    encoder = DualEncoder(settings, modalities).eval()
+    encoder.save(directory)
+    return encoder
+
+
+def test_a_dual_encoder_of_our_own_sees_and_hears(tmp_path: Path) -> None:
+    encoder = _own(tmp_path, Modality.TEXT, Modality.IMAGE, Modality.AUDIO)
+    red, sound = _picture(0), Audio(np.sin(np.arange(3000) / 9).astype(np.float32), 8000)
+    both, seen, none = similarity_reward(["red", "red", "red"], [[red, sound], [red], []], checkpoint=str(tmp_path))
+    text = encoder.embed([Sample("", text="red")], Modality.TEXT)[0]
+    of_red = float(encoder.embed([Sample("", image=red)], Modality.IMAGE)[0] @ text)
+    of_sound = float(encoder.embed([Sample("", audio=sound)], Modality.AUDIO)[0] @ text)
+    assert seen == pytest.approx(of_red, abs=1e-5)
+    assert both == pytest.approx((of_red + of_sound) / 2, abs=1e-5)
+    assert none is None
+
+
+def test_an_encoder_without_a_tower_for_text_is_an_error(tmp_path: Path) -> None:
+    _own(tmp_path, Modality.IMAGE, Modality.AUDIO)
+    with pytest.raises(ValueError, match="has towers for image, audio, and none for text"):
         similarity_reward(["red"], [[_picture(0)]], checkpoint=str(tmp_path))

@@ -37,6 +37,8 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Degradation(StrEnum):
+    """What is done to a modality of a row."""
+
     NONE = "none"
     NOISE = "noise"
     BLANK = "blank"

@@ -38,8 +38,9 @@ class JointEncoder(nn.Module):
 
     def __init__(self, *, temperature: float) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(log_scale_of(1 / temperature)))
-        self.bias = nn.Parameter(torch.tensor(FIRST_BIAS))
+        # Of one number each: the engine shares out no parameter without a dimension.
+        self.log_scale = nn.Parameter(torch.tensor([log_scale_of(1 / temperature)]))
+        self.bias = nn.Parameter(torch.tensor([FIRST_BIAS]))
 
     def batch(self, samples: Sequence[Sample], modalities: Sequence[Modality]) -> Inputs:
         """The tensors of these modalities that `forward` takes; where a sample lacks one, a blank."""
@@ -69,7 +70,7 @@ class JointEncoder(nn.Module):
             for each in self.modalities
             if each.value in given
         }
-        return {**found, SCALE: bounded_scale(self.log_scale.float()), BIAS: self.bias.float() + 0}
+        return {**found, SCALE: bounded_scale(self.log_scale[0].float()), BIAS: self.bias[0].float()}
 
     @property
     def key(self) -> str:

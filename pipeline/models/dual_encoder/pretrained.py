@@ -17,6 +17,7 @@ from pipeline.data.media import resample
 from pipeline.models.dual_encoder.joint import JointEncoder, as_json
 from pipeline.models.fusion.samples import Inputs, Sample
 
+SCALES = ("logit_scale", "logit_scale_t", "logit_scale_a", "temperature")
 FULL_LENGTH = ("siglip", "siglip2", "align")
 """Have learned from texts padded to their full length alone."""
 
@@ -45,9 +46,14 @@ class PretrainedDualEncoder(JointEncoder):
         self.modalities = tuple(each for each in Modality if each in (Modality.TEXT, found))
         self.processor: Any = AutoProcessor.from_pretrained(path, local_files_only=True)
         self.model = model.eval()
-        # The scale is ours; the checkpoint's own is written when it is saved.
-        for name, parameter in self._scales():
-            parameter.requires_grad_("bias" in name and False)
+        # Scale and bias are ours; the checkpoint's own are written when it is saved. They are buffers, as the engine
+        # shares out no parameter without a dimension.
+        if hasattr(model, "logit_bias"):
+            self.bias.data.fill_(float(model.logit_bias.detach()))
+        for name in [each for each in (*SCALES, "logit_bias") if hasattr(model, each)]:
+            value = getattr(model, name).detach().clone()
+            delattr(model, name)
+            model.register_buffer(name, value)
         with torch.no_grad():
             self.embedding_size = int(self(self.batch([Sample("", text="a")], [Modality.TEXT]))["text"].shape[1])
 
@@ -86,22 +92,24 @@ class PretrainedDualEncoder(JointEncoder):
         return as_json({"modalities": [each.value for each in self.modalities], "type": self.model.config.model_type})
 
     def save(self, directory: Path) -> None:
-        scale = float(bounded_scale(self.log_scale.detach()))
+        scale = float(bounded_scale(self.log_scale.detach()[0]))
         with torch.no_grad():
-            for name, parameter in self._scales():
+            for name, parameter in _scales(self.model):
                 parameter.fill_(1 / scale if name == "temperature" else float(np.log(scale)))
+            if hasattr(self.model, "logit_bias"):
+                self.model.logit_bias.fill_(float(self.bias[0]))
         self.model.save_pretrained(directory)
         self.processor.save_pretrained(directory)
 
-    def _scales(self) -> list[tuple[str, Any]]:
-        names = ("logit_scale", "logit_scale_t", "logit_scale_a", "temperature")
-        return [(name, getattr(self.model, name)) for name in names if hasattr(self.model, name)]
+
+def _scales(model: Any) -> list[tuple[str, Any]]:
+    """What the checkpoint itself has for the scale, one tensor or two."""
+    return [(name, getattr(model, name)) for name in SCALES if hasattr(model, name)]
 
 
 def _scale(model: Any) -> float:
-    """What the checkpoint multiplies similarities by, at most what ours may be."""
-    if hasattr(model, "temperature"):
-        scale = 1 / float(model.temperature)
-    else:
-        scale = float(np.exp(float(getattr(model, "logit_scale", getattr(model, "logit_scale_a", torch.zeros(()))))))
+    """What the checkpoint multiplies similarities by, as far as ours can."""
+    name, parameter = _scales(model)[0]
+    value = float(parameter.detach())
+    scale = 1 / value if name == "temperature" else float(np.exp(value))
     return float(bounded_scale(torch.tensor(log_scale_of(max(scale, 1.0)))))

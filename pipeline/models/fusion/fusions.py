@@ -7,6 +7,7 @@ result is what a model without that modality would give. Parameters of a modalit
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -58,8 +59,9 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
     def by_modality(self, shape: tuple[int, ...]) -> nn.ParameterDict:
-        """A small random parameter for each modality."""
-        return nn.ParameterDict({each.value: torch.randn(shape) * INITIAL_SPREAD for each in self.modalities})
+        """A small random parameter for each modality, in their order: of a plain dict it would be the alphabet's."""
+        parameters = OrderedDict((each.value, torch.randn(shape) * INITIAL_SPREAD) for each in self.modalities)
+        return nn.ParameterDict(parameters)
 
 
 def stacked(parameters: nn.ParameterDict) -> Tensor:

@@ -84,7 +84,7 @@ def fit(
             torch.nn.utils.clip_grad_norm_(learning, MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
-            total += float(loss) * len(rows)
+            total += float(loss.detach()) * len(rows)
         logits = predict(model, validation.inputs).logits
         accuracy = float((logits.argmax(-1) == validation.labels).float().mean())
         history.append(Epoch(total / len(train), float(F.cross_entropy(logits, validation.labels)), accuracy))
@@ -109,7 +109,9 @@ def predict(model: FusionModel, inputs: Inputs) -> FusionOutput:
     """What the model says of all rows, some at a time, in evaluation mode."""
     model.eval()
     outputs = [model(part) for part in _parts(inputs)]
-    return FusionOutput(*(torch.cat([getattr(each, name) for each in outputs]) for name in FusionOutput.__annotations__))
+    return FusionOutput(
+        *(torch.cat([getattr(each, name) for each in outputs]) for name in FusionOutput.__annotations__)
+    )
 
 
 @torch.no_grad()
