@@ -70,11 +70,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
     if recipe.data.path is None and not recipe.data.mixture:
         paired.build(recipe.data_path, settings=recipe.classify.built_in, seed=recipe.run.seed)
     classes = classes_of(recipe)
-    prepare = ray.remote(prepared).options(num_cpus=recipe.classify.cpus_per_arm, num_returns=2)
+    prepare: Any = ray.remote(prepared).options(num_cpus=recipe.classify.cpus_per_arm, num_returns=2)
     splits = [prepare.remote(recipe, split, classes) for split in SPLITS]
     facts = {split: got(ref) for split, (_, ref) in zip(SPLITS, splits, strict=True)}
     check(recipe, facts)
-    train = ray.remote(trained).options(num_cpus=recipe.classify.cpus_per_arm)
+    train: Any = ray.remote(trained).options(num_cpus=recipe.classify.cpus_per_arm)
     arrays = [ref for ref, _ in splits]
     arms = arms_of(recipe)
     results = [got(ref) for ref in [train.remote(recipe, arm, len(classes), *arrays) for arm in arms]]
@@ -190,7 +190,7 @@ def check(recipe: Recipe, facts: dict[str, Facts]) -> None:
 def trained(recipe: Recipe, arm: Arm, num_classes: int, train: Arrays, validation: Arrays, test: Arrays) -> ArmResult:
     """An arm from the first step to its test. Of a row that has none of its modalities it says the commonest class."""
     torch.set_num_threads(1)
-    settings, started = recipe.classify, time.monotonic()
+    settings, started = recipe.classify, time.process_time()
     modalities = arm.settings.modalities
     learned, held_out, tested = (of_modalities(each, settings.model, modalities) for each in (train, validation, test))
     torch.manual_seed(recipe.run.seed)
@@ -222,14 +222,14 @@ def trained(recipe: Recipe, arm: Arm, num_classes: int, train: Arrays, validatio
         weights=weights,
         without=without_each(model, tested),
         num_parameters=sum(each.numel() for each in model.parameters()),
-        seconds=time.monotonic() - started,
+        cpu_s=time.process_time() - started,
     )
 
 
 def has_some(arrays: Arrays, settings: FusionSettings, modalities: Sequence[Modality]) -> NDArray[np.bool_]:
     """Which rows have one of the modalities, bool [N]."""
     places = [settings.modalities.index(each) for each in modalities]
-    return arrays[PRESENT][:, places].any(axis=1)
+    return np.logical_or.reduce(arrays[PRESENT][:, places], axis=1)
 
 
 def of_modalities(arrays: Arrays, settings: FusionSettings, modalities: Sequence[Modality]) -> Labelled:
@@ -284,7 +284,7 @@ def publish(
         counts.update(each.counts)
         counts["refused"] += len(each.refused)
     task = recipe.classify.built_in.task.value if recipe.data.path is None else recipe.run.name
-    summary = {"task": task, "seed": recipe.run.seed, **summarise(arms, rows), "counts": dict(counts)}
+    summary: dict[str, Any] = {"task": task, "seed": recipe.run.seed, **summarise(arms, rows), "counts": dict(counts)}
     directory = recipe.run.directory
     (directory / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     shown = shown_prompts(recipe, rows)

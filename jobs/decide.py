@@ -34,6 +34,7 @@ from pipeline.feedback.store import FeedbackStore
 from pipeline.records import OVERALL, Rating
 from pipeline.tracking import Tracker, finite
 
+BC, MARWIL, CQL = DecisionAlgorithm.BC, DecisionAlgorithm.MARWIL, DecisionAlgorithm.CQL
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
 
 
@@ -132,22 +133,17 @@ def write_results(recipe: Recipe, contest: Contest, outcomes: list[Outcome]) -> 
 
 
 def estimates(recipe: Recipe, contest: Contest, outcomes: list[Outcome], summary: dict[str, Any]) -> list[Any]:
-    """What the log says of policies that were learned from it, beside the truth."""
+    """What half of the log says of policies that learned from the other half, beside the truth."""
     settings, world = recipe.decide, contest.material.world
-    offline = [each for each in outcomes if each.name.is_offline]
-    if world is None or not offline:
+    names = [each.name for each in outcomes if each.name in (BC, MARWIL, CQL)]
+    if world is None or not (names or settings.estimate):
         return []
+    study = contest.study(names) if names else {}
     coverage = ope_coverage(world, seed=recipe.run.seed) if settings.estimate else None
-    found: dict[str, Any] = {}
-    table = contest.tables[settings.test_split]
-    for each in offline:
-        assert each.probabilities is not None
-        truth = float((each.probabilities(table.inputs) * table.rewards).sum(1).mean())
-        found[each.name.value] = (contest.estimate(each), truth)
-    summary["estimates"] = {name: {**asdict(value), "true_value": truth} for name, (value, truth) in found.items()}
+    summary["estimates"] = study
     if coverage is not None:
         summary["ope"], summary["ope_coverage"] = coverage, coverage["doubly_robust"]["coverage"]["value"]
-    return [report.estimate_section(found, coverage)]
+    return [report.estimate_section(study, coverage)]
 
 
 if __name__ == "__main__":

@@ -106,8 +106,11 @@ class PolicyGradient(Section):
     """Of Adam."""
     batch_size: int = Field(default=64, gt=0)
     """Steps in an update, all of the policy as it is."""
-    entropy_weight: float = Field(default=0.01, ge=0)
-    """Weight of the entropy, which keeps the policy exploring."""
+    entropy_weight: float = Field(default=0.1, ge=0)
+    """Weight of the entropy, which keeps the policy exploring, at the beginning. Advantages of `a2c` and `ppo` are
+    standardised: so is what it stands against."""
+    entropy_steps: int | None = Field(default=None, gt=0)
+    """Steps in which that weight falls to 0, linearly; null leaves it."""
     baseline_momentum: float | None = Field(default=0.9, ge=0, lt=1)
     """Of `reinforce`: how much of the moving mean of returns stays with each batch; null takes no baseline."""
     value_weight: float = Field(default=0.5, ge=0)
@@ -120,6 +123,13 @@ class PolicyGradient(Section):
     """Of `ppo`: steps of a minibatch."""
     clip: float = Field(default=0.3, gt=0)
     """Of `ppo`: how far a probability ratio may go from 1."""
+
+    @property
+    def entropy_schedule(self) -> float | list[list[float]]:
+        """The weight, as RLlib takes it: a number, or [step, value] at both ends."""
+        if self.entropy_steps is None:
+            return self.entropy_weight
+        return [[0, self.entropy_weight], [self.entropy_steps, 0.0]]
 
 
 class SoftActorCritic(Section):
@@ -193,6 +203,9 @@ class Decide(Section):
     encoders_from_log: bool = False
     """Of the world: whether encoders first learn to foresee the clicks of the log, as `supervised` does and by
     `offline`, before they are frozen; else they stay as they are."""
+    warm_start: bool = False
+    """Whether online algorithms start from what `supervised` learned of the log: all from its fusion, and policies from
+    its logits."""
     words: bool = True
     """Whether a text encoder that is built reads words, of the train split, in place of bytes."""
     num_decisions: int = Field(default=6000, gt=0)

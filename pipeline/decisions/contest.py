@@ -6,7 +6,7 @@ Material -> encoders, frozen or not -> tables on disk -> online algorithms (onli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,21 +17,22 @@ import torch
 from numpy.typing import NDArray
 from ray.rllib.algorithms.dqn.dqn_learner import QF_PREDS
 from ray.rllib.core.columns import Columns
+from safetensors.torch import save_file
 
 from pipeline.config import ConfigError
 from pipeline.config.decide import Decide, DecisionAlgorithm, DecisionReward
 from pipeline.config.fusion import FusionSettings
 from pipeline.decisions.bandits import LinUCB, fixed_features
 from pipeline.decisions.environment import HISTORY, Session, order
-from pipeline.decisions.estimators import ValueEstimate, doubly_robust, examined_rewards
+from pipeline.decisions.estimators import examined_rewards
 from pipeline.decisions.explanation import Probabilities
 from pipeline.decisions.features import cached_features
 from pipeline.decisions.material import LOG, TRAIN, Material
 from pipeline.decisions.modules import FusionQModule
-from pipeline.decisions.offline import learn_offline
+from pipeline.decisions.offline import learn_offline, offline_study
 from pipeline.decisions.online import Evaluation, OnlineRun, Policy, Scene, evaluate, greedy
 from pipeline.decisions.records import Log
-from pipeline.decisions.supervised import ClickModel, Fit, cross_fitted, inverse_propensities, learn_clicks
+from pipeline.decisions.supervised import ClickModel, Fit, inverse_propensities, learn_clicks
 from pipeline.decisions.table import PRESENT, DecisionTable
 from pipeline.models.fusion.model import FEATURES, FusionModel
 
@@ -68,6 +69,13 @@ class Contest:
         """Of RLlib's modules."""
         return {"fusion": self.material.fusion.model_dump(mode="json"), "cached": self.settings.cache}
 
+    @cached_property
+    def start(self) -> Path:
+        """The file of what `supervised` learned, on the inputs of the tables."""
+        path = self.directory / "decisions" / "start.safetensors"
+        save_file({name: each.contiguous() for name, each in self.learned.model.state_dict().items()}, path)
+        return path
+
     def scene(self, split: str) -> Scene:
         """Where a split is decided."""
         table = self.tables[split]
@@ -87,6 +95,11 @@ class Contest:
         return self._learned(self._new_model(), self._log_table(raw=True))
 
     @cached_property
+    def learned(self) -> ClickModel:
+        """The same on what the tables hold, which are features where encoders are frozen."""
+        return self._learned(self._new_head(), self._log_table()) if self.settings.cache else self.supervised
+
+    @cached_property
     def sequence(self) -> NDArray[np.int64]:
         """Rows of the train split in the order in which everybody meets them: int64 [T]."""
         num, length = self.settings.num_decisions, len(self.tables[TRAIN])
@@ -101,7 +114,7 @@ class Contest:
             self.settings,
             self.scene(TRAIN),
             seed=self.seed,
-            model=self.model_config,
+            model=self.model_config | ({"start": str(self.start)} if self.settings.warm_start else {}),
             directory=self.directory / "checkpoints" / "decide" / name.value,
             resume=resume,
         )
@@ -122,7 +135,7 @@ class Contest:
     def offline(self, name: DecisionAlgorithm) -> Outcome:
         """A policy that was learned from the log, and meets the decisions as it is."""
         if name is DecisionAlgorithm.SUPERVISED:
-            policy: Any = self._supervised_on_tables()
+            policy: Any = self.learned
         else:
             log = self._log()
             policy, _ = learn_offline(
@@ -163,16 +176,21 @@ class Contest:
         }
         return Outcome(DecisionAlgorithm.LINUCB, regrets, evaluations)
 
-    def estimate(self, outcome: Outcome) -> ValueEstimate:
-        """What a policy is worth by the log: doubly robust, its reward model cross-fitted on the features."""
-        assert outcome.probabilities is not None
-        table, log, own = self._log_table(), self._log(), self.settings.offline
-        rewards = self._examined()
-        predictions = cross_fitted(
-            self._new_head, table.inputs, log, rewards=rewards, num_folds=own.num_folds, fit=self._fit()
+    def study(self, names: Sequence[DecisionAlgorithm]) -> dict[str, Any]:
+        """What policies that learn from a part of the log are worth by the rest of it, and in truth."""
+        table = self._log_table()
+        return offline_study(
+            names,
+            table,
+            self._log(),
+            rewards=self._examined(),
+            model=self.model_config,
+            reward_model=self._new_head,
+            settings=self.settings.offline,
+            true_rewards=table.rewards,
+            gamma=self.settings.gamma,
+            seed=self.seed,
         )
-        target = outcome.probabilities(table.inputs)
-        return doubly_robust(log, target, predictions=predictions, rewards=rewards, clip=own.clip)
 
     @property
     def _splits(self) -> tuple[str, ...]:
@@ -217,12 +235,6 @@ class Contest:
         rewards = self._examined() if corrects else log.rewards
         weights = inverse_propensities(log) if corrects else None
         return learn_clicks(model, table.inputs, actions=log.actions, rewards=rewards, weights=weights, fit=self._fit())
-
-    def _supervised_on_tables(self) -> Any:
-        """The model of raw modalities, asked about the raw table that has the same rows; else one of features."""
-        if not self.settings.cache:
-            return self.supervised
-        return self._learned(self._new_head(), self._log_table())
 
     def _log(self) -> Log:
         if self.material.log is None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from pipeline.config import ConfigError
 from pipeline.decisions.contest import Contest, Outcome, curve
-from pipeline.decisions.estimators import ValueEstimate
 from pipeline.decisions.explanation import Contributions, explain
 from pipeline.decisions.fairness import FairnessTable, check_counterfactual, check_inputs, fairness_table
 from pipeline.decisions.online import Evaluation
@@ -144,19 +143,22 @@ def check_protected(contest: Contest, outcome: Outcome) -> tuple[str, ...]:
     return protected
 
 
-def estimate_section(
-    estimates: Mapping[str, tuple[ValueEstimate, float]], coverage: Mapping[str, Any] | None
-) -> Section:
-    """What the log foretold of each policy, and what it is truly worth."""
+def estimate_section(study: Mapping[str, Any], coverage: Mapping[str, Any] | None) -> Section:
+    """What half of the log foretold of policies that learned from the other half, and what they are truly worth."""
     rows = tuple(
-        (name, f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]", f"{truth:.3f}", f"{found.effective_size:.0f}")
-        for name, (found, truth) in estimates.items()
+        (
+            name,
+            "{value:.3f} [{low:.3f}, {high:.3f}]".format(**found["doubly_robust"]),
+            f"{found['true_value']:.3f}",
+            f"{found['doubly_robust']['effective_size']:.0f}",
+        )
+        for name, found in study.items()
     )
     said = ""
     if coverage is not None:
         covered = coverage["doubly_robust"]["coverage"]["value"]
         said = f"Of {coverage['num_logs']} simulated logs, {covered:.0%} have the true value in the interval."
-    head = ("policy", "doubly robust by the log", "true value on the test split", "effective decisions")
+    head = ("policy", "doubly robust by the log", "true value", "effective decisions")
     return Section(title="Before anything goes live", text=said, table=Table(head, rows))
 
 

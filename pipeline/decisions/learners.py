@@ -18,6 +18,8 @@ from ray.rllib.connectors.learner import (
 )
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 BASELINE = "baseline"
@@ -89,7 +91,19 @@ class FusionSACLearner(Partial, SACTorchLearner):  # pyright: ignore[reportIncom
 
 
 class PolicyGradientLearner(Partial):
-    """What REINFORCE and A2C share: log probabilities and entropy of the policy on a batch."""
+    """What REINFORCE and A2C share: log probabilities and entropy of the policy on a batch, and the entropy's weight,
+    which may follow a schedule."""
+
+    def build(self) -> None:
+        """Builds the learner."""
+        super().build()
+        coefficient = cast(Any, self.config).entropy_coeff
+        self.entropy_weight = Scheduler(fixed_value_or_schedule=coefficient, framework="torch")
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Moves the entropy's weight to where it is at this step."""
+        super().after_gradient_based_update(timesteps=timesteps)
+        self.entropy_weight.update(timestep=timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0))
 
     def terms(self, module_id: str, batch: dict[str, Any], fwd_out: dict[str, Any]) -> dict[str, Tensor | None]:
         """`logp`, `entropy` [B] and `mask` [B] (None: all count)."""
@@ -129,7 +143,9 @@ class ReinforceLearner(PolicyGradientLearner):
         baseline = 0.0 if momentum is None else self.baselines.get(module_id, mean)
         if momentum is not None:
             self.baselines[module_id] = momentum * baseline + (1 - momentum) * mean
-        loss = reinforce_loss(returns=returns, baseline=baseline, entropy_weight=config.entropy_coeff, **terms)
+        loss = reinforce_loss(
+            returns=returns, baseline=baseline, entropy_weight=float(self.entropy_weight.get_current_value()), **terms
+        )
         self.log(module_id, policy_loss=loss, entropy=masked_mean(terms["entropy"], terms["mask"]), baseline=baseline)
         return loss
 
@@ -168,7 +184,7 @@ class ActorCriticLearner(PolicyGradientLearner):
             values=values,
             targets=batch["value_targets"],
             value_weight=config.vf_loss_coeff,
-            entropy_weight=config.entropy_coeff,
+            entropy_weight=float(self.entropy_weight.get_current_value()),
             **terms,
         )
         error = masked_mean((values - batch["value_targets"]) ** 2, terms["mask"])

@@ -57,8 +57,11 @@ def of_world(settings: Decide, directory: Path, *, seed: int) -> Material:
     logged = simulate_clicks(world, num=own.logged, seed=seed)
     log = columns_of(logged, num_actions=world.num_actions)
     decisions = {split: _wished(found, settings, seed) for split, found in wishes.items()}
-    unknown = np.full(world.num_actions, np.nan, np.float32)
-    decisions[LOG] = [Decision(each.context, unknown, each.group) for each in logged]
+    # Learning knows clicks alone; estimates are compared with what is true.
+    asked = world.wishes(TRAIN, own.logged, seed=seed)
+    decisions[LOG] = [
+        Decision(each.context, wish.relevance, each.group) for each, wish in zip(logged, asked, strict=True)
+    ]
     return _material(
         settings,
         directory,

@@ -2,8 +2,8 @@
 one for SAC with discrete actions.
 
 `model_config` of a module holds `fusion` (the settings), `cached` (whether observations are features of frozen
-encoders, which the module then does without) and, where actions are items that have something to see, `items` (see
-`ItemHead`).
+encoders, which the module then does without), `start` (the weights of a fusion model to start from, and whose logits a
+policy starts with) and, where actions are items that have something to see, `items` (see `ItemHead`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.schedules.scheduler import Scheduler
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config.fusion import FusionSettings
@@ -36,6 +37,7 @@ from pipeline.models.fusion.outputs import FusionOutput
 from pipeline.models.fusion.samples import PRESENT, Inputs
 
 LEAST_PROBABILITY = 1e-8
+HEAD = "head."
 
 
 def fusion_model(settings: FusionSettings, *, cached: bool) -> FusionModel:
@@ -57,6 +59,8 @@ class FusionEncoder(nn.Module):
         super().__init__()
         settings = FusionSettings.model_validate(model_config["fusion"])
         self.model = fusion_model(settings, cached=bool(model_config.get("cached")))
+        if model_config.get("start"):
+            self.model.load_state_dict(_started(model_config["start"], self.model), strict=False)
         history = observations[HISTORY].shape if HISTORY in observations.spaces else None
         self.size = self.model.embedding_size + (history[0] if history else 0)
 
@@ -71,6 +75,23 @@ class FusionEncoder(nn.Module):
     def fused(self, observations: dict[str, Tensor]) -> FusionOutput:
         """What the fusion model makes of observations: presence and masks are true above a half."""
         return self.model(inputs_of(observations))
+
+
+def _started(path: str, model: FusionModel) -> dict[str, Tensor]:
+    """Weights of a fusion model on disk that this one has as well, but for the head, which is another."""
+    own = model.state_dict()
+    return {name: each for name, each in load_file(path).items() if name in own and not name.startswith(HEAD)}
+
+
+def start_policy(module: FusionPolicyModule | FusionSACModule) -> None:
+    """Lets the logits of a policy be those of the model that it starts from; what is new to it has none."""
+    settings = cast(dict[str, Any], module.model_config)
+    if settings.get("start") and isinstance(module.pi, nn.Linear):
+        state = load_file(settings["start"])
+        weight, bias = state[f"{HEAD}weight"], state[f"{HEAD}bias"]
+        with torch.no_grad():
+            module.pi.weight.zero_()[: len(weight), : weight.shape[1]] = weight
+            module.pi.bias[: len(bias)] = bias
 
 
 def inputs_of(observations: dict[str, Tensor]) -> Inputs:
@@ -119,6 +140,7 @@ class FusionPolicyModule(TorchRLModule, ValueFunctionAPI):
         assert isinstance(self.model_config, dict)
         self.encoder = FusionEncoder(self.model_config, cast(gym.spaces.Dict, self.observation_space))
         self.pi = action_head(self, self.encoder.size)
+        start_policy(self)
         self.vf = nn.Linear(self.encoder.size, 1)
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -165,6 +187,7 @@ class FusionSACModule(DefaultSACTorchRLModule):
         self.twin_q = bool(settings["twin_q"])
         self.pi_encoder = FusionEncoder(settings, observations)
         self.pi = action_head(self, self.pi_encoder.size)
+        start_policy(self)
         if not self.inference_only:
             self.qf_encoder = FusionEncoder(settings, observations)
             self.qf = action_head(self, self.qf_encoder.size)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -207,7 +207,7 @@ def _reinforce(settings: Decide, num_actions: int) -> tuple[AlgorithmConfig, typ
     config = ReinforceConfig().training(
         lr=own.learning_rate,
         train_batch_size_per_learner=own.batch_size,
-        entropy_coeff=own.entropy_weight,
+        entropy_coeff=own.entropy_schedule,
         baseline_momentum=own.baseline_momentum,
     )
     return config, FusionPolicyModule
@@ -218,7 +218,7 @@ def _a2c(settings: Decide, num_actions: int) -> tuple[AlgorithmConfig, type]:
     config = ActorCriticConfig().training(
         lr=own.learning_rate,
         train_batch_size_per_learner=own.batch_size,
-        entropy_coeff=own.entropy_weight,
+        entropy_coeff=own.entropy_schedule,
         vf_loss_coeff=own.value_weight,
         lambda_=own.gae_lambda,
     )
@@ -226,13 +226,13 @@ def _a2c(settings: Decide, num_actions: int) -> tuple[AlgorithmConfig, type]:
 
 
 def _ppo(settings: Decide, num_actions: int) -> tuple[AlgorithmConfig, type]:
-    own = settings.ppo
-    config = PPOConfig().training(
+    own, untyped = settings.ppo, cast(Any, PPOConfig())  # a schedule is no float, but may stand for one
+    config = untyped.training(
         lr=own.learning_rate,
         train_batch_size_per_learner=own.batch_size,
         minibatch_size=min(own.minibatch_size, own.batch_size),
         num_epochs=own.num_epochs,
-        entropy_coeff=own.entropy_weight,
+        entropy_coeff=own.entropy_schedule,
         vf_loss_coeff=own.value_weight,
         lambda_=own.gae_lambda,
         clip_param=own.clip,

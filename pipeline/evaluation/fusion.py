@@ -23,6 +23,7 @@ class ArmResult:
     losses, validation_accuracies: one an epoch.
     predicted: int64 [N], the class of each test row. weights: float32 [N, M], those of the modalities.
     without: accuracy on the test rows once a modality is taken away, of those that have another.
+    cpu_s: CPU seconds from the first step to the test.
     """
 
     name: str
@@ -33,7 +34,7 @@ class ArmResult:
     weights: NDArray[np.float32]
     without: Mapping[str, float]
     num_parameters: int
-    seconds: float
+    cpu_s: float
 
     @property
     def validation_accuracy(self) -> float:
@@ -119,7 +120,7 @@ def summarise(arms: Sequence[ArmResult], rows: TestRows) -> dict[str, Any]:
         "by_group": {arm.name: rows.by_group(arm) for arm in arms},
         "num_test_rows": len(rows.ids),
         "num_test_units": len(set(rows.units)),
-        "seconds": {arm.name: round(arm.seconds, 1) for arm in arms},
+        "cpu_s": {arm.name: round(arm.cpu_s, 1) for arm in arms},
         "num_parameters": {arm.name: arm.num_parameters for arm in arms},
     }
 

@@ -13,11 +13,13 @@ from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TAR
 from ray.rllib.algorithms.sac.sac_learner import ACTION_LOG_PROBS
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.config.fusion import EncoderSettings, FusionSettings, Modality
 from pipeline.decisions.environment import HISTORY, DecisionEnv, Session
 from pipeline.decisions.modules import FusionPolicyModule, FusionQModule, FusionSACModule, inputs_of
+from pipeline.models.fusion.model import FusionModel
 from tests.decisions.tables import WIDTH, small_table
 
 FUSION = FusionSettings(
@@ -150,3 +152,22 @@ def test_a_question_has_a_number_though_it_is_no_item(tmp_path: Path) -> None:
     items = {"fusion": MODEL["fusion"], "cached": True, "path": str(tmp_path / "items.safetensors")}
     module, batch = _built("q", session=Session(question_cost=0.1), items=items)
     assert module.compute_q_values(batch)[QF_PREDS].shape == (5, 4)
+
+
+def test_a_policy_can_start_with_the_logits_of_a_model_that_learned_before(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = FusionModel(FUSION, 3)
+    path = tmp_path / "start.safetensors"
+    save_file({name: each for name, each in model.state_dict().items() if not name.startswith("encoders")}, path)
+    for kind in ("policy", "sac"):
+        module, batch = _built(kind, start=str(path))
+        with torch.no_grad():
+            expected = model.eval()(inputs_of(batch[Columns.OBS])).logits
+        assert torch.allclose(module.forward_inference(batch)[Columns.ACTION_DIST_INPUTS], expected, atol=1e-6)
+    # What was done and the question are new to it: neither changes a logit, nor has one.
+    module, batch = _built("policy", session=Session(question_cost=0.1), start=str(path))
+    before = module.forward_inference(batch)[Columns.ACTION_DIST_INPUTS]
+    batch[Columns.OBS][HISTORY][:, 0] = 1.0
+    assert torch.equal(module.forward_inference(batch)[Columns.ACTION_DIST_INPUTS], before)
+    q, batch = _built("q", start=str(path))
+    assert torch.allclose(q.encoder.fused(batch[Columns.OBS]).embedding, model(inputs_of(batch[Columns.OBS])).embedding)

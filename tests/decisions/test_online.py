@@ -24,7 +24,7 @@ NAMES = {DecisionAlgorithm.A2C: "actorcritic"}
 ONLINE = [each for each in DecisionAlgorithm if each.is_online]
 CHANCE = 0.5
 """Of the small table: one of three actions is worth 1, the others 0.25."""
-QUICK = PolicyGradient(learning_rate=2e-2, batch_size=32, num_epochs=4)
+QUICK = PolicyGradient(learning_rate=2e-2, batch_size=32, num_epochs=4, entropy_weight=0.02, entropy_steps=300)
 SETTINGS = Decide(
     fusion=FUSION,
     reward=DecisionReward.TRUTH,

@@ -50,10 +50,10 @@ def test_a_run_leaves_summary_report_metrics_and_models_and_comes_to_the_same_ag
         assert found["interval"][0] <= found["difference"] <= found["interval"][1]
         assert set(found["without"]) == {"image", "audio"}
         assert sum(found["mean_weights"].values()) == pytest.approx(1, abs=1e-5)
-    assert {**again, "seconds": None} == {**summary, "seconds": None}
+    assert {**again, "cpu_s": None} == {**summary, "cpu_s": None}
     page = (tmp_path / "one" / "report.html").read_text()
     assert "gated" in page and "data:audio/" in page and "data:image/png" in page
-    assert len(read_metrics(tmp_path / "one")["classify"]) == 2
+    assert len(read_metrics(tmp_path / "one" / "metrics")["classify"]) == 2
     loaded = FusionModel.load(tmp_path / "one" / "checkpoints" / "classify" / "gated", num_classes=10)
     assert loaded.settings.kind is FusionKind.GATED
 

@@ -27,15 +27,19 @@ SMALL = (
 
 @pytest.mark.usefixtures("local_ray")
 def test_the_recipe_compares_algorithms_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    overrides = [*SMALL, f"run.directory={tmp_path}", "decide.algorithm=[random, supervised, linucb, reinforce]"]
+    overrides = [
+        *SMALL,
+        f"run.directory={tmp_path}",
+        "decide.algorithm=[random, supervised, linucb, reinforce, marwil]",
+    ]
     summary = decide.run(load_recipe(RECIPE, overrides))
-    names = {"random", "supervised", "linucb", "reinforce"}
+    names = {"random", "supervised", "linucb", "reinforce", "marwil"}
     for figure in ("regret", "final_regret", "validation_regret", "last_regret"):
         assert summary[figure].keys() == names and all(0 <= each <= 1 for each in summary[figure].values())
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert set(summary["contributions"]) == {"text", "audio"}
     assert {each["group"] for each in summary["fairness"]["rows"]} <= {"colour first", "shape first"}
-    assert 0 < summary["estimates"]["supervised"]["true_value"] < 1
+    assert 0 < summary["estimates"]["marwil"]["true_value"] < 1
     page = (tmp_path / "report.html").read_text()
     for words in ("Regret a decision", "Shapley", "No decision depends on group", "Before anything goes live"):
         assert words in page

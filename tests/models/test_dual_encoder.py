@@ -218,7 +218,7 @@ def _align(directory: Path) -> None:
 
 def _clap(directory: Path) -> None:
     audio = {
-        "hidden_size": 32,
+        "hidden_size": 8,
         "patch_embeds_hidden_size": 4,
         "num_mel_bins": 64,
         "spec_size": 64,

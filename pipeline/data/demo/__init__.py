@@ -21,9 +21,9 @@ diagnosis   a nucleus and a table of    '<image>Findings: texture: low smoothnes
 
 and two whose picture and sound say the same, for joint embedding:
 
-described   two coloured shapes and     '<image><audio>What is seen?'     'red ring above blue square'
+described   two coloured shapes and     '<image><audio>Describe the ...'  'red ring above blue square'
             their spoken description
-named       a handwritten digit and     '<image><audio>Which digit is it?' 'seven'
+named       a handwritten digit and     '<image><audio>What digit is ...' 'seven'
             its spoken name
 
 People who write demonstrations have manners of their own, and so have these: a third answers plainly ('7'), a third

@@ -27,7 +27,7 @@ from pipeline.data.schema import to_row
 from pipeline.data.table import write_prompts
 from pipeline.records import Audio, MediaKind, Medium, Message, Prompt
 
-MEASURED = ("radius error", "mean smoothness", "mean symmetry", "mean fractal dimension")
+MEASURED: tuple[str, ...] = ("radius error", "mean smoothness", "mean symmetry", "mean fractal dimension")
 """Columns of the medical table that are a row's numbers: neither drawn nor written. They tell 84 of 100 cases."""
 
 LOUDEST_NOISE_DB = 20.0
@@ -119,7 +119,7 @@ def _diagnosis(draw: Draw, number: int, how: Mapping[str, Degradation], noise: f
     text = spoilt_text(findings, how["text"], noise, draw.rng)
     measured = cases.measurements(MEASURED)
     numbers = spoilt_numbers(measured[number], how["numbers"], noise * measured.std(0), draw.rng)
-    columns = dict(zip(MEASURED, numbers, strict=True))
+    columns: dict[str, float | None] = dict(zip(MEASURED, numbers, strict=True))
     return PairedRow(f"<image>Findings:\n{text}", (picture_of(pixels),), case.diagnosis, (f"case:{number}",), columns)
 
 

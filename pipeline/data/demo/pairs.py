@@ -10,8 +10,9 @@ from pipeline.data.demo.tasks import Draw, Sample, picture_of
 from pipeline.data.media import encode_wav
 from pipeline.records import MediaKind, Medium
 
-DESCRIBED = ("<image><audio>What is seen, and said?", "<audio><image>What is described?")
-NAMED = ("<image><audio>Which digit is it?", "<audio><image>Name the digit.")
+DESCRIBED = ("<image><audio>Describe the picture.", "<audio><image>Write a caption.")
+NAMED = ("<image><audio>What digit is this?", "<audio><image>Read the digit.")
+"""Questions of other tasks: those who answer them know the words."""
 
 
 def _described(draw: Draw) -> Sample:
@@ -43,8 +44,3 @@ def _placed(question: str, picture: Medium, sound: Medium) -> tuple[Medium, ...]
 
 
 TASKS: Mapping[str, Callable[[Draw], Sample]] = {"described": _described, "named": _named}
-
-
-def texts() -> list[str]:
-    """Their questions and answers, with tags."""
-    return [*DESCRIBED, *NAMED, *speech.DIGIT_WORDS]

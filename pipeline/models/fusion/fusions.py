@@ -83,11 +83,9 @@ class Pooled(Fusion):
         self.summaries = nn.ModuleDict({each.value: perceptron(self.size, self.size) for each in self.modalities})
 
     def vectors(self, given: Tokens) -> Tensor:
-        """The vectors [B, M, H]; 0 in the place of what is not there."""
-        vectors = [
-            self.summaries[each.value](masked_mean(given.tokens[each], given.masks[each])) for each in self.modalities
-        ]
-        return torch.stack(vectors, 1).masked_fill(~given.present[..., None], 0.0)
+        """The vectors [B, M, H]; of what is not there, those of nothing."""
+        means = {each: masked_mean(given.tokens[each], given.masks[each]) for each in self.modalities}
+        return torch.stack([self.summaries[each.value](mean) for each, mean in means.items()], 1)
 
 
 class Concat(Pooled):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,12 @@ def test_a_text_checkpoint_reads_with_its_own_tokenizer(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(tmp_path)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     model = BertModel(BertConfig(vocab_size=5, max_position_embeddings=12, **sizes)).eval()
     model.save_pretrained(tmp_path)
     settings = FusionSettings(
@@ -130,7 +136,12 @@ def test_an_image_checkpoint_sees_pictures_as_its_processor_gives_them(tmp_path:
 def image_model(kind: EncoderKind) -> ViTModel | ResNetModel:
     if kind is EncoderKind.RESNET:
         return ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"))
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     return ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes))
 
 
@@ -166,9 +177,14 @@ def waveform_model() -> Wav2Vec2Model:
 
 def test_a_whisper_checkpoint_hears_sounds_as_its_extractor_gives_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 40}
-    small = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "vocab_size": 8}
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    sizes: dict[str, Any] = {
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "num_mel_bins": 40,
+    }
+    small: dict[str, Any] = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "vocab_size": 8}
+    ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     model = WhisperModel(WhisperConfig(d_model=8, max_source_positions=100, **sizes, **small, **ids)).eval()
     model.save_pretrained(tmp_path)
     sound = (np.random.default_rng(0).standard_normal(16_000) * 0.1).astype(np.float32)

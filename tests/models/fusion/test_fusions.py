@@ -121,7 +121,7 @@ def test_concat_puts_the_learned_token_in_the_place_of_what_is_missing() -> None
 
     side_by_side = torch.cat([fusion.absent["text"], image, numbers])
     layer = torch.cat([fusion.layers[each.value].weight for each in MODALITIES], 1)  # pyright: ignore[reportArgumentType]
-    bias = sum(fusion.layers[each.value].bias for each in MODALITIES)  # pyright: ignore[reportArgumentType]
+    bias = torch.stack([fusion.layers[each.value].bias for each in MODALITIES]).sum(0)  # pyright: ignore[reportArgumentType]
     expected = model.head(model.normal(layer @ side_by_side + bias))
 
     torch.testing.assert_close(model(inputs).logits[row], expected, atol=1e-5, rtol=1e-5)

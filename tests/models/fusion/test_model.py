@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pipeline.config import ConfigError
 from pipeline.config.fusion import EncoderKind, EncoderSettings, FusionKind, FusionSettings, InputSizes, Modality
 from pipeline.models.fusion import PRESENT, FusionModel, Inputs
 from pipeline.models.fusion.cache import FeatureCache, WrongEncoder
+from pipeline.models.fusion.encoders import NumbersEncoder
 from pipeline.models.fusion.model import check_labels
 
 SIZES = InputSizes(image_side=8, num_numbers=2)
@@ -123,7 +125,12 @@ def test_a_saved_model_needs_the_checkpoints_of_its_encoders_no_more(tmp_path: P
 
 
 def save_text_encoder(directory: Path) -> None:
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     BertModel(BertConfig(vocab_size=12, max_position_embeddings=16, **sizes)).save_pretrained(directory)
 
 
@@ -156,8 +163,9 @@ def test_numbers_are_standardised_by_rows_that_have_some() -> None:
     model.standardise({**batch(), "numbers": numbers})
 
     encoder = model.encoder(Modality.NUMBERS)
-    assert encoder.mean.tolist() == [2.0, 5.0]  # pyright: ignore[reportAttributeAccessIssue]
-    assert encoder.std.tolist() == [1.0, 1.0]  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(encoder, NumbersEncoder)
+    assert encoder.mean.tolist() == [2.0, 5.0]
+    assert encoder.std.tolist() == [1.0, 1.0]
 
 
 def test_the_key_of_encoders_is_that_of_their_weights_and_not_of_the_fusion() -> None:
