@@ -67,14 +67,14 @@ def test_the_best_samples_are_learned_and_not_sampled_again(workers: ReadyWorker
         # The rollout sees pictures with a tower of its own, the reward model by features.
         "rlhf.policy.parts={vision_tower: {mode: train}}",
         "rlhf.sampling={max_new_tokens: 6, temperature: 1.0}",
-        "distill={num_prompts: 9, samples_per_prompt: 4, keep: 2, batch_size: 6, num_steps: 3}",
+        "distill={num_prompts: 9, samples_per_prompt: 4, keep: 2, batch_size: 6, num_steps: 8, learning_rate: 2.0e-3}",
     )
     assert distill.run(recipe, crew=workers.crew(recipe)) == recipe.checkpoint("distilled")
     table = PreferenceTable(recipe.run.directory / "distilled.parquet")
     learned = [each for each in table.read(range(len(table))) if isinstance(each, Rating)]
     assert 9 < len(learned) == len(table) <= 18 and len({each.prompt_id for each in learned}) == 9
     rows = curve(recipe, "distill")
-    assert len(rows) == 3 and rows[-1]["loss"] < rows[0]["loss"]
+    assert len(rows) == 8 and rows[-1]["loss"] < rows[0]["loss"] - 0.5
     load_policy(recipe.checkpoint("distilled"), dtype=recipe.model.dtype, trust_remote_code=False)
 
     before = (recipe.run.directory / "distilled.parquet").read_bytes()
