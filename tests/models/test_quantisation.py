@@ -39,9 +39,7 @@ def test_int8_weights_are_loaded_by_transformers_and_answer_nearly_the_same(
     exact, rounded = _logits(before), _logits(after)
     error = (exact - rounded).abs().max()
     assert 0 < error < 0.15 * exact.std()
-    kinds = {
-        name: type(module).__name__ for name, module in after.named_modules() if isinstance(module, nn.Linear)
-    }
+    kinds = {name: type(module).__name__ for name, module in after.named_modules() if isinstance(module, nn.Linear)}
     assert {"Linear8bitLt"} == {kind for name, kind in kinds.items() if "language_model" in name}
     assert kinds["lm_head"] == "Linear"
     assert is_quantised(after) and not is_quantised(before)
