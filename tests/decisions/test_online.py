@@ -35,7 +35,9 @@ SETTINGS = Decide(
     reinforce=QUICK,
     a2c=QUICK,
     ppo=QUICK,
-    sac=SoftActorCritic(learning_rate=1e-2, batch_size=32, warmup_steps=64, temperature=0.05, tau=0.1),
+    sac=SoftActorCritic(
+        learning_rate=1e-2, batch_size=32, warmup_steps=64, temperature=0.02, tau=0.1, intensity=16, entropy_share=0.05
+    ),
 )
 
 
