@@ -154,7 +154,7 @@ def prepared(recipe: Recipe, split: str, classes: Sequence[str]) -> tuple[Arrays
                 kept.append((row, sample))
     if not kept:
         raise ConfigError(
-            f"classify.model.modalities: no row of {split} can be used: {dict(counts)}, refused {len(refused)}"
+            f"classify.model.modalities: no row of {split} has one: {dict(counts)}, refused {len(refused)}"
         )
     arrays = {name: each.numpy() for name, each in preprocessor.batch([sample for _, sample in kept]).items()}
     labels = np.array([classes.index(row.answer or "") for row, _ in kept], np.int64)

@@ -17,26 +17,30 @@ from pipeline.config.section import Section, section_of
 from pipeline.config.steps import STEPS
 
 
-def describe(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]:
-    """Lines that document every field below `section`: dotted name, type, default, docstring."""
+def describe(section: type[Section] = Recipe, prefix: str = "", *, values: Section | None = None) -> Iterator[str]:
+    """Lines that document every field below `section`: dotted name, type, default, docstring.
+
+    values: the section as it stands by default where it is; None where its fields' own defaults hold.
+    """
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
+        default = field.get_default(call_default_factory=True) if values is None else getattr(values, name)
         if typing.get_origin(field.annotation) is dict and section_of(typing.get_args(field.annotation)[1]):
-            yield from _line(f"{prefix}{name}", field)
+            yield from _line(f"{prefix}{name}", field, default)
             yield from describe(
                 typing.cast(type[Section], typing.get_args(field.annotation)[1]), f"{prefix}{name}.<name>."
             )
         elif inner is not None:
             place = f"{prefix}{name}" + "[]" * (typing.get_origin(field.annotation) is tuple)
             yield f"\n[{place}]  {field.description or ''}"
-            yield from describe(inner, f"{place}.")
+            yield from describe(inner, f"{place}.", values=default if isinstance(default, Section) else None)
         else:
-            yield from _line(f"{prefix}{name}", field)
+            yield from _line(f"{prefix}{name}", field, default)
 
 
-def _line(place: str, field: FieldInfo) -> Iterator[str]:
-    default = "?" if field.is_required() else _as_yaml(field.get_default(call_default_factory=True))
-    yield f"  {place}: {_type_name(field.annotation)} = {default}"
+def _line(place: str, field: FieldInfo, default: object) -> Iterator[str]:
+    shown = "?" if field.is_required() else _as_yaml(default)
+    yield f"  {place}: {_type_name(field.annotation)} = {shown}"
     yield f"      {field.description or ''}"
 
 
