@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -44,12 +44,13 @@ def served(answer: Callable[[str, str, Any], Answer]) -> Generator[Told, None, N
                 told.most_at_once = max(told.most_at_once, busy[0])
                 told.requests.append((self.command, self.path, body, dict(self.headers)))
             try:
-                self._send(answer(self.command, self.path, body))
-            except OSError:
-                pass  # whoever asked has gone
+                found = answer(self.command, self.path, body)
             finally:
+                # Before it is sent: whoever has it may ask again at once.
                 with lock:
                     busy[0] -= 1
+            with suppress(OSError):  # whoever asked has gone
+                self._send(found)
 
         def _send(self, found: Answer) -> None:
             sent = found.body if isinstance(found.body, bytes) else json.dumps(found.body).encode()

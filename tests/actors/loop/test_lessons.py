@@ -58,7 +58,7 @@ class Sent:
 
 def _shape(messages: Sequence[dict[str, Any]]) -> list[tuple[bool, list[int], int]]:
     """Whether there is a batch, the rows whose completions are wanted, and how many are known."""
-    return [(bool(each["items"]), [ids[1] for _, ids in each["wanted"]], len(each["known"])) for each in messages]
+    return [(bool(each["items"]), [asked.ids[1] for asked in each["wanted"]], len(each["known"])) for each in messages]
 
 
 def test_the_reference_is_asked_before_the_first_lesson_and_about_each_completion_once(
