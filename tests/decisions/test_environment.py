@@ -107,11 +107,12 @@ def test_a_session_goes_on_until_something_is_brought_and_what_was_taken_brings_
 def test_a_repeated_action_loses_against_the_best_that_is_left() -> None:
     table = small_table(num=1)
     table.rewards[:] = [[0.0, 0.4, 0.9]]
-    environment = DecisionEnv(table, session=Session(length=3))
+    environment = DecisionEnv(table, session=Session(length=3), feedback=Live(table, lambda id, action: 0.0))
     environment.reset(seed=0)
-    environment.step(0)
-    _, reward, _, _, infos = environment.step(0)
-    assert (reward, infos["regret"]) == (0.0, pytest.approx(0.9 + 0.9))
+    assert environment.step(2)[4]["regret"] == 0.0
+    # The best one is gone: 0.4 is left, and what was taken is worth nothing.
+    _, reward, _, _, infos = environment.step(2)
+    assert (reward, infos["regret"]) == (0.0, pytest.approx(0.4))
 
 
 def test_a_question_costs_and_shows_what_was_hidden() -> None:
