@@ -57,7 +57,7 @@ def test_the_report_says_it_in_a_line_and_nothing_where_nothing_was_exported(tmp
     assert told(read(tmp_path)) == []
     sizes = {"num_int8": 30, "num_weights": 40, "source_bytes": 4 * 2**20, "target_bytes": 2**20}
     found = {"checkpoint": "rlhf", "split": "test", **sizes, "quality": loss_of_quality(BEFORE, AFTER)}
-    (tmp_path / NAME).write_text(json.dumps(found))
+    (tmp_path / NAME).write_text(json.dumps(found), encoding="utf-8")
     (line,) = told(read(tmp_path))
     assert line.startswith("Exported in int8: `rlhf`, 75% of its weights, 4.00 MiB -> 1.00 MiB. Greedy answers to 4 ")
     assert "exact match 1.000 -> 0.500 (-0.500, 95 % interval" in line and "50.0% of the answers are the same" in line

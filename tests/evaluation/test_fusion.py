@@ -55,7 +55,7 @@ def test_the_page_shows_every_arm_and_every_decision_of_the_rows_shown(tmp_path:
     parts = sections([FUSED, IMAGE, AUDIO], ROWS, classes=("six", "seven"), shown=shown, counts={"refused": 2})
     write_page(tmp_path / "report.html", title="Fusion", sections=parts)
 
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "2 refused" in page
     assert parts[-1].table is not None
     assert parts[-1].table.rows == (("b", "image noise", "seven", "gated", "seven", "image 0.50, audio 0.50"),)
