@@ -119,6 +119,7 @@ def main(num_decisions: int, seed: int) -> dict[str, Any]:
             f"run.directory={folder}",
             f"decide.num_decisions={num_decisions}",
             f"decide.world.train_wishes={num_decisions}",
+            "decide.warm_start=false",  # theirs start from nothing
         ]
         settings = load_recipe(RECIPE, overrides).decide
         contest = Contest(of_world(settings, Path(folder), seed=seed), settings, Path(folder), seed=seed)

@@ -9,6 +9,7 @@ are kept, so that a third of a log would never be seen; `LoggedSessions` gives e
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -213,16 +214,19 @@ def learn_offline(
         )
         # Else it tells of its progress in every pass.
         ray.data.DataContext.get_current().enable_progress_bars = False
-        algorithm = config.build_algo()
+        algorithm, group = config.build_algo(), cast(Any, None)
         result: dict[str, Any] = {}
         try:
             for _ in range(math.ceil(settings.num_steps / settings.target_steps)):
                 result = algorithm.train()
-            group: Any = algorithm.learner_group
+            group = algorithm.learner_group
             found = group.foreach_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().eval())
             (learned,) = (each.get() for each in found)
         finally:
             algorithm.stop()
+            # Its iterators end where they are collected, and tell Ray: it must be there, and nothing else under way.
+            del algorithm, group
+            gc.collect()
     return OfflinePolicy(learned), dict(flat({"learners": result.get("learners", {})}))
 
 
