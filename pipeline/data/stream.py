@@ -35,6 +35,8 @@ _WINDOWS_AT_ONCE = 16
 """Small windows are read several in a run of Ray Data, as many as hold what a large one does: starting a run takes a
 tenth of a second, and two CPU-seconds where Ray has to start the process that reads."""
 _CLOSE_S = 5.0
+_NODE_ID = "ray.io/node-id"
+"""A label that Ray gives each node."""
 _LOCK = threading.Lock()
 """Held while Ray Data's context, which all threads share, is ours."""
 
@@ -138,11 +140,15 @@ def _blocks(
     layout: Layout, windows: Sequence[tuple[Window, int]], *, num_readers: int
 ) -> Iterator[tuple[ray.ObjectRef[pa.Table], int]]:
     """The blocks of some windows in order, as soon as they are read, with their numbers of rows."""
+    # Where the rows are drawn: blocks that lay elsewhere would keep a node that the autoscaler could take away, or go
+    # with it.
+    here = {_NODE_ID: ray.get_runtime_context().get_node_id()}
     with _in_order():
         # Reading asks for no CPU: the workers that train may have reserved all there are.
         dataset = ray.data.read_datasource(
             _Windows(layout, windows),
             num_cpus=0,
+            label_selector=here,
             compute=ray.data.TaskPoolStrategy(min(num_readers, len(windows))),
             override_num_blocks=len(windows),
         )

@@ -23,7 +23,9 @@ def picture_prompt(number: int, *, path: str | None = None, data: bytes = b"pict
     )
 
 
-def write_parts(directory: Path, group_sizes: Sequence[Sequence[int]], *, split: str = "train") -> None:
+def write_parts(
+    directory: Path, group_sizes: Sequence[Sequence[int]], *, split: str = "train", data: bytes = b"picture"
+) -> None:
     """A split of as many parts as there are lists, each with row groups of these sizes; ids count the rows."""
     directory.mkdir(parents=True, exist_ok=True)
     number = 0
@@ -32,6 +34,6 @@ def write_parts(directory: Path, group_sizes: Sequence[Sequence[int]], *, split:
         name = whole if len(group_sizes) == 1 else f"{split}-{part:05d}-of-{len(group_sizes):05d}.parquet"
         with pq.ParquetWriter(directory / name, PROMPT_SCHEMA) as out:
             for size in sizes:
-                rows = [to_row(picture_prompt(row), ()) for row in range(number, number + size)]
+                rows = [to_row(picture_prompt(row, data=data), ()) for row in range(number, number + size)]
                 out.write_table(pa.Table.from_pylist(rows, schema=PROMPT_SCHEMA), row_group_size=size)
                 number += size

@@ -10,7 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from ray.cluster_utils import Cluster
+from ray.experimental import get_object_locations
 
+from jobs.command import connect
 from pipeline.config import RowOrder
 from pipeline.data.datasets import RowRef
 from pipeline.data.layout import Layout
@@ -102,3 +105,23 @@ def test_reading_prints_nothing(order: Order, capfd: pytest.CaptureFixture[str])
     with opened(order) as stream:
         stream.draw(10)
     assert capfd.readouterr() == ("", "")
+
+
+def test_blocks_lie_where_they_are_drawn_and_keep_no_other_node(tmp_path: Path) -> None:
+    write_parts(tmp_path, [[256] * 6], data=bytes(2_000))  # Ray keeps small blocks in no store.
+    order = Order(Layout.read(str(tmp_path), "train"), seed=0, batch_rows=48, shuffle_rows=256)
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        connect(address=cluster.address)
+        with opened(order, num_readers=3) as stream:
+            blocks = list({row.block for row in stream.draw(6 * 256)})
+            places = get_object_locations([block for block in blocks if block is not None])
+        assert len(places) == 6
+        assert {node for place in places.values() for node in place["node_ids"]} == {
+            ray.get_runtime_context().get_node_id()
+        }
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
