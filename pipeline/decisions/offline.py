@@ -1,27 +1,18 @@
 """Learning from a log alone: BC, MARWIL and discrete CQL on RLlib's offline path, and what they are worth by the log.
 
-    DecisionTable + Log -> sessions, a Parquet row each -> Ray Data -> `LoggedSessions` (rows become a batch) -> learner
-                        -> OfflinePolicy -> doubly robust estimate, before anything goes live
-
-RLlib's own reader of episodes draws each batch from a buffer with replacement, once and for all where the mapped data
-are kept, so that a third of a log would never be seen; `LoggedSessions` gives each session once.
+DecisionTable + Log -> sessions, an episode each -> `LoggedSessions` -> learner
+                    -> OfflinePolicy -> doubly robust estimate, before anything goes live
 """
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray.data
 import torch
 from numpy.typing import NDArray
 from ray.rllib.algorithms.bc import BCConfig
@@ -31,9 +22,11 @@ from ray.rllib.algorithms.marwil.torch.marwil_torch_learner import MARWILTorchLe
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.rllib.offline.offline_prelearner import OfflinePreLearner
+from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils import flatten_dict
+from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.config.decide import DecisionAlgorithm
@@ -49,8 +42,6 @@ from pipeline.decisions.supervised import Arrays, Fit, learn_clicks
 from pipeline.decisions.table import DecisionTable
 from pipeline.models.fusion.model import FusionModel
 
-SESSIONS_FILE = "sessions.parquet"
-_OBSERVED = "observed/"
 _CHUNK = 256
 
 
@@ -58,43 +49,61 @@ class FusionMARWILLearner(Partial, MARWILTorchLearner):  # pyright: ignore[repor
     """BC and MARWIL as RLlib has them."""
 
 
-class LoggedSessions(OfflinePreLearner):
-    """Rows of `write_sessions` as a learner's batch, each session once."""
+class LoggedSessions(OfflineData):
+    """A log's sessions as a learner's batches: each decision once a pass, in an order drawn by the config's seed.
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """A batch of columns, flat."""
-        space = cast(gym.spaces.Dict, self.observation_space)
-        episodes: list[Any] = [episode_of(batch, row, space) for row in range(len(batch["session"]))]
-        made = self._learner_connector(
-            rl_module=self._module, batch={}, episodes=episodes, shared_data={}, metrics=None
-        )
-        return flatten_dict(made)
+    RLlib's own draws from a buffer with replacement, once and for all where the mapped data are kept, so that a third
+    of a log would never be seen; and it reads through Ray Data, in processes that take longer to start than most logs
+    to be learned, and in an order that no seed fixes.
+    """
+
+    episodes: ClassVar[Sequence[SingleAgentEpisode]] = ()
+
+    @classmethod
+    def of(cls, episodes: Sequence[SingleAgentEpisode]) -> type[LoggedSessions]:
+        """The class of these sessions: RLlib makes the object itself."""
+        return type(cls.__name__, (cls,), {"episodes": episodes})
+
+    def __init__(self, config: Any):  # pyright: ignore[reportMissingSuperCall] RLlib's opens what it will read.
+        self.config = config
+        self.learner_handles: Any = None
+        self.spaces: Any = None
+        self.iter_batches_kwargs: dict[str, Any] = {}
+        self._dice = np.random.default_rng(config.seed)
+        self._columns: dict[str, Tensor] = {}
+        self._batch_size = 0
+
+    def sample(self, num_samples: int, *_: Any, **__: Any) -> list[LoggedSessions]:
+        """What `iter_torch_batches` goes through."""
+        if not self._columns:
+            (learner,) = self.learner_handles
+            observations, actions = self.spaces[INPUT_ENV_SPACES]
+            connector = self.config.build_learner_connector(observations, actions)
+            # Once: returns of sessions that have ended (lambda 1) need no value function that has learned more.
+            made = connector(
+                rl_module=learner.module, batch={}, episodes=list(self.episodes), shared_data={}, metrics=None
+            )
+            columns = {name: torch.as_tensor(column) for name, column in flatten_dict(made).items()}
+            # Value functions are asked about what follows the last decision, too; nobody learns from that row.
+            is_decision = columns.get(f"{DEFAULT_MODULE_ID}/{Columns.LOSS_MASK}", slice(None))
+            self._columns = {name: column[is_decision] for name, column in columns.items()}
+        return [self]
+
+    def iter_torch_batches(self, *, batch_size: int, device: Any = None) -> LoggedSessions:
+        """Goes through all decisions, each time anew."""
+        self._batch_size = batch_size
+        return self
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        num_rows = len(next(iter(self._columns.values())))
+        for rows in torch.from_numpy(self._dice.permutation(num_rows)).split(self._batch_size):
+            yield {name: column[rows] for name, column in self._columns.items()}
 
 
-def episode_of(batch: Mapping[str, NDArray[Any]], row: int, space: gym.spaces.Dict) -> SingleAgentEpisode:
-    """The session in a row of what `write_sessions` wrote."""
-    actions = np.asarray(batch["actions"][row], np.int64)
-    columns = {
-        name: np.asarray(batch[_OBSERVED + name][row], box.dtype).reshape(len(actions), *(box.shape or ()))
-        for name, box in space.items()
-    }
-    steps = [{name: column[step] for name, column in columns.items()} for step in range(len(actions))]
-    episode = SingleAgentEpisode(
-        id_=str(batch["session"][row]),
-        # What comes after the last action is never looked at: the session has ended.
-        observations=[*steps, steps[-1]],
-        actions=list(actions),
-        rewards=[float(reward) for reward in batch["rewards"][row]],
-        terminated=True,
-        observation_space=space,
-        len_lookback_buffer=0,
-    )
-    episode.to_numpy()
-    return episode
-
-
-def write_sessions(path: Path, table: DecisionTable, log: Log, rewards: NDArray[np.floating]) -> gym.spaces.Dict:
-    """Writes the decisions of a table, with a row a session, and returns the space of their observations.
+def episodes_of(
+    table: DecisionTable, log: Log, rewards: NDArray[np.floating]
+) -> tuple[list[SingleAgentEpisode], gym.spaces.Dict]:
+    """The decisions of a table as one episode a session, and the space of their observations.
 
     Rows of one session follow each other in the order of the table. Where one has several decisions, what was done
     before in the session is observed, too, as in the environment.
@@ -109,24 +118,32 @@ def write_sessions(path: Path, table: DecisionTable, log: Log, rewards: NDArray[
     places: dict[str, list[int]] = {}
     for row, session in enumerate(log.sessions):
         places.setdefault(session, []).append(row)
-    longest = max(map(len, places.values()))
-    space = observation_space(table, Session(length=longest))
-    rows = [
-        {
-            "session": session,
-            "actions": log.actions[own],
-            "rewards": np.asarray(rewards, np.float64)[own],
-            **{_OBSERVED + name: column.ravel() for name, column in _observed(table, log, own, space).items()},
-        }
-        for session, own in places.items()
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([{k: _listed(v) for k, v in row.items()} for row in rows]), path)
-    return space
+    space = observation_space(table, Session(length=max(map(len, places.values()))))
+    return [_episode(table, log, rewards, session, own, space) for session, own in places.items()], space
 
 
-def _listed(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
+def _episode(
+    table: DecisionTable,
+    log: Log,
+    rewards: NDArray[np.floating],
+    session: str,
+    rows: list[int],
+    space: gym.spaces.Dict,
+) -> SingleAgentEpisode:
+    columns = _observed(table, log, rows, space)
+    steps = [{name: column[step] for name, column in columns.items()} for step in range(len(rows))]
+    episode = SingleAgentEpisode(
+        id_=session,
+        # What comes after the last action is never looked at: the session has ended.
+        observations=[*steps, steps[-1]],
+        actions=list(log.actions[rows]),
+        rewards=[float(reward) for reward in rewards[rows]],
+        terminated=True,
+        observation_space=space,
+        len_lookback_buffer=0,
+    )
+    episode.to_numpy()
+    return episode
 
 
 def _observed(table: DecisionTable, log: Log, rows: list[int], space: gym.spaces.Dict) -> dict[str, NDArray[Any]]:
@@ -192,41 +209,31 @@ def learn_offline(
     Raises:
         ConfigError: it is no offline algorithm of RLlib's, or the log does not fit the table.
     """
-    with TemporaryDirectory(prefix="sessions-") as folder:
-        space = write_sessions(Path(folder) / SESSIONS_FILE, table, log, rewards)
-        config, module = _configured(name, settings)
-        config.environment(observation_space=space, action_space=gym.spaces.Discrete(table.num_actions))
-        config.learners(num_learners=0)
-        config.training(
-            lr=settings.learning_rate, train_batch_size_per_learner=settings.batch_size, gamma=gamma, grad_clip=10.0
-        )
-        config.rl_module(rl_module_spec=RLModuleSpec(module_class=module, model_config=dict(model)))
-        config.debugging(seed=seed, log_level="ERROR")
-        config.offline_data(
-            input_=[str(Path(folder) / SESSIONS_FILE)],
-            prelearner_class=LoggedSessions,
-            # Mapped once: returns of sessions that have ended (lambda 1) need no value function that has learned more.
-            materialize_mapped_data=True,
-            map_batches_kwargs={"concurrency": 1},
-            iter_batches_kwargs={"local_shuffle_buffer_size": 8 * settings.batch_size, "prefetch_batches": 1},
-            # RLlib copies to a target network after each such round, and goes on in the data where it stopped.
-            dataset_num_iters_per_learner=min(settings.target_steps, settings.num_steps),
-        )
-        # Else it tells of its progress in every pass.
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        algorithm, group = config.build_algo(), cast(Any, None)
+    episodes, space = episodes_of(table, log, rewards)
+    config, module = _configured(name, settings)
+    config.environment(observation_space=space, action_space=gym.spaces.Discrete(table.num_actions))
+    config.learners(num_learners=0)
+    config.training(
+        lr=settings.learning_rate, train_batch_size_per_learner=settings.batch_size, gamma=gamma, grad_clip=10.0
+    )
+    config.rl_module(rl_module_spec=RLModuleSpec(module_class=module, model_config=dict(model)))
+    config.debugging(seed=seed, log_level="ERROR")
+    config.offline_data(
+        input_=["sessions"],  # RLlib wants a name.
+        offline_data_class=LoggedSessions.of(episodes),
+        # RLlib copies to a target network after each such round, and goes on in the data where it stopped.
+        dataset_num_iters_per_learner=min(settings.target_steps, settings.num_steps),
+    )
+    algorithm = config.build_algo()
+    try:
         result: dict[str, Any] = {}
-        try:
-            for _ in range(math.ceil(settings.num_steps / settings.target_steps)):
-                result = algorithm.train()
-            group = algorithm.learner_group
-            found = group.foreach_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().eval())
-            (learned,) = (each.get() for each in found)
-        finally:
-            algorithm.stop()
-            # Its iterators end where they are collected, and tell Ray: it must be there, and nothing else under way.
-            del algorithm, group
-            gc.collect()
+        for _ in range(math.ceil(settings.num_steps / settings.target_steps)):
+            result = algorithm.train()
+        group: Any = algorithm.learner_group
+        found = group.foreach_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().eval())
+        (learned,) = (each.get() for each in found)
+    finally:
+        algorithm.stop()
     return OfflinePolicy(learned), dict(flat({"learners": result.get("learners", {})}))
 
 
