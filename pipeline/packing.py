@@ -17,7 +17,7 @@ class GroupSize:
     @property
     def tokens(self) -> int:
         """Tokens of a pass with this group alone."""
-        return padded_tokens([self])
+        return self.prompt + self.num_completions * self.longest
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,6 @@ class Pass:
 
     groups: tuple[int, ...]
     counts: bool = True
-
-
-def padded_tokens(sizes: Sequence[GroupSize]) -> int:
-    """Tokens of a pass, padding included: prompts as long as the longest, completions as long as the longest."""
-    prompts = len(sizes) * max(size.prompt for size in sizes)
-    return prompts + sum(size.num_completions for size in sizes) * max(size.longest for size in sizes)
 
 
 def plan_passes(sizes: Sequence[GroupSize], *, num_ranks: int, budget: int) -> list[list[Pass]]:
@@ -55,11 +49,16 @@ def plan_passes(sizes: Sequence[GroupSize], *, num_ranks: int, budget: int) -> l
 
 def _fill(share: Sequence[int], sizes: Sequence[GroupSize], budget: int) -> list[list[int]]:
     passes: list[list[int]] = []
+    num_completions = longest = 0
     for index in sorted(share, key=lambda each: (sizes[each].prompt, sizes[each].longest, each)):
-        if passes and padded_tokens([sizes[each] for each in (*passes[-1], index)]) <= budget:
+        size = sizes[index]
+        num_completions, longest = num_completions + size.num_completions, max(longest, size.longest)
+        # With padding: prompts as long as the longest, which comes last; completions as long as the longest.
+        if passes and (len(passes[-1]) + 1) * size.prompt + num_completions * longest <= budget:
             passes[-1].append(index)
         else:
             passes.append([index])
+            num_completions, longest = size.num_completions, size.longest
     return passes
 
 

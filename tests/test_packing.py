@@ -8,7 +8,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.packing import GroupSize, Pass, padded_tokens, plan_passes
+from pipeline.packing import GroupSize, Pass, plan_passes
 
 SIZES = st.lists(
     st.builds(GroupSize, prompt=st.integers(1, 60), num_completions=st.integers(1, 8), longest=st.integers(1, 20)),
@@ -28,11 +28,18 @@ def _load(passes: list[Pass], sizes: list[GroupSize]) -> int:
     return sum(sizes[index].tokens for each in passes if each.counts for index in each.groups)
 
 
-def test_tokens_of_a_pass_by_hand() -> None:
+def _padded(sizes: list[GroupSize]) -> int:
+    """Tokens of a pass: prompts as long as the longest, completions as long as the longest."""
+    prompts = len(sizes) * max(size.prompt for size in sizes)
+    return prompts + sum(size.num_completions for size in sizes) * max(size.longest for size in sizes)
+
+
+def test_padding_counts_by_hand() -> None:
     long, short = GroupSize(prompt=10, num_completions=2, longest=4), GroupSize(prompt=6, num_completions=3, longest=5)
     assert (long.tokens, short.tokens) == (10 + 2 * 4, 6 + 3 * 5)
-    # Both prompts take 10 tokens, all five completions take 5.
-    assert padded_tokens([long, short]) == 2 * 10 + 5 * 5
+    # Both prompts take 10 tokens, all five completions take 5: 2 * 10 + 5 * 5.
+    assert plan_passes([long, short], num_ranks=1, budget=45) == [[Pass((1, 0))]]
+    assert plan_passes([long, short], num_ranks=1, budget=44) == [[Pass((1,)), Pass((0,))]]
 
 
 def test_a_plan_by_hand() -> None:
@@ -64,7 +71,7 @@ def test_all_ranks_have_equally_many_passes_and_none_is_empty(
 def test_a_pass_of_several_groups_keeps_the_budget(sizes: list[GroupSize], num_ranks: int, budget: int) -> None:
     for passes in plan_passes(sizes, num_ranks=num_ranks, budget=budget):
         for each in passes:
-            assert len(each.groups) == 1 or padded_tokens([sizes[index] for index in each.groups]) <= budget
+            assert len(each.groups) == 1 or _padded([sizes[index] for index in each.groups]) <= budget
 
 
 @given(sizes=SIZES, num_ranks=RANKS, budget=BUDGETS)
