@@ -25,7 +25,7 @@ from actors.loop import agreement, checkpoints, parity, validation
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Crew, Roles, crew_of, loop_needs, loop_paths
 from actors.loop.door import Batches, Door
-from actors.loop.judge import NOTHING_SAID, check_tasks, lacks
+from actors.loop.judge import NOTHING_SAID, check_rows, lacks
 from actors.loop.metrics import ray_sinks
 from actors.loop.recovery import Recovery
 from actors.loop.sampler import Sampler
@@ -53,7 +53,7 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
         resume = bool(among)
     if validation.is_done(recipe, resume=resume):
         return target
-    check_tasks(recipe, Datasets(recipe.datasets, settings.split).check("rlhf.split"))
+    check_rows(recipe, Datasets(recipe.datasets, settings.split).check("rlhf.split"))
     if settings.evaluate_every:
         Datasets(recipe.datasets, settings.validation.split).check("rlhf.validation.split")
     asked = People(recipe, goes_on=resume) if recipe.feedback.enabled else nullcontext()

@@ -134,13 +134,19 @@ def lacks(recipe: Recipe) -> Lacks:
     return lacking
 
 
-def check_tasks(recipe: Recipe, datasets: Datasets) -> None:
-    """Rewards of some tasks only must fit the tasks that there are.
+def check_rows(recipe: Recipe, datasets: Datasets) -> None:
+    """What rewards ask of the rows must be there.
 
     Raises:
-        ConfigError: a reward names a task of which there is no row, or rows of a task have no reward at all.
+        ConfigError: a reward names a task of which there is no row, rows of a task have no reward at all, or no row has
+            a column that functions and servers are to be told.
     """
-    rewards = recipe.rlhf.rewards
+    rewards, columns = recipe.rlhf.rewards, recipe.data.columns
+    if columns and recipe.rlhf.outside_rewards and (lacking := sorted({*columns} - datasets.further(columns))):
+        raise ConfigError(
+            f"data.columns={list(columns)}: no row of the train split has {lacking[0]!r}; mind the spelling, or let "
+            "`jobs.prepare` keep it with the same data.columns"
+        )
     if all(each.tasks is None for each in rewards.values()):
         return
     tasks = sorted(datasets.tasks())

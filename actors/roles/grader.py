@@ -30,7 +30,7 @@ from pipeline.config import (
 )
 from pipeline.data.datasets import Datasets, RowKey, RowRef
 from pipeline.data.isolated import Decoder
-from pipeline.data.schema import RowError, bare_prompt
+from pipeline.data.schema import KEPT, RowError, bare_prompt
 from pipeline.grading.child import Code
 from pipeline.grading.function import Function, FunctionFailed
 from pipeline.grading.judge import Judge, Model
@@ -39,8 +39,6 @@ from pipeline.grading.records import Failure, Graded, Question, RewardCompletion
 from pipeline.grading.server import Server
 from pipeline.records import Prompt, PromptInfo, Quarantined
 
-KEPT = "columns"
-"""Where `jobs.prepare` keeps further columns of a source, as JSON."""
 _COLUMNS = ("id", "task", "prompt", "answer", "accepted")
 """Of a row, without its media."""
 

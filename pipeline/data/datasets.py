@@ -101,6 +101,10 @@ class Datasets:
         """The tasks of all rows; a row group is in memory at a time, without media."""
         return {task for source in self.sources for task in source.table.tasks()}
 
+    def further(self, names: Sequence[str]) -> set[str]:
+        """Which of these columns a table has, or some row among those that were kept of its source."""
+        return {name for source in self.sources for name in source.table.further(names)}
+
     def keys(self, ids: Sequence[str]) -> list[RowKey]:
         """The rows with these ids.
 

@@ -126,6 +126,9 @@ _FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _FEATURE = pa.struct([("name", pa.string()), ("medium", pa.int64()), ("values", pa.list_(pa.list_(pa.float32())))])
 
+KEPT = "columns"
+"""Where `jobs.prepare` keeps further columns of a source, as JSON."""
+
 PROMPT_SCHEMA = described(
     pa.schema(
         [
@@ -144,8 +147,7 @@ PROMPT_SCHEMA = described(
             ("num_tokens", pa.int64()),
             # What feature steps (mel, MFCC) made of the row's media: [time, bands] of the medium-th one.
             ("features", pa.list_(_FEATURE)),
-            # Further columns of the source that were asked for, as JSON.
-            ("columns", pa.string()),
+            (KEPT, pa.string()),
         ]
     )
 )

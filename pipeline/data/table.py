@@ -7,6 +7,7 @@ few rows are asked for, or all ids, tasks and answers of a small split.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.layout import Group, Layout, MediaStore, Part
 from pipeline.data.opinions import PREFERENCE_SCHEMA, opinion_of, opinion_row
-from pipeline.data.schema import PROMPT_SCHEMA, RowError, bare_prompt, from_row, media_places
+from pipeline.data.schema import KEPT, PROMPT_SCHEMA, RowError, bare_prompt, from_row, media_places
 from pipeline.records import MediaKind, Opinion, Preference, Prompt, PromptInfo, Quarantined
 
 ROWS_PER_GROUP = 32
@@ -172,6 +173,17 @@ class PromptTable:
         """The tasks of all rows; without the column there is one, without a name."""
         groups = self._rows.groups(("task",))
         return {task or "" for group in groups for task in (group["task"].to_pylist() if group.num_columns else [None])}
+
+    def further(self, names: Iterable[str]) -> set[str]:
+        """Which of these columns the table has, or some row among those that were kept of its source."""
+        wanted, found = {*names}, set[str]()
+        for group in self._rows.groups((*wanted, KEPT)):
+            found |= wanted & {*group.column_names} - {KEPT}
+            if found == wanted:
+                break
+            kept = group[KEPT].to_pylist() if KEPT in group.column_names else []
+            found |= wanted & {name for each in kept if each for name in json.loads(each)}
+        return found
 
     def _hashes(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Hashes of all ids, sorted, and the number of each one's row."""

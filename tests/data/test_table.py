@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -113,6 +114,16 @@ def test_the_tasks_of_a_table_are_known_without_its_rows(path: Path, tmp_path: P
     bare = pq.read_table(path).drop_columns(["task"])
     pq.write_table(bare, tmp_path / "bare.parquet")
     assert PromptTable(tmp_path / "bare.parquet").tasks() == {""}
+
+
+def test_further_columns_are_the_tables_own_or_kept_of_some_source(path: Path, tmp_path: Path) -> None:
+    bare = pq.read_table(path)
+    kept = pa.array([None] * (len(bare) - 1) + ['{"level": 3, "task": null}'])
+    bare = bare.drop_columns(["columns"]).append_column("columns", kept).append_column("rater", kept)
+    pq.write_table(bare, tmp_path / "further.parquet", row_group_size=2)
+    table = PromptTable(tmp_path / "further.parquet")
+    assert table.further(["level", "levle", "rater"]) == {"level", "rater"}
+    assert PromptTable(path).further(["level"]) == set()
 
 
 def test_a_missing_table_names_the_cure_and_an_unknown_id_is_named(path: Path, tmp_path: Path) -> None:

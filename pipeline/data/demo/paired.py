@@ -23,7 +23,7 @@ from pipeline.config.classify import Paired, PairedTask
 from pipeline.data.demo import cases, drawing, speech
 from pipeline.data.demo.tasks import Draw, Split, picture_of, split_of
 from pipeline.data.media import encode_wav
-from pipeline.data.schema import to_row
+from pipeline.data.schema import KEPT, to_row
 from pipeline.data.table import write_prompts
 from pipeline.records import Audio, MediaKind, Medium, Message, Prompt
 
@@ -94,7 +94,7 @@ def _rows(settings: Paired, draw: Draw, num_rows: int) -> Iterator[dict[str, Any
             answer=row.answer,
         )
         columns = {**row.columns, "degraded": bad[0] if bad else Degradation.NONE.value}
-        yield {**to_row(prompt, row.sources), "columns": json.dumps(columns)}
+        yield {**to_row(prompt, row.sources), KEPT: json.dumps(columns)}
 
 
 def _sources(task: PairedTask, split: Split) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from pipeline.data.ingest.splits import split_of
 from pipeline.data.ingest.unread import note
 from pipeline.data.isolated import Decoder
 from pipeline.data.media import content_key, encode_png, encode_video, encode_wav, flat
-from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError, from_row, split_content, to_row, turn_cells
+from pipeline.data.schema import KEPT, MEDIA_COLUMNS, Reason, RowError, from_row, split_content, to_row, turn_cells
 from pipeline.data.steps import apply_features, apply_medium, apply_text
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Message, Prompt, Quarantined, Video
 
@@ -145,7 +145,7 @@ class RowPreparer:
             "dataset": draft.dataset,
             "num_tokens": num_tokens,
             "features": features or None,
-            "columns": json.dumps(draft.columns, default=str) if draft.columns else None,
+            KEPT: json.dumps(draft.columns, default=str) if draft.columns else None,
             "rejected": draft.rejected,
             "chosen_then": turn_cells(draft.chosen_then),
             "rejected_then": turn_cells(draft.rejected_then),

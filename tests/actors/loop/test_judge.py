@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from actors.loop import judge as judging
-from actors.loop.judge import Judged, check_tasks, groups_of, judge, judged_batch, lacks
+from actors.loop.judge import Judged, check_rows, groups_of, judge, judged_batch, lacks
 from actors.loop.sampler import Sampled, Sampler
 from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.records import Completion, FinishReason, Rollout
@@ -220,10 +220,18 @@ def test_rewards_of_some_tasks_must_fit_the_tasks_that_there_are(rewards: str, m
     datasets = cast(Any, SimpleNamespace(tasks=lambda: {"speech", "digit"}))
     recipe = _recipe(f"rlhf.rewards={rewards}")
     if message is None:
-        check_tasks(recipe, datasets)
+        check_rows(recipe, datasets)
     else:
         with pytest.raises(ConfigError, match=message):
-            check_tasks(recipe, datasets)
+            check_rows(recipe, datasets)
+
+
+def test_columns_that_functions_are_told_must_be_in_some_row() -> None:
+    datasets = cast(Any, SimpleNamespace(tasks=lambda: {"digit"}, further=lambda names: {"level"}))
+    columns = "data.columns=[level, levle]"
+    with pytest.raises(ConfigError, match=r"data\.columns=\['level', 'levle'\]: no row .* has 'levle'; mind"):
+        check_rows(_recipe(columns, 'rlhf.rewards={mine: {weight: 1.0, function: "somewhere:reward"}}'), datasets)
+    check_rows(_recipe(columns), datasets)  # Nobody is told.
 
 
 def test_greedy_completions_have_rewards_of_their_own() -> None:
