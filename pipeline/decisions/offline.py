@@ -43,6 +43,7 @@ from pipeline.decisions.table import DecisionTable
 from pipeline.models.fusion.model import FusionModel
 
 _CHUNK = 256
+_SESSIONS_AT_ONCE = 1024
 
 
 class FusionMARWILLearner(Partial, MARWILTorchLearner):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -79,14 +80,11 @@ class LoggedSessions(OfflineData):
             (learner,) = self.learner_handles
             observations, actions = self.spaces[INPUT_ENV_SPACES]
             connector = self.config.build_learner_connector(observations, actions)
-            # Once: returns of sessions that have ended (lambda 1) need no value function that has learned more.
-            made = connector(
-                rl_module=learner.module, batch={}, episodes=list(self.episodes), shared_data={}, metrics=None
-            )
-            columns = {name: torch.as_tensor(column) for name, column in flatten_dict(made).items()}
-            # Value functions are asked about what follows the last decision, too; nobody learns from that row.
-            is_decision = columns.get(f"{DEFAULT_MODULE_ID}/{Columns.LOSS_MASK}", slice(None))
-            self._columns = {name: column[is_decision] for name, column in columns.items()}
+            parts = [
+                _columns(connector, learner.module, self.episodes[at : at + _SESSIONS_AT_ONCE])
+                for at in range(0, len(self.episodes), _SESSIONS_AT_ONCE)
+            ]
+            self._columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return [self]
 
     def iter_torch_batches(self, *, batch_size: int, device: Any = None) -> LoggedSessions:
@@ -98,6 +96,18 @@ class LoggedSessions(OfflineData):
         num_rows = len(next(iter(self._columns.values())))
         for rows in torch.from_numpy(self._dice.permutation(num_rows)).split(self._batch_size):
             yield {name: column[rows] for name, column in self._columns.items()}
+
+
+def _columns(connector: Any, module: Any, episodes: Sequence[SingleAgentEpisode]) -> dict[str, Tensor]:
+    """Decisions of sessions as the learner takes them, by `module/column`.
+
+    Made once: returns of sessions that have ended (lambda 1) need no value function that has learned more.
+    """
+    made = connector(rl_module=module, batch={}, episodes=list(episodes), shared_data={}, metrics=None)
+    columns = {name: torch.as_tensor(column) for name, column in flatten_dict(made).items()}
+    # Value functions are asked about what follows the last decision, too; nobody learns from that row.
+    is_decision = columns.get(f"{DEFAULT_MODULE_ID}/{Columns.LOSS_MASK}", slice(None))
+    return {name: column[is_decision] for name, column in columns.items()}
 
 
 def episodes_of(
