@@ -80,12 +80,15 @@ class RewardVersions:
     """The versions of one run. Processes that read them see whole files; only one at a time may write."""
 
     def __init__(self, recipe: Recipe):
-        base = recipe.checkpoint("reward_model")
-        head = base / HEAD_FILE
-        digest = hashlib.sha256(head.read_bytes() if head.is_file() else b"").hexdigest()[:12]
-        self._base = base
-        self.directory = recipe.run.directory / "feedback" / "reward_models" / digest
+        self._base = recipe.checkpoint("reward_model")
+        self._root = recipe.run.directory / "feedback" / "reward_models"
         self._keep_last = recipe.feedback.refit.keep_last
+
+    @property
+    def directory(self) -> Path:
+        """Those of the reward model that lies there now: the page opens before the run has trained one."""
+        head = self._base / HEAD_FILE
+        return self._root / hashlib.sha256(head.read_bytes() if head.is_file() else b"").hexdigest()[:12]
 
     @contextmanager
     def alone(self) -> Generator[None, None, None]:

@@ -112,6 +112,15 @@ def test_versions_begin_again_with_another_reward_model(tmp_path: Path) -> None:
     assert versions_in(tmp_path).current == 1
 
 
+def test_who_looks_before_there_is_a_reward_model_sees_what_is_learned_later(tmp_path: Path) -> None:
+    page = versions_in(tmp_path)
+    assert page.all() == []
+    (tmp_path / "checkpoints" / "reward_model").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "reward_model" / HEAD_FILE).write_bytes(b"head")
+    fitted(versions_in(tmp_path), 1)
+    assert page.all() == [FIRST]
+
+
 def test_a_refit_that_came_to_nothing_is_counted_and_changes_nothing(tmp_path: Path) -> None:
     versions = versions_in(tmp_path)
     fitted(versions, 1)
