@@ -1,14 +1,15 @@
-"""The load benchmark of the rating page without Ray: its counting, and its raters on a server that is not killed."""
+"""Benchmarks of the rating page without Ray: their counting, and raters on a server that is not killed."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import feedback_load
+from benchmarks import feedback_load, steering
 from benchmarks.feedback_load import Said, Supply
 from pipeline.config.feedback import Refit
 from pipeline.feedback.database import Database
@@ -110,3 +111,10 @@ def test_the_recipe_of_a_store_has_its_url_and_shows_every_item_once(tmp_path: P
             "refit": Refit(after_judgements=64, num_steps=4, poll_s=0.2),
         }
     )
+
+
+def test_what_somebody_likes_is_counted_ten_steps_at_a_time(tmp_path: Path) -> None:
+    groups = {0: ["1 for sure", "2"], 9: ["3", "4"], 10: ["5 for sure "]}
+    samples = [json.dumps({"step": step, "group": group}) for step, group in groups.items()]
+    (tmp_path / "samples.jsonl").write_text("\n".join(samples), encoding="utf-8")
+    assert steering.shares(tmp_path / "samples.jsonl") == {0: 0.25, 10: 1.0}
