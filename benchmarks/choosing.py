@@ -32,7 +32,8 @@ from scipy.stats import t
 
 from benchmarks import machine
 from pipeline.evaluation.intervals import CONFIDENCE
-from pipeline.evaluation.page import Section, Table, write_page
+from pipeline.evaluation.page import Figure, Section, Table, curves, write_page
+from pipeline.tracking import read_metrics
 
 RECIPES: Mapping[str, tuple[str, ...]] = {
     "classification": ("jobs.classify",),
@@ -41,6 +42,14 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "retrieval": ("jobs.retrieve", "evaluate"),
     "few_shot": ("jobs.retrieve", "evaluate"),
 }
+CURVES: Mapping[str, tuple[str, str]] = {
+    "classification": ("accuracy/", "epoch"),
+    "diagnosis_fusion": ("accuracy/", "epoch"),
+    "recommendation": ("regret/mean", "report"),
+    "retrieval": ("loss/", "step"),
+    "few_shot": ("loss/", "step"),
+}
+"""Which metrics are drawn, and along what."""
 Summaries = Mapping[str, Sequence[Mapping[str, Any]]]
 """`summary.json` of each seed, by recipe."""
 
@@ -151,6 +160,24 @@ def tables(found: Summaries) -> dict[str, Table]:
     return shown
 
 
+def figures(recipe: str, runs: Sequence[Path]) -> tuple[Figure, ...]:
+    """The recipe's metrics as curves, each a mean over the runs at the steps that all of them have."""
+    prefix, along = CURVES[recipe]
+    found: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        for stage, rows in read_metrics(run / "metrics").items():
+            for row in rows:
+                for name in (name for name in row if name.startswith(prefix)):
+                    line = stage.removeprefix("decide_") if name == prefix else name.removeprefix(prefix)
+                    found.setdefault(line, {}).setdefault(row["step"], []).append(row[name])
+    lines = {
+        line: [(float(step), fmean(values)) for step, values in points.items() if len(values) == len(runs)]
+        for line, points in found.items()
+    }
+    unit = prefix.rstrip("/")
+    return (curves(f"{unit}, mean of the seeds", lines, unit=unit, along=along),) if lines else ()
+
+
 def _cell(value: Mapping[str, Any]) -> str:
     if value["mean"] is None:
         return ""
@@ -189,7 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = tables(found)
     seeds = ", ".join(map(str, options.seeds))
     note = f"Means over the seeds {seeds}, in brackets 95 % intervals of the mean (Student's t), then each seed."
-    sections = [Section(name, text=note, table=table) for name, table in shown.items()]
+    sections = [
+        Section(name, note, table, figures(name, [out / f"seed-{seed}" / name for seed in options.seeds]))
+        for name, table in shown.items()
+    ]
     write_page(out / "report.html", title="Seeing, hearing and choosing", sections=sections)
     host = machine.describe()
     with options.results.open("a", encoding="utf-8") as file:

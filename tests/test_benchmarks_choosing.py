@@ -63,3 +63,18 @@ def test_what_lies_there_is_not_run_again_and_is_shown_with_each_seed(
     assert "| dqn | 0.200" in told and "| recall@1 | 0.900" in told
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["seeds"] == 3
     assert "Seeing, hearing and choosing" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_curves_are_means_of_the_seeds_at_the_steps_that_all_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, list[tuple[float, float]]]] = []
+    monkeypatch.setattr(choosing, "curves", lambda _, lines, **__: drawn.append(lines))
+    runs = [tmp_path / str(seed) for seed in range(2)]
+    for run, values in zip(runs, ([0.2, 0.4, 0.6], [0.4, 0.8]), strict=True):
+        (run / "metrics").mkdir(parents=True)
+        rows = [json.dumps({"step": step, "regret/mean": value, "other": 1.0}) for step, value in enumerate(values)]
+        (run / "metrics" / "decide_dqn.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert len(choosing.figures("recommendation", runs)) == 1
+    assert drawn == [{"dqn": [(0.0, pytest.approx(0.3)), (1.0, pytest.approx(0.6))]}]
+    assert choosing.figures("recommendation", [tmp_path / "nothing"]) == ()

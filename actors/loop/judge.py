@@ -141,11 +141,11 @@ def check_rows(recipe: Recipe, datasets: Datasets) -> None:
         ConfigError: a reward names a task of which there is no row, rows of a task have no reward at all, or no row has
             a column that functions and servers are to be told.
     """
-    rewards, columns = recipe.rlhf.rewards, recipe.data.columns
+    rewards, columns, split = recipe.rlhf.rewards, recipe.data.columns, recipe.rlhf.split
     if columns and recipe.rlhf.outside_rewards and (lacking := sorted({*columns} - datasets.further(columns))):
         raise ConfigError(
-            f"data.columns={list(columns)}: no row of the train split has {lacking[0]!r}; mind the spelling, or let "
-            "`jobs.prepare` keep it with the same data.columns"
+            f"data.columns={list(columns)}: no row of the split {split} has {lacking[0]!r}; mind the spelling, or "
+            "let `jobs.prepare` keep it with the same data.columns"
         )
     if all(each.tasks is None for each in rewards.values()):
         return
@@ -153,8 +153,8 @@ def check_rows(recipe: Recipe, datasets: Datasets) -> None:
     for name, each in rewards.items():
         if unknown := sorted({*(each.tasks or ())} - {*tasks}):
             raise ConfigError(
-                f"rlhf.rewards.{name}.tasks: no row of the train split has the task {unknown[0]!r}; there are "
-                f"{', '.join(tasks)}"
+                f"rlhf.rewards.{name}.tasks: no row of the split {split} has the task {unknown[0]!r}; "
+                f"there are {', '.join(tasks)}"
             )
     if without := [task for task in tasks if not any(each.applies(task) for each in rewards.values())]:
         raise ConfigError(

@@ -211,7 +211,7 @@ def test_a_row_without_an_answer_is_refused_where_a_part_of_its_task_compares() 
         ("{exact_match: 1.0}", None),
         (
             "{exact_match: 1.0, wer: {weight: 1, tasks: [speech, speach]}}",
-            r"rlhf\.rewards\.wer\.tasks: no row of the train split has the task 'speach'; there are digit, speech",
+            r"rlhf\.rewards\.wer\.tasks: no row of the split train has the task 'speach'; there are digit, speech",
         ),
         ("{wer: {weight: 1, tasks: [speech]}}", r"rlhf\.rewards: no part applies to rows of the task 'digit'"),
     ],
