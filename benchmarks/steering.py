@@ -47,17 +47,17 @@ def rating(address: str) -> Generator[Page]:
 
 
 def judge(page: Page, *, seconds: float, wait_s: float) -> int:
-    """Prefers by `is_liked`, calls two alike a tie, and returns how many pairs were judged."""
+    """Prefers by `is_liked`, calls two alike a tie, and returns how often a key was pressed."""
     page.locator("#completion-0").wait_for(timeout=1000 * wait_s)
-    until, num_judged = time.monotonic() + seconds, 0
+    until, num_pressed = time.monotonic() + seconds, 0
     while time.monotonic() < until:
         is_open = page.locator("#completions").get_attribute("data-task") == "pair"
         if is_open and page.locator("#actions").get_attribute("aria-busy") == "false":
             first, second = map(is_liked, page.locator("#completions .text").all_text_contents())
             page.keyboard.press("0" if first == second else "1" if first else "2")
-            num_judged += 1
+            num_pressed += 1
         time.sleep(_PAUSE_S)
-    return num_judged
+    return num_pressed
 
 
 def shares(samples: Path) -> dict[int, float]:
@@ -78,9 +78,9 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=1800.0, help="how long to wait for the first item, in seconds")
     options = parser.parse_args()
     with rating(options.address) as page:
-        num_judged = judge(page, seconds=options.seconds, wait_s=options.wait)
+        num_pressed = judge(page, seconds=options.seconds, wait_s=options.wait)
     found = shares(options.run / "samples.jsonl")
-    print(json.dumps({"benchmark": "steering", "judged": num_judged, "share": found}))
+    print(json.dumps({"benchmark": "steering", "pressed": num_pressed, "share": found}))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 
 from actors.loop.crew import Crew, crew_of, loop_paths
 from actors.loop.door import Batches, Door, PairBatches
-from actors.loop.judge import Judged, judge, lacks
+from actors.loop.judge import Judged, check_rows, judge, lacks
 from actors.loop.metrics import ray_sinks
 from actors.loop.sampler import Sampled, generate
 from actors.roles.encoder import PromptRef, needs_of
@@ -46,7 +46,8 @@ SEED_OFFSET = 2**20
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
-    Datasets(recipe.datasets, recipe.distill.split).check("distill.split")
+    split = recipe.distill.split
+    check_rows(recipe, Datasets(recipe.datasets, split).check("distill.split"), split)
     table = recipe.run.directory / "distilled.parquet"
     with crew_of(recipe, crew, training="distill") as workers:
         if table.is_file():

@@ -53,7 +53,7 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
         resume = bool(among)
     if validation.is_done(recipe, resume=resume):
         return target
-    check_rows(recipe, Datasets(recipe.datasets, settings.split).check("rlhf.split"))
+    check_rows(recipe, Datasets(recipe.datasets, settings.split).check("rlhf.split"), settings.split)
     if settings.evaluate_every:
         Datasets(recipe.datasets, settings.validation.split).check("rlhf.validation.split")
     asked = People(recipe, goes_on=resume) if recipe.feedback.enabled else nullcontext()

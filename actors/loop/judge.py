@@ -134,14 +134,14 @@ def lacks(recipe: Recipe) -> Lacks:
     return lacking
 
 
-def check_rows(recipe: Recipe, datasets: Datasets) -> None:
-    """What rewards ask of the rows must be there.
+def check_rows(recipe: Recipe, datasets: Datasets, split: str) -> None:
+    """What rewards ask of the rows must be there; `split` is the one that `datasets` are of.
 
     Raises:
         ConfigError: a reward names a task of which there is no row, rows of a task have no reward at all, or no row has
             a column that functions and servers are to be told.
     """
-    rewards, columns, split = recipe.rlhf.rewards, recipe.data.columns, recipe.rlhf.split
+    rewards, columns = recipe.rlhf.rewards, recipe.data.columns
     if columns and recipe.rlhf.outside_rewards and (lacking := sorted({*columns} - datasets.further(columns))):
         raise ConfigError(
             f"data.columns={list(columns)}: no row of the split {split} has {lacking[0]!r}; mind the spelling, or "

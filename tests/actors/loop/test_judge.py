@@ -220,18 +220,20 @@ def test_rewards_of_some_tasks_must_fit_the_tasks_that_there_are(rewards: str, m
     datasets = cast(Any, SimpleNamespace(tasks=lambda: {"speech", "digit"}))
     recipe = _recipe(f"rlhf.rewards={rewards}")
     if message is None:
-        check_rows(recipe, datasets)
+        check_rows(recipe, datasets, "train")
     else:
         with pytest.raises(ConfigError, match=message):
-            check_rows(recipe, datasets)
+            check_rows(recipe, datasets, "train")
 
 
 def test_columns_that_functions_are_told_must_be_in_some_row() -> None:
     datasets = cast(Any, SimpleNamespace(tasks=lambda: {"digit"}, further=lambda names: {"level"}))
     columns = "data.columns=[level, levle]"
     with pytest.raises(ConfigError, match=r"data\.columns=\['level', 'levle'\]: no row .* has 'levle'; mind"):
-        check_rows(_recipe(columns, 'rlhf.rewards={mine: {weight: 1.0, function: "somewhere:reward"}}'), datasets)
-    check_rows(_recipe(columns), datasets)  # Nobody is told.
+        check_rows(
+            _recipe(columns, 'rlhf.rewards={mine: {weight: 1.0, function: "somewhere:reward"}}'), datasets, "train"
+        )
+    check_rows(_recipe(columns), datasets, "train")  # Nobody is told.
 
 
 def test_greedy_completions_have_rewards_of_their_own() -> None:
