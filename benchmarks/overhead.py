@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from actors.fleet.placement import seat
 from actors.fleet.pool import Pool
 from actors.fleet.recoveries import Recoveries

@@ -26,35 +26,33 @@ import torch
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-BUSY = (
+RAY = (
     *(f"tests/actors/{room}/" for room in ("fleet", "loop", "roles", "training")),
     *(f"tests/data/test_{name}.py" for name in ("clouds", "duplicates", "stream")),
-    *(
-        "tests/data/ingest/test_pool.py",
-        "tests/decisions/",
-        "tests/jobs/",
-        "tests/test_benchmarks_streaming.py",
-        "tests/test_command.py",
-        "tests/test_makefile.py",
-        "tests/test_tooling.py",
-    ),
+    "tests/data/ingest/test_pool.py",
+    "tests/decisions/",
+    "tests/test_benchmarks_streaming.py",
 )
-"""Where tests start a Ray, or many processes."""
+"""Where tests start a Ray with few workers, or small ones."""
+JOBS = ("tests/jobs/", *(f"tests/test_{name}.py" for name in ("command", "makefile", "tooling")))
+"""Where they start all workers of a run, which take gigabytes, and whole installations."""
 
 
-class OneRay(LoadScopeScheduling):
-    """Where pytest runs in several processes, all that start Ray follow each other in one of them.
+class OneRayEach(LoadScopeScheduling):
+    """Where pytest runs in several processes, tests of `RAY` follow each other in one of them, as do those of `JOBS`.
 
-    Workers of a Ray mostly wait for each other: the other tests, which have one process, fit beside them.
+    Workers of a Ray mostly wait for each other: two fit beside each other, and the other tests after the shorter one.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if nodeid.startswith(BUSY) else nodeid.partition("::")[0]
+        if nodeid.startswith(JOBS):
+            return "jobs"
+        return "ray" if nodeid.startswith(RAY) else nodeid.partition("::")[0]
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRay:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRayEach:
     """Asked by pytest-xdist."""
-    return OneRay(config, log)
+    return OneRayEach(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

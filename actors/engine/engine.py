@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from datetime import timedelta
 from io import StringIO
 from typing import Any, cast
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from actors.engine import state
 from actors.engine.files import Folder
+from actors.engine.place import Place
 from actors.engine.state import Saved
 from pipeline.config import Device, Dtype, Sharded, Trained
 from pipeline.models.float32 import keep_masters, masters
@@ -28,25 +28,6 @@ MAX_SKIPPED_IN_A_ROW = 5
 """Optimizer steps without a finite gradient after which a run stops: it has met no outlier, it has diverged."""
 # Below this size every parameter is sharded; above it, DeepSpeed keeps small ones whole, which is faster.
 SMALL_MODEL_PARAMETERS = 100_000_000
-
-
-@dataclass(frozen=True)
-class Place:
-    """One rank's place in a role's world."""
-
-    rank: int
-    size: int
-    address: str
-    port: int
-    device: Device
-    timeout_s: float
-    local_rank: int = 0
-    """Index of this rank's GPU among those that its process sees; Ray shows an actor only its own."""
-
-    @property
-    def torch_device(self) -> torch.device:
-        """Where this rank's tensors live."""
-        return torch.device("cuda", self.local_rank) if self.device is Device.CUDA else torch.device("cpu")
 
 
 def join(world: Place) -> None:

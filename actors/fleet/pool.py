@@ -27,7 +27,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
 from actors.fleet.failures import (

@@ -5,15 +5,15 @@ from __future__ import annotations
 import gc
 import importlib
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
-import torch
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from pipeline.config import Device, Recipe, Workers
 
 
@@ -35,7 +35,8 @@ class Worker:
         self.recipe = recipe
         self.settings = settings
         self._done_at = time.monotonic()
-        torch.set_num_threads(settings.threads_per_worker)
+        if torch := sys.modules.get("torch"):  # Roles that compute nothing with it do not bring it: it takes seconds.
+            torch.set_num_threads(settings.threads_per_worker)
 
     def perform(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, Spent]:
         """Calls a method by its name; also returns what that took."""

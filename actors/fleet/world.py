@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
 from actors.fleet.failures import FEATURES, MISTAKES, InputsLost, WorldLost, cause_of, inputs_are_lost, is_death

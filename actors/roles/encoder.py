@@ -18,7 +18,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from actors.fleet.worker import Worker
 from actors.roles.feature_cache import CacheCounts, FeatureCache
 from pipeline.config import Dataset, Encoder, Parts, Recipe

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from actors.fleet.worker import Worker
 from pipeline.config import (
     Dataset,

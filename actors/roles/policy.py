@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.engine.engine import Place
 from actors.engine.files import File, Folder
+from actors.engine.place import Place
 from actors.engine.state import Saved
 from actors.engine.weights import Weights
 from actors.fleet.world import split

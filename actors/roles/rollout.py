@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from actors.engine.weights import Weights
 from actors.fleet.worker import Worker
 from actors.roles.encoder import PromptRef, fetch_encoded, own_towers

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 from torch import Tensor, nn
 
-from actors.engine.engine import Engine, Place, import_deepspeed, join
+from actors.engine.engine import Engine, import_deepspeed, join
+from actors.engine.place import Place
 from actors.fleet.answer import Answer
 from actors.fleet.failures import FEATURES, InputsLost
 from actors.fleet.worker import Worker

@@ -18,7 +18,8 @@ import ray.train
 import torch
 from torch import Tensor
 
-from actors.engine.engine import Engine, Place
+from actors.engine.engine import Engine
+from actors.engine.place import Place
 from actors.training.gathering import Batch, gathered, share_of, shown, view_seeds
 from actors.training.supervised import batches_of, begin, report
 from actors.training.warm_up import WarmingTowers, warm_step

@@ -8,7 +8,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from actors.engine.engine import Engine, Place
+from actors.engine.engine import Engine
+from actors.engine.place import Place
 from pipeline.models.fusion.samples import Sample
 
 K = TypeVar("K")

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.engine.engine import Engine, Place, join
+from actors.engine.engine import Engine, join
+from actors.engine.place import Place
 from actors.roles.encoder import PromptRef, fetch_encoded
 from actors.roles.scoring import blank_media, own_towers
 from pipeline.algorithms.likelihood import negative_log_likelihood

@@ -105,10 +105,16 @@ ROLES = ("Encoder", "Rollout", "Policy", "Critic", "Reference", "Reward")
 
 
 def workers(*titles: str) -> set[int]:
-    """Processes that run now, by how Ray calls them: those of roles, where none are named."""
+    """Processes of this Ray that run now, by how Ray calls them: those of roles, where none are named."""
     starts = titles or tuple(f"ray::{role}Worker" for role in ROLES)
-    found = {each.pid: " ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])}
-    return {pid for pid, title in found.items() if title.startswith(starts)}
+    found = {each.pid: (each.info["ppid"], _command(each)) for each in psutil.process_iter(["cmdline", "ppid"])}
+    session = ray.get_runtime_context().get_session_name()
+    raylets = {pid for pid, (_, command) in found.items() if session in command}
+    return {pid for pid, (parent, title) in found.items() if parent in raylets and title.startswith(starts)}
+
+
+def _command(process: psutil.Process) -> str:
+    return " ".join(process.info["cmdline"] or [])
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 600.0) -> None:

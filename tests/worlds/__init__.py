@@ -47,7 +47,8 @@ def run(function: Callable[..., Any], num_ranks: int, *args: Any, timeout_s: flo
 def _rank(function: Callable[..., Any], rank: int, size: int, port: int, sender: Connection, args: Any) -> None:
     import torch
 
-    from actors.engine.engine import Place, join
+    from actors.engine.engine import join
+    from actors.engine.place import Place
     from pipeline.config import Device
 
     torch.set_num_threads(1)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.engine.engine import Engine, Place
+from actors.engine.engine import Engine
+from actors.engine.place import Place
 from actors.training.contrastive import pair_step, shared
 from actors.training.gathering import gathered
 from actors.training.warm_up import WarmingTowers, warm_step

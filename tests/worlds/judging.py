@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.engine.engine import Engine, Place
+from actors.engine.engine import Engine
+from actors.engine.place import Place
 from actors.roles.encoder import PromptRef
 from actors.training import reward_model
 from actors.training.opinions import Example, OpinionLosses, Totals

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from actors.engine import state
-from actors.engine.engine import Engine, Place
+from actors.engine.engine import Engine
 from actors.engine.files import Folder
+from actors.engine.place import Place
 from actors.engine.state import TensorFiles
 from pipeline.config import ConfigError, Device, Dtype, Trained
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actors.engine import state
-from actors.engine.engine import Engine, Place
+from actors.engine.engine import Engine
 from actors.engine.files import Folder
+from actors.engine.place import Place
 from pipeline.config import Device, Dtype, Sharded, Trained
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_reward_model, save_checkpoint

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from numpy.typing import NDArray
 
-from actors.engine.engine import Engine, Place
+from actors.engine.engine import Engine
+from actors.engine.place import Place
 from actors.roles.encoder import PromptRef
 from actors.training import preference
 from actors.training.lessons import all_asked, lessons_of

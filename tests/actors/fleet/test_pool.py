@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.exceptions import RpcError
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from actors.fleet import staff
 from actors.fleet.failures import KillsWorkers, TooManyRecoveries
 from actors.fleet.placement import ExtraSeat

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from actors.roles.encoder import SAME_MEDIA, EncoderWorker, Needs, PromptRef, Showing, fetch_encoded
 from pipeline.config import Device, load_recipe
 from pipeline.data.datasets import RowKey, RowRef

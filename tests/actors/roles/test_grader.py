@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from actors.engine.engine import Place
+from actors.engine.place import Place
 from actors.roles.grader import Asked, GraderWorker, OutsidePart
 from pipeline.config import FunctionReward, JudgeReward, Recipe, ServerReward, load_recipe
 from pipeline.data.datasets import RowKey
