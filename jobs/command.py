@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from actors.fleet.failures import CannotSave, TooManyRecoveries
+from actors.fleet.failures import CannotSave, KillsWorkers, TooManyRecoveries
 from actors.fleet.placement import NotEnoughResources
 from jobs.directory import held
 from jobs.local import STANDS, print_in_any_locale
@@ -48,6 +48,7 @@ USER_ERRORS = (
     TooManyRecoveries,
     TooManyFailures,
     CannotSave,
+    KillsWorkers,
 )
 
 

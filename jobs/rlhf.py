@@ -60,23 +60,17 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
     with crew_of(recipe, crew) as workers, asked as people:
         workers.recoveries.enter("rlhf", goes_on=resume)
         roles = workers.roles(loop_paths(recipe))
-        for learner in filter(None, (roles.policy, roles.critic)):
-            print(f"{learner.role}:", learner.on_all(ShardedWorker.parameter_table).result()[0], sep="\n", flush=True)
-        if roles.graders is not None:
-            roles.graders.check(recipe)
-            if not resume:
-                agreement.measure(roles.graders, recipe)
         recovery = Recovery(roles, recipe)
         state: LoopState | None = None
         door = Door(roles, recipe, settings.split, stage="rlhf", needs=loop_needs(recipe), lacks=lacks(recipe))
         validator = validation.Validator(roles, recipe)
-        is_checked = not settings.parity.num_rows
+        is_checked = False
         while True:
             try:
                 if state is None:
                     state = recovery.resumed(among) if resume else recovery.started()
                 if not is_checked:
-                    recovery.insist(partial(check_parity, roles, recipe, door, state, is_resumed=resume))
+                    recovery.insist(partial(check, roles, recipe, door, state, is_resumed=resume))
                     is_checked = True
                 sync_weights(roles, state.step)
                 state, end = train(roles, recipe, door, validator, recovery, people, state)
@@ -89,8 +83,17 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
     return target
 
 
-def check_parity(roles: Roles, recipe: Recipe, door: Door, state: LoopState, *, is_resumed: bool) -> None:
-    """Makes sure that the copies of the model agree, as they were loaded and after weights have travelled."""
+def check(roles: Roles, recipe: Recipe, door: Door, state: LoopState, *, is_resumed: bool) -> None:
+    """Says what learns; makes sure that rewards can be given, and that the copies of the model agree, as they were
+    loaded and after weights have travelled."""
+    for learner in filter(None, (roles.policy, roles.critic)):
+        print(f"{learner.role}:", learner.on_all(ShardedWorker.parameter_table).result()[0], sep="\n", flush=True)
+    if roles.graders is not None:
+        roles.graders.check(recipe)
+        if not is_resumed:
+            agreement.measure(roles.graders, recipe)
+    if not recipe.rlhf.parity.num_rows:
+        return
     if not is_resumed:
         parity.check(roles, recipe, door, stage="after loading", stock=True)
     sync_weights(roles, state.step)

@@ -144,6 +144,8 @@ def test_extra_sinks_get_plain_floats_and_are_closed_even_where_one_fails(tmp_pa
 def test_ray_gauges_have_prometheus_names_and_come_only_where_the_recipe_asks(tmp_path: Path) -> None:
     assert gauge_of("time/rollout_s") == ("polyphony_time_s", {"role": "rollout"})
     assert gauge_of("counts/recoveries:critic") == ("polyphony_counts_recoveries", {"role": "critic"})
+    assert gauge_of("counts/recoveries_by_cause:hung") == ("polyphony_counts_recoveries_by_cause", {"cause": "hung"})
+    assert gauge_of("recovery/policy_s") == ("polyphony_recovery_s", {"role": "policy"})
     assert gauge_of("kl/reference@k3 é") == ("polyphony_kl_reference_k3_", {})
     assert ray_sinks(a_run(tmp_path, Sink.JSONL), "rlhf") == ()
     (sink,) = ray_sinks(a_run(tmp_path, Sink.RAY), "rlhf")

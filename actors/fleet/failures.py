@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+
+class Loss(StrEnum):
+    """Of what kind a loss is, by which metrics count it."""
+
+    DIED = "died"
+    RAISED = "raised"
+    HUNG = "hung"
+    INPUTS = "inputs_lost"
+    UNSAVED = "unsaved"
 
 
 class Lost(RuntimeError):
     """Something that can be brought back: `role` names whose it was. The step can be repeated."""
 
-    def __init__(self, role: str, detail: str):
-        super().__init__(role, detail)
+    kind = Loss.DIED
+
+    def __init__(self, role: str, detail: str, kind: Loss | None = None):
+        super().__init__(role, detail, kind)
         self.role = role
         self.detail = detail.splitlines()[0]
+        self.kind = kind or self.kind
 
     def __str__(self) -> str:
         return f"{self.role}: {self.detail}"
@@ -24,9 +48,13 @@ class WorldLost(Lost):
 class InputsLost(Lost):
     """Prompts or features are no longer in the object store; who computed them has died. The workers are well."""
 
+    kind = Loss.INPUTS
+
 
 class StateLost(Lost):
     """What was published to a pool is no longer in the object store."""
+
+    kind = Loss.INPUTS
 
 
 class TrainingLost(Lost):
@@ -38,7 +66,14 @@ class TooManyRecoveries(RuntimeError):
 
 
 class KillsWorkers(RuntimeError):
-    """The same task was the last of several workers of a pool."""
+    """The same task was the last of several workers of a pool. `share` is what it was about, where that is known."""
+
+    def __init__(self, message: str, share: Sequence[Any] = ()):
+        super().__init__(message, share)
+        self.share = share
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class CannotSave(RuntimeError):
@@ -62,8 +97,8 @@ MISTAKES = (
 
 
 def is_death(error: BaseException) -> bool:
-    """Whether a worker's process is gone, or cannot be reached."""
-    return isinstance(error, RayActorError | WorkerCrashedError)
+    """Whether a worker's process is gone or out of reach: by itself, with its node, or ended for want of memory."""
+    return isinstance(error, RayActorError | WorkerCrashedError | OutOfMemoryError | NodeDiedError)
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -55,6 +55,8 @@ class Member:
     asked: float = math.inf
     """When it was asked to load it."""
     is_ready: bool = False
+    hangs: bool = False
+    """Whether it was killed because it took too long."""
     state: State | None = None
     doing: list[Task] = field(default_factory=list[Task])
     """In the order in which they were given to it."""

@@ -34,6 +34,7 @@ from actors.fleet.failures import (
     FEATURES,
     InputsLost,
     KillsWorkers,
+    Loss,
     Lost,
     StateLost,
     cause_of,
@@ -44,7 +45,7 @@ from actors.fleet.member import Member, State, Task
 from actors.fleet.placement import Seating
 from actors.fleet.recoveries import Recoveries, Recovery
 from actors.fleet.staff import Staff
-from actors.fleet.worker import Spent, Worker
+from actors.fleet.worker import Meter, Spent, Worker
 from pipeline.config import Recipe, Workers
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Pool(Generic[W]):
         self.warm = [member.warm for member in self._members]
         """Done when the workers are up and have imported what they need."""
         self._queue: deque[Task] = deque()
-        self._busy_s = self._told_s = 0.0
+        self._busy, self._idle = Meter(), Meter()
         self._failure: BaseException | None = None
         """What nobody can bring back: it is the end of all tasks until another checkpoint is set up."""
         self.state: State | None = None
@@ -95,6 +96,11 @@ class Pool(Generic[W]):
 
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def num_waiting(self) -> int:
+        """Tasks that no worker has been given yet."""
+        return len(self._queue)
 
     @property
     def settings(self) -> Workers:
@@ -181,17 +187,36 @@ class Pool(Generic[W]):
         return Answer(self, [task.result for task in tasks])
 
     def on_all(self, method: Callable[Concatenate[W, P], R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
-        """What each worker that is at hand says to the same question."""
-        ready = [member.actor for member in self._members if member.is_ready]
-        asked = [actor.perform.remote(method.__name__, *args, **kwargs) for actor in ready]
+        """What each worker that is at hand says to the same question; those that die or hang over it say nothing."""
+        ready = [member for member in self._members if member.is_ready]
+        asked = [(member, self._call(member, method.__name__, *args, **kwargs)) for member in ready]
         found: list[R] = []
-        for ref in asked:
+        heard = time.monotonic()
+        while asked:
+            member, call = asked[0]
+            if member.doing:  # What it is at comes first, and has a deadline of its own.
+                heard = time.monotonic()
+            elif time.monotonic() - heard > self._deadlines.of(method.__name__):
+                self._kill(member)
             try:
-                found.append(ray.get(ref)[0])
+                found.append(call.result(_LOOK_S)[0])
+                self._deadlines.learn(method.__name__, call)
+            except TimeoutError:
+                continue
             except Exception as error:
                 if not is_death(error):
                     raise cause_of(error) from error
+            asked.pop(0)
         return found
+
+    def _call(self, member: Member, method: str, *args: Any, **kwargs: Any) -> Future[tuple[Any, Spent]]:
+        """Called so that Ray's timeline shows role and method."""
+        return member.actor.perform.options(name=f"{self.role}.{method}").remote(method, *args, **kwargs).future()
+
+    def _kill(self, member: Member) -> None:
+        """Ends a worker that hangs. What it was asked then fails as with one that died, at once or when it is asked."""
+        member.hangs = True
+        ray.kill(member.actor)
 
     def seat_of(self, key: str) -> int:
         """The seat whose worker does what belongs to `key`: a change of the number of seats moves few (rendezvous
@@ -210,7 +235,7 @@ class Pool(Generic[W]):
 
     def hangs(self, places: Sequence[int], seconds: float) -> BaseException:
         """The pool looks after its deadlines itself."""
-        return Lost(self.role, f"tasks {[*places]} have not ended for {seconds:.0f} s")
+        return Lost(self.role, f"tasks {[*places]} have not ended for {seconds:.0f} s", Loss.HUNG)
 
     def work(self, spent: Sequence[Spent]) -> Spent:
         """What it took each worker, on average."""
@@ -219,8 +244,11 @@ class Pool(Generic[W]):
 
     def busy_s(self) -> float:
         """Seconds that a worker has been at tasks since this was asked last, on average."""
-        told, self._told_s = self._told_s, self._busy_s
-        return (self._told_s - told) / len(self._members)
+        return self._busy.since() / len(self._members)
+
+    def waited_s(self) -> float:
+        """Seconds that a worker has waited for tasks since this was asked last, on average."""
+        return self._idle.since() / len(self._members)
 
     def use(self, recipe: Recipe, settings: Workers) -> None:
         """Takes another recipe for workers that are started again."""
@@ -286,7 +314,7 @@ class Pool(Generic[W]):
     def _set_up(self, member: Member, recovery: Recovery | None = None) -> None:
         member.is_ready, member.state, member.asked = False, None, time.monotonic()
         place = Place(0, 1, "", 0, self._device, self._staff.recipe.cluster.collective_timeout_s)
-        call = member.actor.perform.remote(Worker.setup.__name__, place, self.path).future()
+        call = self._call(member, Worker.setup.__name__, place, self.path)
         call.add_done_callback(lambda call: self._inbox.put(partial(self._is_set_up, member, recovery, call)))
 
     def _is_set_up(self, member: Member, recovery: Recovery | None, call: Future[tuple[None, Spent]]) -> None:
@@ -322,16 +350,16 @@ class Pool(Generic[W]):
     def _give(self, task: Task, member: Member) -> None:
         if task.state is not None and member.state is not task.state:
             member.state = task.state
-            taken = member.actor.perform.remote(task.state.method, task.state.argument).future()
+            taken = self._call(member, task.state.method, task.state.argument)
             taken.add_done_callback(lambda call: self._inbox.put(partial(self._has_state, member, call)))
         task.started = time.monotonic()
         member.doing.append(task)
-        call = member.actor.perform.remote(task.method, *task.args, **task.kwargs).future()
+        call = self._call(member, task.method, *task.args, **task.kwargs)
         call.add_done_callback(lambda call: self._inbox.put(partial(self._is_done, member, task, call)))
 
     def _has_state(self, member: Member, call: Future[Any]) -> None:
         error = call.exception()
-        if error is None or member not in self._members or is_death(error):
+        if error is None or member not in [*self._members, *self._staff.leaving] or is_death(error):
             return
         # Whoever waits is told: no task may be done without its state.
         raise StateLost(self.role, str(cause_of(error))) if inputs_are_lost(error) else cause_of(error)
@@ -350,7 +378,9 @@ class Pool(Generic[W]):
             task.result.set_exception(error)
         else:
             self._deadlines.learn(task.method, call)
-            self._busy_s += call.result()[1].busy_s
+            _, spent = call.result()
+            self._busy.add(spent.busy_s)
+            self._idle.add(spent.idle_s)
             task.result.set_result(call.result())
 
     def _replace(self, member: Member, error: BaseException, recovery: Recovery | None = None) -> None:
@@ -366,11 +396,13 @@ class Pool(Generic[W]):
         killer = next((task for task in member.doing if task.num_deaths >= MAX_DEATHS), None)
         if killer is not None:
             member.doing.remove(killer)
-            killer.result.set_exception(KillsWorkers(f"{self.role}: {MAX_DEATHS} workers died of {killer.method}"))
+            message = f"{self.role}: {MAX_DEATHS} workers died of {killer.method}"
+            killer.result.set_exception(KillsWorkers(message, killer.args[0]))
         self._queue.extendleft(reversed(member.doing))
         if recovery is None:
-            cause = f"worker {member.seat} died: {str(error).splitlines()[0]}"
-            recovery = self.recoveries.begin(self.role, cause)
+            how = "hung, and was ended" if member.hangs else "died"
+            cause = f"worker {member.seat} {how}: {str(error).splitlines()[0]}"
+            recovery = self.recoveries.begin(self.role, cause, Loss.HUNG if member.hangs else Loss.DIED)
         another = self._staff.replace(member)
         another.loaded = member.loaded  # Who waits for the one waits for the other.
         self._set_up(another, recovery)
@@ -383,7 +415,7 @@ class Pool(Generic[W]):
             if member.doing:
                 is_late = now - member.doing[0].started > self._deadlines.of(member.doing[0].method)
             if is_late:
-                ray.kill(member.actor)  # Its calls then fail as those of one that died.
+                self._kill(member)
 
     def _fail_all(self, error: BaseException) -> None:
         """Ends all that anybody waits for; and what comes later too, unless the error can be made good."""

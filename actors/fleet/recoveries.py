@@ -6,14 +6,14 @@ import json
 import secrets
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.fleet.failures import TooManyRecoveries
+from actors.fleet.failures import Loss, TooManyRecoveries
 
 HOUR_S = 3600.0
 LOSSES_FILE = "losses.jsonl"
@@ -25,7 +25,10 @@ class Recovery:
 
     role: str
     cause: str
+    kind: Loss
     stage: str
+    step: int | None
+    """Of the loop, at which it was met."""
     at: float
     """Seconds since the epoch."""
     seconds: float | None = None
@@ -51,23 +54,27 @@ class Recoveries:
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()
         self._counted = 0
+        self._back: list[Recovery] = []
+        """Made good since `seconds` was asked last."""
         self._stage = ""
+        self.step: int | None = None
+        """That a loop is at."""
         self.all: list[Recovery] = []
 
     def enter(self, stage: str, *, goes_on: bool = False) -> None:
         """From now on losses are those of a stage; what an earlier try of it has lost stays told where that goes on."""
-        self._stage = stage
+        self._stage, self.step = stage, None
         if self._file is not None and self._file.is_file() and not goes_on:
             lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
             self._file.write_text("".join(line for line in lines if json.loads(line)["stage"] != stage), "utf-8")
 
-    def begin(self, role: str, cause: str) -> Recovery:
+    def begin(self, role: str, cause: str, kind: Loss = Loss.DIED) -> Recovery:
         """Counts a loss that is about to be made good.
 
         Raises:
             TooManyRecoveries: there were too many within an hour.
         """
-        recovery = self.note(role, cause)
+        recovery = self.note(role, cause, kind)
         with self._lock:
             now = time.monotonic()
             self._recent.append(now)
@@ -82,22 +89,37 @@ class Recoveries:
                 )
         return recovery
 
-    def note(self, role: str, cause: str) -> Recovery:
+    def note(self, role: str, cause: str, kind: Loss) -> Recovery:
         """Counts a loss with which the run goes on as it is."""
-        recovery = Recovery(role, cause, self._stage, time.time(), _keep=self._keep)
+        recovery = Recovery(role, cause, kind, self._stage, self.step, time.time(), _keep=self._keep)
         with self._lock:
             self.all.append(recovery)
-        print(f"lost: {role}: {cause}", flush=True)
+        at = "" if self.step is None else f" at step {self.step}"
+        print(f"lost: {role}{at}: {cause}", flush=True)
         self._keep(recovery)
         return recovery
 
     def counts(self) -> dict[str, float]:
-        """Losses by role since this was asked last, as metrics."""
+        """Losses since this was asked last, by role and by cause, as metrics."""
         with self._lock:
             new, self._counted = self.all[self._counted :], len(self.all)
-        return {f"counts/recoveries:{role}": float(count) for role, count in Counter(each.role for each in new).items()}
+        by_role, by_cause = Counter(each.role for each in new), Counter(each.kind for each in new)
+        return {
+            **{f"counts/recoveries:{role}": float(count) for role, count in by_role.items()},
+            **{f"counts/recoveries_by_cause:{kind}": float(count) for kind, count in by_cause.items()},
+        }
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds that it took to bring back what came back since this was asked last, by role, as metrics."""
+        back, self._back = self._back, []
+        spent: defaultdict[str, float] = defaultdict(float)
+        for each in back:
+            spent[each.role] += each.seconds or 0.0
+        return {f"recovery/{role}_s": seconds for role, seconds in spent.items()}
 
     def _keep(self, recovery: Recovery) -> None:
+        if recovery.seconds is not None:
+            self._back.append(recovery)
         if self._file is None:
             return
         told = {name: value for name, value in vars(recovery).items() if not name.startswith("_")}

@@ -25,6 +25,22 @@ class Spent:
     idle_s: float
 
 
+class Meter:
+    """Seconds that add up in one thread, and are asked for in another."""
+
+    def __init__(self) -> None:
+        self._total = self._told = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Takes more in."""
+        self._total += seconds
+
+    def since(self) -> float:
+        """What has come since this was asked last."""
+        told, self._told = self._told, self._total
+        return self._told - told
+
+
 class Worker:
     """Base of all roles' plain classes. `recipe` is whole; `settings` are this role's own."""
 

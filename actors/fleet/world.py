@@ -14,9 +14,9 @@ from ray.exceptions import RayError
 from actors.engine.place import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
-from actors.fleet.failures import FEATURES, MISTAKES, InputsLost, WorldLost, cause_of, inputs_are_lost, is_death
+from actors.fleet.failures import FEATURES, MISTAKES, InputsLost, Loss, WorldLost, cause_of, inputs_are_lost, is_death
 from actors.fleet.placement import Seating
-from actors.fleet.worker import Spent, Worker
+from actors.fleet.worker import Meter, Spent, Worker
 from pipeline.config import Recipe, Workers
 
 P = ParamSpec("P")
@@ -41,6 +41,7 @@ class World(Generic[W]):
         self._recipe = recipe
         self._seating = seating
         self._deadlines = Deadlines(recipe.cluster.deadlines)
+        self._idle = Meter()
         self._start()
 
     def _start(self) -> None:
@@ -95,10 +96,15 @@ class World(Generic[W]):
         return self._ask(method.__name__, [(shard,) for shard in shards], *args, **kwargs)
 
     def _ask(self, method: str, firsts: Sequence[tuple[Any, ...]], *args: Any, **kwargs: Any) -> Answer[Any]:
-        calls = [
-            actor.perform.remote(method, *first, *args, **kwargs).future()
-            for actor, first in zip(self.actors, firsts, strict=True)
-        ]
+        return self._answer(
+            method,
+            [
+                actor.perform.options(name=f"{self.role}.{method}").remote(method, *first, *args, **kwargs).future()
+                for actor, first in zip(self.actors, firsts, strict=True)
+            ],
+        )
+
+    def _answer(self, method: str, calls: Sequence[Future[tuple[Any, Spent]]]) -> Answer[Any]:
         for call in calls:
             call.add_done_callback(lambda done: self._deadlines.learn(method, done))
         return Answer(self, calls, self._deadlines.of(method))
@@ -110,10 +116,10 @@ class World(Generic[W]):
 
         The answer comes when it lies there.
         """
-        pairs = [actor.perform.options(num_returns=2).remote(method.__name__, *args, **kwargs) for actor in self.actors]
-        return pairs[0][0], Answer(
-            self, [_spent_alone(spent) for _, spent in pairs], self._deadlines.of(method.__name__)
-        )
+        name = method.__name__
+        options = {"num_returns": 2, "name": f"{self.role}.{name}"}
+        pairs = [actor.perform.options(**options).remote(name, *args, **kwargs) for actor in self.actors]
+        return pairs[0][0], self._answer(name, [_spent_alone(spent) for _, spent in pairs])
 
     def failed(self, place: int, error: BaseException) -> BaseException:
         """A death or an error of one rank is the world's: the others wait for it until they are started again."""
@@ -125,15 +131,20 @@ class World(Generic[W]):
         if isinstance(cause, MISTAKES):
             cause.add_note(f"raised by rank {place} of {self.role}")
             return cause
-        return WorldLost(self.role, f"rank {place} raised {type(cause).__name__}: {cause}")
+        return WorldLost(self.role, f"rank {place} raised {type(cause).__name__}: {cause}", Loss.RAISED)
 
     def hangs(self, places: Sequence[int], seconds: float) -> BaseException:
         """Ranks that do not answer are as good as dead."""
-        return WorldLost(self.role, f"ranks {[*places]} have not answered for {seconds:.0f} s")
+        return WorldLost(self.role, f"ranks {[*places]} have not answered for {seconds:.0f} s", Loss.HUNG)
 
     def work(self, spent: Sequence[Spent]) -> Spent:
         """Ranks work at the same time: what it took the busiest."""
+        self._idle.add(sum(each.idle_s for each in spent) / len(spent))
         return max(spent, key=lambda each: each.busy_s)
+
+    def waited_s(self) -> float:
+        """Seconds that a rank has waited to be asked for something since this was asked last, on average."""
+        return self._idle.since()
 
     def restart(self) -> Path:
         """Starts all ranks again, in their seats; returns the checkpoint that they had. Set them up with it."""

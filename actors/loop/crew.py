@@ -75,6 +75,7 @@ class Roles:
         self.critic: World[CriticWorker] | None = of("critic")
         self.reference: World[ReferenceWorker] | None = of("reference")
         self.reward: World[RewardWorker] | None = of("reward")
+        self.all: list[Fleet] = [fleets[role] for role in paths]
         self.graders = Graders(cast(Pool[GraderWorker], fleets["grader"])) if "grader" in paths else None
         self.recoveries = recoveries
         begun: list[Recovery] = []
@@ -83,24 +84,30 @@ class Roles:
                 gather({role: fleets[role].setup(path) for role, path in paths.items()})
                 break
             except WorldLost as lost:
-                begun.append(recoveries.begin(lost.role, lost.detail))
+                begun.append(recoveries.begin(lost.role, lost.detail, lost.kind))
                 cast(World[Any], fleets[lost.role]).restart()
         for recovery in begun:
             recovery.done()
 
     def encode(
-        self, rows: Sequence[RowRef], split: str, needs: Needs, *, shown: Mapping[RowKey, Showing] | None = None
+        self,
+        rows: Sequence[RowRef],
+        split: str,
+        needs: Needs,
+        *,
+        shown: Mapping[RowKey, Showing] | None = None,
+        again: bool = False,
     ) -> Encoding:
         """Has rows processed and encoded; each by the worker that its number gives: once, that is.
 
-        shown: how the media of rows are shown, where not as they are.
+        shown: how the media of rows are shown, where not as they are. again: what is kept of them may be lost.
         """
         shares: dict[int, list[RowRef]] = {}
         for row in {row.key: row for row in rows}.values():
             shares.setdefault(self.encoder.seat_of(f"{row.key.dataset}/{row.key.row}"), []).append(row)
 
         def encode(seat: int, share: list[RowRef]) -> Answer[list[PromptRef | Quarantined]]:
-            return self.encoder.submit_to(EncoderWorker.encode, [seat], [share], split, needs, shown=shown)
+            return self.encoder.submit_to(EncoderWorker.encode, [seat], [share], split, needs, shown=shown, again=again)
 
         return Encoding([row.key for row in rows], [_Share(seat, share, encode) for seat, share in shares.items()])
 
@@ -194,7 +201,7 @@ class Crew:
                 found = attempt()
                 break
             except (InputsLost, TrainingLost, WorldLost) as lost:
-                begun.append(self.recoveries.begin(lost.role, lost.detail))
+                begun.append(self.recoveries.begin(lost.role, lost.detail, lost.kind))
                 if isinstance(lost, WorldLost):
                     cast(World[Any], self._fleets[lost.role]).restart()
         for recovery in begun:

@@ -58,6 +58,7 @@ class Door:
         self.datasets = Datasets(recipe.datasets, split)
         """The tables, for reading some of their rows."""
         self.quarantine = Quarantine()
+        self._expelled: set[RowKey] = set()
 
     def admit(self, ids: Sequence[str]) -> list[PromptRef]:
         """Processed prompts in the order of `ids`, without the refused ones.
@@ -79,12 +80,13 @@ class Door:
         return [prompt for prompt in encoding.result() if isinstance(prompt, PromptRef)]
 
     def again(self, prompts: Sequence[PromptRef]) -> list[PromptRef]:
-        """Prompts that were let in before, in their order, processed again where that is forgotten.
+        """Prompts that were let in before, in their order, processed again where they are lost.
 
         Raises:
             ValueError: one of them is refused now; its completions would belong to no prompt.
         """
-        found = self._roles.encode([RowRef(prompt.row) for prompt in prompts], self.split, self._needs).result()
+        rows = [RowRef(prompt.row) for prompt in prompts]
+        found = self._roles.encode(rows, self.split, self._needs, again=True).result()
         for prompt, now in zip(prompts, found, strict=True):
             if isinstance(now, Quarantined):
                 raise ValueError(f"{prompt.id} was good before and is refused now: {now.reason}, {now.detail}")
@@ -108,6 +110,8 @@ class Door:
         for prompt in encoding.result():
             if isinstance(prompt, Quarantined):
                 self.quarantine.add(prompt)
+            elif prompt.row in self._expelled:
+                continue
             elif row_of.setdefault(prompt.id, prompt.row) != prompt.row:
                 detail = f"rows {row_of[prompt.id].row} and {prompt.row.row} have this id"
                 self.quarantine.add(Quarantined(prompt.id, Reason.DUPLICATE_ID.value, detail))
@@ -119,6 +123,12 @@ class Door:
             self.quarantine.write(self._file)
         self.quarantine.check(max(num_seen, min(num_rows, MIN_JUDGED_ROWS)), self._recipe.data.max_bad_fraction)
         return admitted
+
+    def expel(self, prompt: PromptRef, reason: Reason, detail: str) -> None:
+        """Refuses a prompt that was let in, and does not let it in again."""
+        self._expelled.add(prompt.row)
+        self.quarantine.add(Quarantined(prompt.id, reason.value, detail))
+        self.quarantine.write(self._file)
 
     def metrics(self) -> dict[str, float]:
         """Refused rows so far, by reason."""
@@ -184,8 +194,12 @@ class Batches:
                 self._door.quarantine.check(num_seen, 0.0)
 
     def again(self, prompts: Sequence[PromptRef]) -> list[PromptRef]:
-        """Prompts that were taken, processed again where that is forgotten."""
+        """Prompts that were taken, processed again where they are lost."""
         return self._door.again(prompts)
+
+    def expel(self, prompt: PromptRef, reason: Reason, detail: str) -> None:
+        """Refuses a prompt that was taken; it does not come again."""
+        self._door.expel(prompt, reason, detail)
 
     def close(self) -> None:
         """Stops reading."""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from actors.engine.files import Folder, Unwritable
 from actors.fleet.answer import gather
-from actors.fleet.failures import MISTAKES, CannotSave, InputsLost, Lost, StateLost, TooManyRecoveries, WorldLost
+from actors.fleet.failures import MISTAKES, CannotSave, InputsLost, Loss, Lost, StateLost, TooManyRecoveries, WorldLost
 from actors.fleet.recoveries import Recovery as Recovered
 from actors.fleet.world import World
 from actors.loop import checkpoints
@@ -40,12 +40,20 @@ class Recovery:
         self._roles = roles
         self._recipe = recipe
         self.step = 0
-        """Steps that the run has made."""
         self._same: Counter[tuple[int, str]] = Counter()
         self._num_unsaved = 0
         """Checkpoints since the last good one."""
         self._saved: list[Folder] = []
         """Checkpoints of this run, the newest first."""
+
+    @property
+    def step(self) -> int:
+        """Steps that the run has made."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = self._roles.recoveries.step = step
 
     def started(self) -> LoopState:
         """Begins a run: what checkpoints there are belong to others.
@@ -86,7 +94,7 @@ class Recovery:
             self._num_unsaved += 1
             last = f"the run goes on with {self._saved[0].name}" if self._saved else "there is none before it"
             told = f"step {state.step} is not saved, {last}: {error}"
-            self._roles.recoveries.note("checkpoint", told)
+            self._roles.recoveries.note("checkpoint", told, Loss.UNSAVED)
             if self._num_unsaved > settings.max_failures:
                 raise CannotSave(
                     f"rlhf.checkpoints.max_failures={settings.max_failures}: {self._num_unsaved} checkpoints one after "
@@ -141,7 +149,7 @@ class Recovery:
         self._same[self.step, str(lost)] += 1
         if self._same[self.step, str(lost)] >= MAX_SAME:
             raise TooManyRecoveries(f"step {self.step} was lost {MAX_SAME} times in the same way: {lost}") from lost
-        return self._roles.recoveries.begin(lost.role, lost.detail)
+        return self._roles.recoveries.begin(lost.role, lost.detail, lost.kind)
 
     def _restart(self, roles: Sequence[str]) -> None:
         """Starts all ranks of worlds again, each from its checkpoint."""

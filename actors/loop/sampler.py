@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, MutableSequence, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import cast
 
 from actors.fleet.answer import Answer, gather
+from actors.fleet.failures import KillsWorkers
 from actors.fleet.member import State
 from actors.loop.crew import Roles
 from actors.loop.door import Batches
@@ -18,6 +19,7 @@ from actors.roles.encoder import PromptRef
 from actors.roles.rollout import RolloutWorker
 from pipeline.config import Recipe, Sampling
 from pipeline.config import Rollout as RolloutSettings
+from pipeline.data.schema import Reason
 from pipeline.records import Rollout
 
 Completions = Answer[list[Rollout]]
@@ -80,7 +82,7 @@ class Sampler:
         if end < settings.num_steps:
             with self._drawing():
                 self._batches.announce()
-        sampled = self._collect(self._pending[0], step)
+        sampled = self._collect(self._pending, 0, step)
         self._pending.popleft()
         self._more.clear()
         return sampled
@@ -89,7 +91,7 @@ class Sampler:
         """Another batch for the same step, number `index` of these; the same one when it is asked for again."""
         if index == len(self._more):
             self._more.append(self._start())
-        return self._collect(self._more[index], step)
+        return self._collect(self._more, index, step)
 
     def renew(self) -> None:
         """Begins again with prompts that are encoded again, where they were begun: some had left the object store."""
@@ -122,13 +124,62 @@ class Sampler:
             greedy = generate(self._roles, prompts, settings.sampling.greedy, group_size=1, seed=seed)
         return _Pending(cursor, seed, prompts, sampled, greedy, self._roles.rollout.state)
 
-    def _collect(self, pending: _Pending, step: int) -> Sampled:
-        answers = {"rollout": pending.sampled, **({"greedy": pending.greedy} if pending.greedy else {})}
-        results, spent = gather(answers)
+    def _collect(self, batches: MutableSequence[_Pending], index: int, step: int) -> Sampled:
+        while True:
+            pending = batches[index]
+            answers = {"rollout": pending.sampled, **({"greedy": pending.greedy} if pending.greedy else {})}
+            try:
+                results, spent = gather(answers)
+                break
+            except KillsWorkers as error:
+                batches[index] = self._without_killers(pending, error)
         rollouts, greedy = (list(chain.from_iterable(results.get(name, []))) for name in ("rollout", "greedy"))
         check_fresh(rollouts, oldest=step - self._recipe.rlhf.staleness, newest=step)
         busy_s = sum(each.busy_s for each in spent.values())
         return Sampled(pending.prompts, rollouts, greedy, {"rollout": busy_s})
+
+    def _without_killers(self, pending: _Pending, error: KillsWorkers) -> _Pending:
+        """A batch that was begun, begun again without the prompts that kill workers."""
+        settings = self._recipe.rlhf
+        with self._roles.rollout.under(pending.state):
+            found = killers(self._roles, error, settings.sampling, group_size=settings.group_size, seed=pending.seed)
+            for prompt in found:
+                self._batches.expel(prompt, Reason.KILLS_WORKER, str(error))
+            return self._begin(pending.cursor, pending.seed, left_of(pending.prompts, found, error))
+
+
+def killers(
+    roles: Roles, error: KillsWorkers, sampling: Sampling, *, group_size: int, seed: int
+) -> Sequence[PromptRef]:
+    """The prompts of a batch that killed workers which do so alone, too.
+
+    Raises:
+        KillsWorkers: none does: together they are too much.
+    """
+    if len(error.share) == 1:
+        return error.share
+    found: list[PromptRef] = []
+    for prompt in error.share:
+        try:
+            generate(roles, [prompt], sampling, group_size=group_size, seed=seed).result()
+        except KillsWorkers:
+            found.append(prompt)
+    if not found:
+        error.add_note("each of its prompts is completed alone; take rlhf.rollout.batch_size down")
+        raise error
+    return found
+
+
+def left_of(prompts: Sequence[PromptRef], found: Sequence[PromptRef], error: KillsWorkers) -> list[PromptRef]:
+    """Prompts without those that were found to kill workers.
+
+    Raises:
+        KillsWorkers: none is left.
+    """
+    rows = {prompt.row for prompt in found}
+    if not (left := [prompt for prompt in prompts if prompt.row not in rows]):
+        raise error
+    return left
 
 
 def generate(

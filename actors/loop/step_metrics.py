@@ -51,8 +51,11 @@ def step_metrics(
         **{f"phase/{phase}_s": spent for phase, spent in learned.phases.items()},
         "time/driver_s": driver_s,
         "busy/driver": driver_s / step_s,
+        **{f"wait/{fleet.role}_s": fleet.waited_s() for fleet in roles.all},
         **{f"pool/workers:{pool.role}": float(len(pool)) for pool in (roles.encoder, roles.rollout)},
+        **{f"queue/tasks:{pool.role}": float(pool.num_waiting) for pool in (roles.encoder, roles.rollout)},
         **roles.recoveries.counts(),
+        **roles.recoveries.seconds(),
     }
 
 

@@ -13,12 +13,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from actors.fleet.answer import gather
+from actors.fleet.failures import KillsWorkers
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Roles, loop_paths
 from actors.loop.door import Door
-from actors.loop.sampler import check_fresh, generate
+from actors.loop.sampler import check_fresh, generate, killers, left_of
 from actors.roles.encoder import PromptRef, needs_of
 from pipeline.config import VALIDATION, ConfigError, Recipe
+from pipeline.data.schema import Reason
 from pipeline.evaluation.validation import End, Progress, chosen, end_of, measured
 from pipeline.records import Rollout
 
@@ -89,14 +91,9 @@ class Validator:
 
     def _measured(self, step: int) -> dict[str, float]:
         started = time.monotonic()
-        sampling, size = self._recipe.rlhf.sampling, self._recipe.rlhf.validation.samples_per_prompt
-        calls = {
-            "sampled": generate(self._roles, self._prompts, sampling, group_size=size, seed=SAMPLING_STEP),
-            "greedy": generate(self._roles, self._prompts, sampling.greedy, group_size=1, seed=SAMPLING_STEP),
-        }
-        rollouts: dict[str, list[Rollout]] = {
-            name: [rollout for part in parts for rollout in part] for name, parts in gather(calls)[0].items()
-        }
+        rollouts = None
+        while rollouts is None:
+            rollouts = self._completed()
         for found in rollouts.values():
             check_fresh(found, oldest=step, newest=step)
         return {
@@ -105,6 +102,23 @@ class Validator:
             "data/validation_rows_without_answer": float(self._num_unanswered),
             "time/validation_s": time.monotonic() - started,
         }
+
+    def _completed(self) -> dict[str, list[Rollout]] | None:
+        """Sampled and greedy completions of all prompts; None where there are fewer prompts now: some kill workers."""
+        sampling, size = self._recipe.rlhf.sampling, self._recipe.rlhf.validation.samples_per_prompt
+        calls = {
+            "sampled": generate(self._roles, self._prompts, sampling, group_size=size, seed=SAMPLING_STEP),
+            "greedy": generate(self._roles, self._prompts, sampling.greedy, group_size=1, seed=SAMPLING_STEP),
+        }
+        try:
+            found, _ = gather(calls)
+        except KillsWorkers as error:
+            deadly = killers(self._roles, error, sampling, group_size=size, seed=SAMPLING_STEP)
+            for prompt in deadly:
+                self._door.expel(prompt, Reason.KILLS_WORKER, str(error))
+            self._prompts = left_of(self._prompts, deadly, error)
+            return None
+        return {name: [rollout for part in parts for rollout in part] for name, parts in found.items()}
 
     def _check_names(self, metrics: dict[str, float]) -> None:
         wanted = {

@@ -17,6 +17,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import ObjectLostError
 
 from actors.engine.place import Place
 from actors.fleet.worker import Worker
@@ -185,15 +186,27 @@ class EncoderWorker(Worker):
         return self._cache.counts
 
     def encode(
-        self, rows: Sequence[RowRef], split: str, needs: Needs, *, shown: Mapping[RowKey, Showing] | None = None
+        self,
+        rows: Sequence[RowRef],
+        split: str,
+        needs: Needs,
+        *,
+        shown: Mapping[RowKey, Showing] | None = None,
+        again: bool = False,
     ) -> list[PromptRef | Quarantined]:
         """Processes and encodes rows of a split, each once; refused ones come back with their reason.
 
-        shown: how the media of rows are shown, where not as they are.
+        shown: how the media of rows are shown, where not as they are. again: what was put into the object store may
+        have been lost there; it is looked for, and encoded again where it is gone.
         """
         keys: dict[RowKey, PromptKey] = {
             row.key: (split, row.key, (shown or {}).get(row.key, AS_IT_IS), needs) for row in rows
         }
+        if again:
+            for key in keys.values():
+                kept = self._cache.get(key)
+                if isinstance(kept, PromptRef) and _is_lost(kept):
+                    self._cache.lose(key)
         found = {row.key: self._cache.get(keys[row.key]) for row in rows}
         missing = list({row.key: row for row in rows if found[row.key] is None}.values())
         showings = [keys[row.key][2] for row in missing]
@@ -275,6 +288,17 @@ class EncoderWorker(Worker):
             tensors_bytes = sum(np.asarray(tensor).nbytes for tensor in medium.tensors.values())
             tensors, num_bytes = _held(medium, tensors_bytes), num_bytes + tensors_bytes
         return StoredMedium(medium.kind, features, tensors), num_bytes
+
+
+def _is_lost(prompt: PromptRef) -> bool:
+    """Whether the prompt, or something of its media, is no longer in the object store."""
+    try:
+        stored: StoredPrompt = ray.get(prompt.stored)
+        held = [part for medium in stored.media for part in (medium.features, medium.tensors)]
+        ray.get([part for part in held if isinstance(part, ray.ObjectRef)])
+    except ObjectLostError:
+        return True
+    return False
 
 
 def _content_of(prompt: ProcessedPrompt) -> str:

@@ -34,6 +34,7 @@ class _Features(Generic[F]):
     value: F
     num_bytes: int
     num_users: int = 0
+    is_lost: bool = False
 
 
 class FeatureCache(Generic[K, P, F]):
@@ -63,13 +64,23 @@ class FeatureCache(Generic[K, P, F]):
 
         They stay when the prompt that they are asked for is put.
         """
-        if key in self._features:
+        kept = self._features.get(key)
+        if kept is not None and not kept.is_lost:
             self.counts.hits += 1
-        else:
-            self.counts.misses += 1
-            self._features[key] = _Features(*compute())
-            self.counts.kept_bytes += self._features[key].num_bytes
-        return self._features[key].value
+            return kept.value
+        self.counts.misses += 1
+        value, num_bytes = compute()
+        self._features[key] = _Features(value, num_bytes, 0 if kept is None else kept.num_users)
+        self.counts.kept_bytes += num_bytes - (0 if kept is None else kept.num_bytes)
+        return value
+
+    def lose(self, key: K) -> None:
+        """Forgets a prompt that is no longer where it was put, and has the features of its media computed again."""
+        entry = self._prompts.pop(key, None)
+        if entry is not None:
+            for medium in entry.media:
+                self._features[medium].is_lost = True
+            self._forget(entry)
 
     def put(self, key: K, prompt: P, *, num_bytes: int, media: Sequence[str]) -> None:
         """Keeps a prompt of `num_bytes` that holds the features of `media`, and forgets what no longer fits."""

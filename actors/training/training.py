@@ -7,18 +7,20 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.util.queue import Queue
 
-from actors.fleet.failures import MISTAKES, TrainingLost
+from actors.fleet.failures import MISTAKES, Loss, TrainingLost, is_death
 from actors.fleet.placement import rank_resources, resolve_device
 from actors.training.preference import train_preference
 from actors.training.reward_model import train_reward_model
@@ -42,6 +44,7 @@ LOOPS = {
     "pretrain": train_contrastive,
 }
 """What runs in the workers of each stage."""
+_LOOK_S = 0.5
 STEPS_AHEAD = 3
 """Batches that lie ready for the workers."""
 
@@ -65,6 +68,10 @@ class Training:
         """Seconds of the longest step so far."""
         self._workers: list[Any] = []
         """Train's actors, of which each says that it is there."""
+        self._was_there = False
+        """Whether any has."""
+        self._start_s = recipe.cluster.resource_timeout_s
+        """Seconds that a cluster may take to have room for them."""
         self._queue, self._inbox = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
         trainer = TorchTrainer(
             LOOPS[stage],
@@ -116,14 +123,16 @@ class Training:
         for _ in range(STEPS_AHEAD):
             self._send_next(data)
         heard = time.monotonic()
-        while self._thread.is_alive() or not self._queue.empty():
+        while self._thread.is_alive() or not self._ask(self._queue, "empty"):
+            item: tuple[int, dict[str, Any]] | None
             try:
-                item: tuple[int, dict[str, Any]] | None = self._queue.get(timeout=0.5)
+                item = self._ask(self._queue, "get", _LOOK_S)
             except Empty:
                 self._kill_who_hangs(time.monotonic() - heard)
                 continue
             if item is not None and item[0] == HERE:
                 self._workers.append(item[1]["worker"])
+                self._was_there = True
                 continue
             if item is None:
                 # The checkpoint lies there: Train takes seconds more to clear away, which nobody needs to wait for.
@@ -137,6 +146,25 @@ class Training:
         if self._failures:
             raise self._meaning(self._failures[0])
 
+    def _ask(self, queue: Queue, method: str, *args: Any) -> Any:
+        """What the process of a queue says; its own methods wait for it without end.
+
+        Raises:
+            TrainingLost: it died or hangs.
+        """
+        try:
+            return ray.get(getattr(queue.actor, method).remote(*args), timeout=self._deadlines.least_s)
+        except (RayActorError, GetTimeoutError) as error:
+            self._drop_queues()
+            kind = Loss.DIED if is_death(error) else Loss.HUNG
+            raise TrainingLost(self._stage, f"its queue does not answer: {error}", kind) from error
+
+    def _drop_queues(self) -> None:
+        """Ends the queues, at which workers would wait for ever: they end then, too."""
+        self._is_waiting, self.has_ended, self._is_cancelled = False, True, True
+        for queue in (self._queue, self._inbox):
+            queue.shutdown(force=True)
+
     def _kill_who_hangs(self, silent_s: float) -> None:
         limits = self._deadlines
         is_stepping = self._longest_s > 0 and self._is_waiting  # Before that it loads, and after that it exports.
@@ -146,6 +174,9 @@ class Training:
             for worker in self._workers:
                 ray.kill(worker)
             self._workers.clear()  # Train says the rest.
+        elif silent_s > limits.first_s + self._start_s and not self._was_there:
+            self._drop_queues()
+            raise TrainingLost(self._stage, f"no rank has come within {silent_s:.0f} s", Loss.HUNG)
 
     def _meaning(self, failure: BaseException) -> BaseException:
         """What a failure of Train is to whoever asked: ranks that die, or meet what others did, may do so no more."""
@@ -158,13 +189,15 @@ class Training:
         if any(isinstance(cause, MISTAKES) for cause in causes.values()):
             return failure
         rank, cause = next(iter(causes.items()))
-        return TrainingLost(self._stage, f"rank {rank}: {type(cause).__name__}: {cause}")
+        kind = Loss.DIED if is_death(cause) else Loss.RAISED
+        return TrainingLost(self._stage, f"rank {rank}: {type(cause).__name__}: {cause}", kind)
 
     def cancel(self) -> None:
         """Lets workers that wait for something end without it. Those at work end with the driver."""
         if self._is_waiting:
             self._is_waiting, self.has_ended, self._is_cancelled = False, True, True
-            self._send(None)
+            with suppress(TrainingLost):
+                self._send(None)
 
     def close(self) -> None:
         """Cancels a training that nobody asked for; one that has ended clears away first, and its errors are raised.
@@ -196,4 +229,4 @@ class Training:
 
     def _send(self, message: dict[str, Any] | None) -> None:
         # As a reference in a list: the queue's process need not understand what it passes on.
-        self._inbox.put_nowait_batch([[ray.put(message)]] * self._num_workers)
+        self._ask(self._inbox, "put_nowait_batch", [[ray.put(message)]] * self._num_workers)

@@ -55,6 +55,10 @@ class Adder(Worker):
         time.sleep(0.02)
         return number + self._more, self._more, os.getpid()
 
+    def process(self) -> int:
+        """The process that it is in."""
+        return os.getpid()
+
     def timed(self, number: int) -> tuple[int, float]:
         """The number, and when it was begun."""
         started = time.time()
@@ -121,6 +125,17 @@ def test_a_worker_that_hangs_is_killed_after_its_deadline(pool: Pool[Adder]) -> 
     found = pool.submit(Adder.add, list(range(6)), deaths=log.name, hang=True).result()
     assert [sum_ for sum_, _, _ in found] == list(range(6))
     assert len(list(log.iterdir())) == 1
+
+
+def test_a_worker_that_hangs_with_nothing_to_do_keeps_nobody_from_asking_the_others(pool: Pool[Adder]) -> None:
+    wait_until(lambda: len(pool.on_all(Adder.process)) == 2)
+    pool.recoveries.counts()
+    hanging, other = pool.on_all(Adder.process)
+    os.kill(hanging, signal.SIGSTOP)
+    assert pool.on_all(Adder.process) == [other]
+    found = pool.submit(Adder.add, list(range(6))).result()
+    assert [sum_ for sum_, _, _ in found] == list(range(6))
+    assert pool.recoveries.counts() == {"counts/recoveries:adder": 1, "counts/recoveries_by_cause:hung": 1}
 
 
 def test_a_task_is_done_under_the_state_in_which_it_was_submitted(pool: Pool[Adder]) -> None:
@@ -289,7 +304,7 @@ def test_a_spare_takes_over_and_another_one_follows_and_a_dead_spare_is_no_loss_
         (sum_, _, process) = pool.submit(Adder.add, [3], deaths=log.name).result()[0]
         assert sum_ == 103 and len(list(log.iterdir())) == 1
         assert (process == spare) == is_alive
-        assert pool.recoveries.counts() == {"counts/recoveries:adder": 1}
+        assert pool.recoveries.counts()["counts/recoveries:adder"] == 1
         assert all(loss.seconds is not None for loss in pool.recoveries.all)
     pool.shutdown()
 

@@ -18,6 +18,7 @@ from jobs import reward_model, sft
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.datasets import Datasets, RowKey, RowRef
 from pipeline.data.held_out import HeldOut
+from pipeline.data.schema import Reason
 from pipeline.data.table import (
     PreferenceTable,
     Quarantine,
@@ -41,6 +42,7 @@ class ReadingRoles:
         self._datasets = Datasets(recipe.datasets, "train")
         self.num_read = 0
         self.shown: Mapping[RowKey, Showing] | None = None
+        self.again = False
 
     def encode(
         self,
@@ -49,9 +51,10 @@ class ReadingRoles:
         needs: Needs,
         *,
         shown: Mapping[RowKey, Showing] | None = None,
+        again: bool = False,
     ) -> ReadingRoles.Done:
         self.num_read += len(rows)
-        self.shown = shown
+        self.shown, self.again = shown, again
         prompts = self._datasets.read(rows)
         return self.Done([self._ref(row, prompt) for row, prompt in zip(rows, prompts, strict=True)])
 
@@ -229,6 +232,27 @@ def test_datasets_of_a_mixture_keep_apart_ids_that_they_share(table: Path) -> No
         assert door.datasets.num_rows == len(door.datasets.infos()) == 68
         with pytest.raises(KeyError, match="begins with the name of no dataset; there are first, small"):
             door.admit(["row-3"])
+
+
+def test_a_prompt_that_is_expelled_is_counted_once_and_does_not_come_again(table: Path) -> None:
+    recipe = _recipe(table, *IN_ORDER, "data.max_bad_fraction=0.05")
+    with _opened(recipe, size=20) as (door, batches):
+        deadly = batches.take()[3]
+        batches.expel(deadly, Reason.KILLS_WORKER, "4 workers died of generate")
+        again = [prompt.id for _ in range(3) for prompt in batches.take()]
+        assert len(again) == 59 and deadly.id not in again
+        assert door.quarantine.counts() == {"kills_worker": 1}
+    (refused,) = Quarantine.read(table.parent / "run" / "quarantine" / "test_train.parquet")
+    assert (refused.row_id, refused.detail) == (deadly.id, "4 workers died of generate")
+
+
+def test_prompts_that_were_lost_are_asked_for_again_as_such(table: Path) -> None:
+    recipe = _recipe(table)
+    roles = ReadingRoles(recipe)
+    door = Door(cast(Any, roles), recipe, "train", stage="test", needs=Needs())
+    (prompt,) = door.admit(["row-3"])
+    assert not roles.again
+    assert [each.id for each in door.again([prompt])] == ["row-3"] and roles.again
 
 
 def test_rows_shown_in_another_way_come_without_those_that_do_not_go_so_and_nothing_is_quarantined(table: Path) -> None:

@@ -64,8 +64,10 @@ def test_a_scoring_world_is_started_again_alone_and_the_phase_repeated() -> None
     bench = Bench()
     assert bench.recovery.insist(failing(WorldLost("reward", "rank 1 died"))) == "done"
     assert bench.starts() == {"reward": 1}
-    assert bench.recoveries.counts() == {"counts/recoveries:reward": 1.0}
-    assert bench.recoveries.all[0].seconds is not None
+    assert bench.recoveries.counts() == {"counts/recoveries:reward": 1.0, "counts/recoveries_by_cause:died": 1.0}
+    seconds = bench.recoveries.all[0].seconds
+    assert seconds is not None
+    assert bench.recoveries.seconds() == {"recovery/reward_s": seconds} and bench.recoveries.seconds() == {}
 
 
 def test_lost_features_are_encoded_again_before_the_phase_is_repeated() -> None:
@@ -128,7 +130,10 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_several_one_after_th
     ]
     with pytest.raises(CannotSave, match=r"max_failures=1: 2 checkpoints .* no way; make room there, or"):
         recovery.saved(replace(state, step=4), {})
-    assert bench.recoveries.counts() == {"counts/recoveries:checkpoint": 3.0}
+    assert bench.recoveries.counts() == {
+        "counts/recoveries:checkpoint": 3.0,
+        "counts/recoveries_by_cause:unsaved": 3.0,
+    }
 
 
 def test_a_mistake_while_saving_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

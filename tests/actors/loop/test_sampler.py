@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from actors.fleet.answer import Answer
-from actors.loop.sampler import Sampler
+from actors.fleet.failures import KillsWorkers
+from actors.loop.sampler import Sampler, left_of
 from actors.roles.encoder import PromptRef
 from pipeline.config import Recipe, Sampling, load_recipe
 from pipeline.config import Rollout as RolloutSettings
@@ -26,9 +29,16 @@ class RolloutPool(AtOnce):
     settings = RolloutSettings(batch_size=2)
     state = None
 
-    def __init__(self) -> None:
+    def __init__(self, *deadly: str) -> None:
+        """deadly: prompts that kill whoever completes a batch with all of them."""
         self.version = 0
         self.asked: list[dict[str, Any]] = []
+        self._deadly = set(deadly)
+
+    @contextmanager
+    def under(self, state: object) -> Generator[None, None, None]:
+        assert state is self.state
+        yield
 
     def submit_by_cost(
         self,
@@ -40,14 +50,18 @@ class RolloutPool(AtOnce):
         group_size: int,
         step: int,
     ) -> Answer[list[Rollout]]:
-        assert [len(share) for share in shares] == [2, 1]
-        tokens = [share[0].num_tokens + group_size * sampling.max_new_tokens for share in shares]
-        assert costs == [2.0 * tokens[0], tokens[1]]
+        tokens = [prompt.num_tokens + group_size * sampling.max_new_tokens for (prompt, *_) in shares]
+        assert costs == [len(share) * each for share, each in zip(shares, tokens, strict=True)]
         self.asked.append(
             {"seed": step, "group_size": group_size, "temperature": sampling.temperature, "version": self.version}
         )
         one = Completion(np.array([1]), np.zeros(1, np.float32), FinishReason.STOP, self.version, "")
-        return self.answer([[Rollout(prompt.id, (one,) * group_size) for prompt in share] for share in shares])
+        answer = self.answer([[Rollout(prompt.id, (one,) * group_size) for prompt in share] for share in shares])
+        for place, share in enumerate(shares):
+            if self._deadly and self._deadly <= {prompt.id for prompt in share}:
+                cast(Any, answer.calls)[place] = died = Future[Any]()
+                died.set_exception(KillsWorkers("rollout: 4 workers died of generate", share))
+        return answer
 
 
 class OpenBatches:
@@ -57,10 +71,14 @@ class OpenBatches:
         self.cursor = cursor
         self.announced: list[int] = []
         self.num_ahead: list[int] = []
+        self.expelled: list[tuple[str, str]] = []
 
     def take(self) -> list[PromptRef]:
         self.cursor += 1
-        return [prompt_ref(name) for name in _drawn(self.cursor - 1)]
+        return [prompt_ref(name, row=IDS.index(name)) for name in _drawn(self.cursor - 1)]
+
+    def expel(self, prompt: PromptRef, reason: str, detail: str) -> None:
+        self.expelled.append((prompt.id, reason))
 
     def announce(self) -> None:
         self.announced.append(self.cursor)
@@ -73,11 +91,11 @@ def _drawn(batch: int) -> list[str]:
 class Bench:
     """A sampler with its workers and its batches."""
 
-    def __init__(self, *overrides: str, cursor: int = 0):
+    def __init__(self, *overrides: str, cursor: int = 0, deadly: Sequence[str] = ()):
         self.recipe: Recipe = load_recipe(
             None, ["rlhf.prompts_per_step=3", "rlhf.group_size=2", "rlhf.num_steps=6", *overrides]
         )
-        self.rollout, self.batches = RolloutPool(), OpenBatches(cursor)
+        self.rollout, self.batches = RolloutPool(*deadly), OpenBatches(cursor)
         roles = cast(Any, type("Roles", (), {"rollout": self.rollout}))
         self.sampler = Sampler(roles, self.recipe, cast(Any, self.batches))
 
@@ -147,3 +165,24 @@ def test_remax_gets_a_greedy_completion_of_each_prompt() -> None:
     assert [rollout.prompt_id for rollout in sampled.greedy] == [prompt.id for prompt in sampled.prompts]
     assert {len(rollout.completions) for rollout in sampled.greedy} == {1}
     assert sampled.seconds.keys() == {"rollout"}
+
+
+def test_a_prompt_that_kills_whoever_completes_it_is_expelled_and_the_step_goes_on_without_it() -> None:
+    bench = Bench("rlhf.staleness=1", deadly=["prompt-1"])
+    taken = bench.run(range(1))
+    assert taken == [(1, ["prompt-0", "prompt-2"])]
+    assert bench.batches.expelled == [("prompt-1", "kills_worker")]
+    # Two batches ahead, two prompts alone, and the first batch again without one: all with the seed of their batch.
+    assert [each["seed"] for each in bench.rollout.asked] == [0, 1, 0, 0, 0]
+
+
+def test_prompts_that_kill_together_and_not_alone_are_an_error_that_names_the_cure() -> None:
+    with pytest.raises(KillsWorkers, match="4 workers died of generate") as caught:
+        Bench(deadly=["prompt-0", "prompt-1"]).run(range(1))
+    assert "rlhf.rollout.batch_size" in caught.value.__notes__[0]
+
+
+def test_a_batch_whose_every_prompt_kills_is_an_error_of_its_own() -> None:
+    error = KillsWorkers("rollout: 4 workers died of generate", [prompt_ref("prompt-0")])
+    with pytest.raises(KillsWorkers, match="4 workers"):
+        left_of([prompt_ref("prompt-0")], error.share, error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.fleet.failures import KillsWorkers
 from actors.loop import validation
 from actors.loop.checkpoints import LoopState
 from actors.loop.validation import Validator
@@ -24,6 +26,7 @@ from jobs import evaluate, reward_model
 from pipeline.config import ConfigError, Recipe, Sampling
 from pipeline.config import Rollout as RolloutSettings
 from pipeline.data.datasets import Datasets, RowRef
+from pipeline.data.table import Quarantine
 from pipeline.evaluation.validation import EndReason
 from pipeline.records import Completion, FinishReason, Rollout
 from tests.actors.at_once import AtOnce
@@ -44,6 +47,8 @@ class Workers(AtOnce):
     def __init__(self, recipe: Recipe, says: Callable[[PromptRef, int, int], str]) -> None:
         self._recipe = recipe
         self._says = says
+        self.deadly: frozenset[str] = frozenset()
+        """Prompts of which whoever completes one dies."""
         self.version = 0
         self.num_processed = 0
         self.asked: list[tuple[int, int, float]] = []
@@ -78,7 +83,12 @@ class Workers(AtOnce):
                 tuple(Completion(tokens, logprobs, FinishReason.STOP, self.version, text) for text in texts),
             )
 
-        return self.answer([[group(prompt) for prompt in share] for share in shares])
+        answer = self.answer([[group(prompt) for prompt in share] for share in shares])
+        for place, share in enumerate(shares):
+            if any(prompt.id in self.deadly for prompt in share):
+                cast(Any, answer.calls)[place] = died = Future[Any]()
+                died.set_exception(KillsWorkers("rollout: 4 workers died of generate", share))
+        return answer
 
 
 def right_from(version: int) -> Callable[[PromptRef, int, int], str]:
@@ -138,6 +148,17 @@ def test_any_of_k_and_the_mean_tell_apart_what_one_sample_in_four_can_do(make: C
     found = bench.run()[0].progress.metrics
     assert (found["validation/any_of_k"], found["validation/exact_match"], found[METRIC]) == (1.0, 0.25, 0.0)
     assert found["data/validation_prompts"] == 6 and found["data/validation_rows_without_answer"] == 0
+
+
+def test_a_validation_prompt_that_kills_workers_is_left_out_from_then_on(make: Callable[..., Recipe]) -> None:
+    bench = Bench(make, "rlhf.evaluate_every=9", "rlhf.rollout.batch_size=3", says=right_from(0))
+    whole = bench.run()
+    name = bench.validator._prompts[1].id  # pyright: ignore[reportPrivateUsage]
+    bench.workers.deadly = frozenset([name])
+    found = bench.run()[0].progress.metrics
+    assert (whole[0].progress.metrics["data/validation_prompts"], found["data/validation_prompts"]) == (6, 5)
+    file = bench.recipe.run.directory / "quarantine" / "validation_validation.parquet"
+    assert [(each.row_id, each.reason) for each in Quarantine.read(file)] == [(name, "kills_worker")]
 
 
 def test_without_an_interval_nothing_is_processed_or_asked(make: Callable[..., Recipe]) -> None:

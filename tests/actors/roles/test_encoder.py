@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import ObjectLostError
 
 from actors.engine.place import Place
 from actors.roles.encoder import SAME_MEDIA, EncoderWorker, Needs, PromptRef, Showing, fetch_encoded
@@ -116,3 +120,43 @@ def test_a_swap_that_changes_nothing_or_has_no_donor_is_refused(worker: EncoderW
     assert isinstance(nothing, Quarantined) and nothing.reason == SAME_MEDIA
     broken = shown(worker, "digit", Showing(donor=key("corrupt")))
     assert isinstance(broken, Quarantined) and (broken.row_id, broken.reason) == ("digit", "corrupt_image")
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """Whose end takes along what it owns in the object store."""
+
+    def put(self, value: Any) -> list[Any]:
+        return [ray.put(value)]
+
+
+def copied(prompt: PromptRef) -> list[NDArray[np.float32]]:
+    """Features of a prompt; what is only looked at stays in the object store as long as that."""
+    return [np.array(cast(Any, medium)) for medium in fetch_encoded([prompt])[0].media]
+
+
+def test_what_has_left_the_object_store_is_put_there_again_and_nothing_else(
+    worker: EncoderWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner: Any = Owner.remote()
+    pair, text = RowRef(key("pair")), RowRef(key("text"))
+    needs = Needs(tensors=frozenset([IMAGE]))  # that no other test has asked for
+    with monkeypatch.context() as patched:
+        patched.setattr(ray, "put", lambda value: ray.get(owner.put.remote(value))[0])
+        (lost,) = worker.encode([pair], "train", needs)
+    (kept,) = worker.encode([text], "train", needs)
+    before = copied(cast(PromptRef, lost))
+    num_calls = worker.num_tower_calls()
+    assert worker.encode([pair, text], "train", needs, again=True) == [lost, kept]
+    ray.kill(owner)
+    with pytest.raises(ObjectLostError):
+        for _ in range(100):  # its end takes a moment to be known
+            copied(cast(PromptRef, lost))
+            time.sleep(0.1)
+    # What is kept is believed, until it is said to be lost.
+    assert worker.encode([pair, text], "train", needs) == [lost, kept]
+    renewed, same = worker.encode([pair, text], "train", needs, again=True)
+    assert same == kept and renewed != lost
+    for one, other in zip(before, copied(cast(PromptRef, renewed)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert worker.num_tower_calls() == num_calls + 2

@@ -115,3 +115,16 @@ def test_kept_bytes_are_those_of_what_is_kept_and_within_the_bound(
     assert cache.counts.kept_bytes == len(kept) + 10 * len(features)
     assert cache.counts.kept_bytes <= max_bytes or len(kept) == 1
     assert cache.counts.misses - cache.counts.evicted == len(features)
+
+
+def test_what_is_lost_is_computed_again_and_once_for_all_prompts_that_hold_it() -> None:
+    cache: Cache = FeatureCache(100)
+    _add(cache, "a", "cat", "dog")
+    _add(cache, "b", "cat")
+    cache.lose("a")
+    assert cache.get("a") is None and cache.get("b") == "prompt b"
+    assert cache.features("cat", _gives("anew", 12)) == "anew"
+    assert cache.features("cat", _never) == "anew"
+    cache.put("a", "prompt a", num_bytes=1, media=["cat"])
+    assert cache.counts.kept_bytes == 12 + 2  # the dog went with the prompt that held it
+    cache.lose("never there")
