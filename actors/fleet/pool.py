@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
@@ -191,22 +191,19 @@ class Pool(Generic[W]):
         ready = [member for member in self._members if member.is_ready]
         asked = [(member, self._call(member, method.__name__, *args, **kwargs)) for member in ready]
         found: list[R] = []
-        heard = time.monotonic()
-        while asked:
-            member, call = asked[0]
-            if member.doing:  # What it is at comes first, and has a deadline of its own.
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self._deadlines.of(method.__name__):
-                self._kill(member)
-            try:
-                found.append(call.result(_LOOK_S)[0])
-                self._deadlines.learn(method.__name__, call)
-            except TimeoutError:
-                continue
-            except Exception as error:
-                if not is_death(error):
-                    raise cause_of(error) from error
-            asked.pop(0)
+        for member, call in asked:
+            heard = time.monotonic()
+            while not wait([call], _LOOK_S).done:
+                if member.doing:  # What it is at comes first, and has a deadline of its own.
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > self._deadlines.of(method.__name__):
+                    self._kill(member)
+            self._deadlines.learn(method.__name__, call)
+            error = call.exception()
+            if error is None:
+                found.append(call.result()[0])
+            elif not is_death(error):
+                raise cause_of(error) from error
         return found
 
     def _call(self, member: Member, method: str, *args: Any, **kwargs: Any) -> Future[tuple[Any, Spent]]:

@@ -1,0 +1,36 @@
+"""A training whose queue dies or hangs: a loss of the training, not a wait without end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+from ray.util.queue import Queue
+
+from actors.fleet.failures import Loss, TrainingLost
+from actors.training.training import Training
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.mark.parametrize(("how", "kind"), [(signal.SIGKILL, Loss.DIED), (signal.SIGSTOP, Loss.HUNG)])
+def test_a_queue_that_does_not_answer_is_a_loss_and_lets_nobody_wait(how: signal.Signals, kind: Loss) -> None:
+    training: Any = object.__new__(Training)
+    training._stage, training._deadlines = "sft", SimpleNamespace(least_s=3.0)
+    training._queue, training._inbox = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+    training._inbox.put("there")
+    assert training._ask(training._inbox, "get", 1.0) == "there"
+    queue, inbox = training._queue.actor, training._inbox.actor
+    waiting = inbox.get.remote()
+    os.kill(ray.get(queue.__ray_call__.remote(lambda _: os.getpid())), how)
+    with pytest.raises(TrainingLost, match="sft: its queue does not answer") as caught:
+        training._ask(training._queue, "get", 0.5)
+    assert caught.value.kind is kind and training.has_ended
+    # Its ranks, which wait at the other queue, end as well.
+    with pytest.raises(RayActorError):
+        ray.get(waiting, timeout=30)
