@@ -1,14 +1,16 @@
 """Does a run that loses its workers end with the numbers of one that does not?
 
-    a run in peace -> metrics, weights, and how often each role was asked for what
-    kills drawn over roles, ranks and calls -> runs, a few kills each -> the same metrics and weights, to the last bit?
+    a run in peace -> metrics, weights, and how often each role was asked for what, in which phase
+    kills drawn over phases, roles, methods and ranks -> runs, a few kills each -> the same metrics and weights, to the
+        last bit?
 
     python -m benchmarks.kills --kills 100 --seed 0
 
 All runs have two ranks a world and two workers a pool on CPUs, a checkpoint a step, and evaluate as they go. A kill is
-SIGKILL to the process of a worker at the call, or (one in `--hangs`) SIGSTOP, until its deadline has passed; or (of
-those of pools one in `--nodes`) the end of the node on which it lies, whose successor comes two seconds later. Pools
-lie on two nodes of their own in a cluster on this machine.
+SIGKILL to the process of a worker, at the call or up to 0.15 s later. On top of these come SIGSTOP (of all events one
+in `--hangs`), until the worker's deadline has passed, and (of those of pools one in `--nodes`) the end of the node on
+which it lies, whose successor comes two seconds later. Pools lie on two nodes of their own in a cluster on this
+machine. A learner resumes only after one has died: a kill while it resumes follows one in an update of the same run.
 """
 
 from __future__ import annotations
@@ -16,44 +18,29 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
+from itertools import cycle
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import ray
-from ray.cluster_utils import Cluster
-from ray.exceptions import RayError
 
-from actors.fleet.pool import Pool
-from actors.fleet.recoveries import Recoveries, Recovery
-from actors.fleet.staff import Staff
-from actors.fleet.world import World
+from actors.fleet.recoveries import Recoveries
 from actors.loop.crew import crew_of
 from benchmarks import machine
+from benchmarks.kills_report import Outcome, is_sound, num_kills, summary, table
+from benchmarks.kills_watch import SPOT, STEADY, Call, How, Kill, Killer, Nodes, Phase, watched
 from jobs import rlhf
-from jobs.command import connect
 from pipeline.config import Recipe, load_recipe
 from pipeline.data import demo
 from pipeline.models import tiny
 from pipeline.tracking import read_metrics
 
-Call = tuple[str, str]
-"""A role and the method that it is asked for."""
 POOLS = {"encoder", "rollout"}
-SPOT, STEADY = "spot", "steady"
-"""The resources of nodes on which pools lie, and of that on which worlds do."""
 WORLDS = {"policy", "critic", "reference", "reward"}
 APART = tuple(f"rlhf.{role}.resources={{{SPOT if role in POOLS else STEADY}: 1}}" for role in sorted(POOLS | WORLDS))
 SETTINGS = (
@@ -76,144 +63,6 @@ SETTINGS = (
     "rlhf.validation={num_prompts: 4, samples_per_prompt: 1}",
     "rlhf.policy.parts.vision_tower.mode=train",
 )
-
-
-class How(StrEnum):
-    """What happens to a worker."""
-
-    KILL = "kill"
-    HANG = "hang"
-    NODE = "node"
-
-
-@dataclass(frozen=True)
-class Kill:
-    """What happens to the worker at `place` when its role is asked for `call` the `occurrence`-th time."""
-
-    call: Call
-    place: int
-    occurrence: int
-    delay_s: float
-    how: How = How.KILL
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended, and what it lost on the way."""
-
-    fingerprint: str
-    calls: Counter[Call]
-    killed: list[Kill]
-    recoveries: list[Recovery]
-    steps_lost_most: int
-    error: str | None
-    seconds: float
-
-
-class Nodes:
-    """A cluster on this machine: a head for the worlds, and two nodes for a worker of each pool."""
-
-    def __init__(self) -> None:
-        # Not at exit, for which Ray sets signal handlers: nodes are added in a thread that kills.
-        head = {"num_cpus": 8, "include_dashboard": False, "resources": {STEADY: 100}}
-        self._cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
-        for _ in range(2):
-            self._add()
-        connect(address=self._cluster.address)
-
-    def _add(self) -> None:
-        self._cluster.add_node(num_cpus=2, resources={SPOT: 1})
-
-    def end(self, node_id: str) -> None:
-        """Ends a node with all that is on it; another one like it comes."""
-        node = next(each for each in self._cluster.worker_nodes if each.node_id == node_id)
-        self._cluster.remove_node(node, allow_graceful=False)
-        time.sleep(2)
-        self._add()
-
-    def shutdown(self) -> None:
-        """Ends the cluster."""
-        ray.shutdown()
-        self._cluster.shutdown()
-
-
-class Killer:
-    """Counts calls as the driver makes them, and kills who is at one that was drawn."""
-
-    def __init__(self, kills: Sequence[Kill], nodes: Nodes | None):
-        self._left = list(kills)
-        self._nodes = nodes
-        self.killed: list[Kill] = []
-        self.calls: Counter[Call] = Counter()
-        self._processes: dict[Any, Any] = {}
-        self._lock = threading.Lock()
-
-    def met(self, actor: Any) -> None:
-        """Takes note of a worker's process."""
-        self._processes[actor] = actor.__ray_call__.remote(
-            lambda _: (os.getpid(), ray.get_runtime_context().get_node_id())
-        )
-
-    def asked(self, call: Call, place: int, actor: Any) -> None:
-        """A worker was given a call."""
-        with self._lock:
-            self.calls[call] += 1
-            due = [kill for kill in self._left if kill.call == call and kill.occurrence <= self.calls[call]]
-            kill = next((kill for kill in due if kill.place == place), None)
-            if kill is not None:
-                self._left.remove(kill)
-                threading.Timer(kill.delay_s, self._kill, (kill, actor)).start()
-
-    def _kill(self, kill: Kill, actor: Any) -> None:
-        try:
-            process, node = ray.get(self._processes[actor], timeout=20)
-            if kill.how is How.NODE and self._nodes is not None:
-                self._nodes.end(node)
-            else:
-                os.kill(process, signal.SIGSTOP if kill.how is How.HANG else signal.SIGKILL)
-        except (RayError, ProcessLookupError):
-            return  # It has died of another one, or with its world.
-        self.killed.append(kill)
-
-
-@contextmanager
-def watched(killer: Killer) -> Generator[None, None, None]:
-    """Shows the killer all workers that start and all calls that are made in here."""
-    start, ask, started, give = World._start, World._ask, Staff._started, Pool._give  # pyright: ignore[reportPrivateUsage]
-
-    def watched_start(world: World[Any]) -> None:
-        start(world)
-        for actor in world.actors:
-            killer.met(actor)
-
-    def watched_ask(world: World[Any], method: str, *args: Any, **kwargs: Any) -> Any:
-        answer = ask(world, method, *args, **kwargs)
-        for place, actor in enumerate(world.actors):
-            killer.asked((world.role, method), place, actor)
-        return answer
-
-    def watched_started(staff: Staff, *seat: Any) -> Any:
-        member = started(staff, *seat)
-        killer.met(member.actor)
-        return member
-
-    def watched_give(pool: Pool[Any], task: Any, member: Any) -> None:
-        give(pool, task, member)
-        killer.asked((pool.role, task.method), member.seat, member.actor)
-
-    patches: dict[tuple[Any, str], Any] = {
-        (World, "_start"): watched_start,
-        (World, "_ask"): watched_ask,
-        (Staff, "_started"): watched_started,
-        (Pool, "_give"): watched_give,
-    }
-    for (owner, name), value in patches.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for (owner, name), value in zip(patches, (start, ask, started, give), strict=True):
-            setattr(owner, name, value)
 
 
 def settings_of(directory: Path, shared: Path, *, num_steps: int) -> list[str]:
@@ -267,8 +116,9 @@ def run(recipe: Recipe, kills: Sequence[Kill], nodes: Nodes | None = None) -> Ou
     lost = [] if recoveries is None else recoveries.all
     return Outcome(
         "" if error else fingerprint(recipe),
-        killer.calls,
+        killer.counts,
         killer.killed,
+        killer.hit,
         lost,
         max((each.steps for each in lost), default=0),
         error,
@@ -276,30 +126,65 @@ def run(recipe: Recipe, kills: Sequence[Kill], nodes: Nodes | None = None) -> Ou
     )
 
 
+def resuming(calls: Counter[Call]) -> list[Call]:
+    """What learners are asked for when they come back, which a run in peace never asks for."""
+    learners = [call.role for call in calls if call.phase is Phase.UPDATE]
+    return [Call(Phase.LOAD, role, method) for role in learners for method in ("damages", "resume")]
+
+
 def drawn(calls: Counter[Call], *, num: int, hangs: int, nodes: int, random: np.random.Generator) -> list[Kill]:
-    """Kills, evenly over the kinds of calls that there were, and over ranks and occurrences within a kind."""
-    num_of_pools = 0
-    kinds = sorted(calls)
-    order = [kinds[place] for place in random.permutation(len(kinds))]
+    """At least `num` events: over phases in rounds, each in another order; over the calls of a phase in turn; over
+    ranks and occurrences of a call."""
+    resumes, kinds = resuming(calls), dict[Phase, list[Call]]()
+    for call in sorted({*calls, *resumes}):
+        kinds.setdefault(call.phase, []).append(call)
+    turns = [cycle([own[place] for place in random.permutation(len(own))]) for own in kinds.values()]
+
+    def event(call: Call, first: int, last: int, how: How, *, follows: bool = False) -> Kill:
+        occurrence = int(random.integers(first, last + 1))
+        return Kill(call, int(random.integers(2)), occurrence, float(random.uniform(0.0, 0.15)), how, follows)
+
     found: list[Kill] = []
-    for index in range(num):
-        call = order[index % len(order)]
-        num_of_pools += call[0] in POOLS
-        how = How.KILL
-        if hangs > 0 and index % hangs == hangs - 1:
-            how = How.HANG
-        elif nodes > 0 and call[0] in POOLS and num_of_pools % nodes == 0:
-            how = How.NODE
-        found.append(
-            Kill(
-                call,
-                int(random.integers(2)),
-                int(random.integers(1, calls[call] + 1)),
-                float(random.uniform(0.0, 0.15)),
-                how,
-            )
-        )
+    num_of_pools = 0
+    while len(found) < num:
+        for call in [next(turns[place]) for place in random.permutation(len(turns))]:
+            num_of_pools += call.role in POOLS
+            how = How.KILL
+            if hangs > 0 and len(found) % hangs == hangs - 1:
+                how = How.HANG
+            elif nodes > 0 and call.role in POOLS and num_of_pools % nodes == 0:
+                how = How.NODE
+            if call in resumes:
+                # Of the later updates one: by then a checkpoint stands.
+                update = Call(Phase.UPDATE, call.role, "update")
+                found.append(event(update, calls[update] // 2 + 1, calls[update], How.KILL))
+                found.append(event(call, 1, 1, how, follows=True))
+            else:
+                found.append(event(call, 1, calls[call], how))
     return found
+
+
+def in_runs(plan: Sequence[Kill], size: int) -> Generator[list[Kill], None, None]:
+    """The events of one run after the other, `size` of them and what follows from the last."""
+    start = 0
+    while start < len(plan):
+        end = start + size
+        while end < len(plan) and plan[end].follows:
+            end += 1
+        yield list(plan[start:end])
+        start = end
+
+
+def carried_out(
+    plan: Sequence[Kill], *, kills: int, kills_a_run: int, carry_out: Callable[[int, list[Kill]], Outcome]
+) -> list[Outcome]:
+    """Runs, until there were as many SIGKILLs as was asked for; some events meet nobody, or somebody dead."""
+    outcomes: list[Outcome] = []
+    for some in in_runs(plan, kills_a_run):
+        if num_kills(outcomes) >= kills:
+            break
+        outcomes.append(carry_out(len(outcomes), some))
+    return outcomes
 
 
 def measure(
@@ -321,55 +206,19 @@ def measure(
         if peaceful.error:
             raise RuntimeError(f"the run in peace failed: {peaceful.error}")
         out(f"in peace: {peaceful.seconds:.0f} s, {sum(peaceful.calls.values())} calls of {len(peaceful.calls)} kinds")
-        outcomes: list[Outcome] = []
-        plan = drawn(peaceful.calls, num=4 * kills, hangs=hangs, nodes=num_nodes, random=random)
-        while (num := sum(len(each.killed) for each in outcomes)) < kills and plan:
-            some, plan = plan[:kills_a_run], plan[kills_a_run:]
-            target = Path(directory) / f"run-{len(outcomes)}"
+
+        def carry_out(index: int, some: list[Kill]) -> Outcome:
+            target = Path(directory) / f"run-{index}"
             found = run(recipe_of(target, shared, num_steps=num_steps, overrides=APART), some, nodes)
-            outcomes.append(found)
             state = found.error or ("equal" if found.fingerprint == peaceful.fingerprint else "DIFFERENT")
-            names = ", ".join(f"{kill.how} {kill.call[0]}.{kill.call[1]}:{kill.place}" for kill in found.killed)
-            out(
-                f"run {len(outcomes)}: {found.seconds:.0f} s, {state}, {num + len(found.killed)} kills so far ({names})"
-            )
+            names = ", ".join(f"{each.how} {' '.join(each.call)}:{each.place}" for each in found.killed)
+            out(f"run {index + 1}: {found.seconds:.0f} s, {state}, {num_kills([found])} SIGKILLs ({names})")
+            return found
+
+        plan = drawn(peaceful.calls, num=4 * kills, hangs=hangs, nodes=num_nodes, random=random)
+        outcomes = carried_out(plan, kills=kills, kills_a_run=kills_a_run, carry_out=carry_out)
+    out(table(outcomes, peaceful.calls + Counter(resuming(peaceful.calls))))
     return summary(outcomes, peaceful)
-
-
-def summary(outcomes: Sequence[Outcome], peaceful: Outcome) -> dict[str, Any]:
-    """Counts over all kills; a kill counts as ended, equal, alone, where the whole run was."""
-
-    def counted(holds: Callable[[Outcome], bool]) -> int:
-        return sum(len(each.killed) for each in outcomes if holds(each))
-
-    seconds: dict[str, list[float]] = {}
-    for recovery in (recovery for each in outcomes for recovery in each.recoveries):
-        if recovery.seconds is not None:
-            seconds.setdefault(recovery.role, []).append(recovery.seconds)
-    kinds = Counter(kill.how.value for each in outcomes for kill in each.killed)
-    methods = Counter(kill.call[1] for each in outcomes for kill in each.killed)
-    return {
-        "benchmark": "kills",
-        "kills": counted(lambda _: True),
-        "ended": counted(lambda each: each.error is None),
-        "equal": counted(lambda each: each.fingerprint == peaceful.fingerprint),
-        "steps_lost_most": max((each.steps_lost_most for each in outcomes), default=0),
-        "only_the_failed_role": counted(only_the_failed),
-        "recovery_s": {
-            role: {"median": round(median(values), 1), "most": round(max(values), 1)}
-            for role, values in sorted(seconds.items())
-        },
-        "events": {**kinds, **{f"at {name}": count for name, count in sorted(methods.items())}},
-    }
-
-
-def only_the_failed(outcome: Outcome) -> bool:
-    """Whether no role was started again that was not killed; policy and critic go together."""
-    killed = {kill.call[0] for kill in outcome.killed}
-    if any(kill.how is How.NODE for kill in outcome.killed):
-        killed |= POOLS  # A worker of each lies there.
-    allowed = killed | {"features"} | ({"policy", "critic"} if killed & {"policy", "critic"} else set())
-    return {each.role for each in outcome.recoveries} <= allowed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -377,12 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kills", description="Kill workers; compare the numbers."
     )
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="SIGKILLs; hangs and nodes come on top")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4, help="steps of each run")
-    parser.add_argument("--kills-a-run", type=int, default=5)
-    parser.add_argument("--hangs", type=int, default=12, help="of so many, one is a SIGSTOP; 0 is none")
-    parser.add_argument("--nodes", type=int, default=4, help="of so many kills in pools, one takes the node; 0 is none")
+    parser.add_argument("--kills-a-run", type=int, default=5, help="events of a run, of any kind")
+    parser.add_argument("--hangs", type=int, default=12, help="of so many events, one is a SIGSTOP; 0 is none")
+    parser.add_argument(
+        "--nodes", type=int, default=4, help="of so many events in pools, one takes the node; 0 is none"
+    )
     parsed = parser.parse_args(arguments)
     nodes = Nodes()
     found = measure(
@@ -398,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     nodes.shutdown()
     print(machine.describe())
     print(json.dumps(found))
-    sys.exit(0 if found["kills"] == found["ended"] == found["equal"] else 1)
+    sys.exit(0 if is_sound(found, wanted=parsed.kills) else 1)
 
 
 if __name__ == "__main__":

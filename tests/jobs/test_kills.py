@@ -17,7 +17,9 @@ import ray
 
 from actors.fleet.recoveries import read_losses
 from actors.training import supervised
-from benchmarks.kills import How, Kill, Outcome, fingerprint, only_the_failed, recipe_of, run, settings_of
+from benchmarks.kills import fingerprint, recipe_of, run, settings_of
+from benchmarks.kills_report import Outcome, only_the_failed
+from benchmarks.kills_watch import Call, How, Kill, Phase
 from jobs import sft
 from pipeline.config import Recipe
 from pipeline.tracking import Tracker
@@ -25,14 +27,16 @@ from tests.jobs.small import MakeRecipe, curve
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-AT = [
-    ("encoder", "encode"),
-    ("rollout", "generate"),
-    ("reward", "scores_and_uncertainties"),
-    ("reference", "logprobs"),
-    ("policy", "update"),
-]
-HANGS = ("reference", "logprobs")
+AT = {
+    Call(Phase.ENCODE, "encoder", "encode"): 0,
+    Call(Phase.GENERATE, "rollout", "generate"): 1,
+    Call(Phase.SCORE, "reward", "scores_and_uncertainties"): 0,
+    Call(Phase.SCORE, "reference", "logprobs"): 1,
+    Call(Phase.SCORE, "critic", "values"): 0,
+    Call(Phase.UPDATE, "policy", "update"): 0,
+}
+"""Where a worker of each role is lost, and which one."""
+HANGS = Call(Phase.SCORE, "reference", "logprobs")
 """The one of these that is stopped instead of killed."""
 NUM_STEPS = 2
 FEWER = ("rlhf.parity.num_rows=0", "rlhf.critic.num_workers=1", "rlhf.reward.num_workers=1")
@@ -60,13 +64,17 @@ def peaceful(local_ray: None, shared: Path, tmp_path_factory: pytest.TempPathFac
     return found
 
 
+def test_a_run_goes_through_every_phase_in_which_the_long_form_kills(peaceful: Outcome) -> None:
+    assert {call.phase for call in peaceful.calls} == set(Phase)
+
+
 def test_a_run_that_loses_a_worker_of_every_role_ends_with_the_numbers_of_one_that_loses_none(
     tmp_path: Path, shared: Path, peaceful: Outcome
 ) -> None:
     # The second step's: by then a checkpoint stands.
     kills = [
-        Kill(call, place % 2, peaceful.calls[call] // 2 + 1, 0.01, How.HANG if call == HANGS else How.KILL)
-        for place, call in enumerate(AT)
+        Kill(call, place, peaceful.calls[call] // 2 + 1, 0.01, How.HANG if call == HANGS else How.KILL)
+        for call, place in AT.items()
     ]
     impatient = (*FEWER, "cluster.deadlines={first_s: 600, least_s: 30, factor: 10}")
     found = run(recipe_of(tmp_path, shared, num_steps=NUM_STEPS, overrides=impatient), kills)
