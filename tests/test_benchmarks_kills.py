@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from actors.fleet.deadlines import Deadlines
+from actors.fleet.failures import Loss
 from actors.fleet.member import Member, Task
 from actors.fleet.pool import Pool
 from actors.fleet.recoveries import Recovery
@@ -60,7 +61,7 @@ def _plan(num: int, *, hangs: int = 0, nodes: int = 0, seed: int = 0) -> list[Ki
 
 
 def _outcome(*killed: Kill, hit: set[str] | None = None, lost: tuple[str, ...] = (), **more: Any) -> Outcome:
-    recoveries = [Recovery(role, "", "rlhf", 0.0, seconds=2.0) for role in lost]
+    recoveries = [Recovery(role, "", Loss.DIED, "rlhf", 3, 0.0, seconds=2.0) for role in lost]
     found = Outcome("same", CALLS, list(killed), hit or set(), recoveries, 0, None, 1.0)
     return replace(found, **more)
 

@@ -41,7 +41,7 @@ def stages_done(directory: Path, checkpoint: Path) -> None:
             shutil.copytree(checkpoint, target)
 
 
-OF_THE_CLOCK = ("time", "tokens_per_s", "feature_cache", "busy", "phase", "feedback")
+OF_THE_CLOCK = ("time", "wait", "tokens_per_s", "feature_cache", "busy", "phase", "queue", "recovery", "feedback")
 
 
 def curve(recipe: Recipe, stage: str = "rlhf", *, whole: bool = False) -> list[dict[str, Any]]:

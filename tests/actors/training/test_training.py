@@ -25,7 +25,8 @@ def test_a_queue_that_does_not_answer_is_a_loss_and_lets_nobody_wait(how: signal
     training._queue, training._inbox = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
     training._inbox.put("there")
     assert training._ask(training._inbox, "get", 1.0) == "there"
-    queue, inbox = training._queue.actor, training._inbox.actor
+    queue: Any = training._queue.actor
+    inbox: Any = training._inbox.actor
     waiting = inbox.get.remote()
     os.kill(ray.get(queue.__ray_call__.remote(lambda _: os.getpid())), how)
     with pytest.raises(TrainingLost, match="sft: its queue does not answer") as caught:
