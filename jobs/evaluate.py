@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,6 +42,7 @@ from pipeline.evaluation import exported
 from pipeline.evaluation.ablation import blankings, donors
 from pipeline.evaluation.report import browser_rows, write_report
 from pipeline.evaluation.results import Mode, ModelName, SampleResult, write_samples
+from pipeline.evaluation.reward_parts import parts_of
 from pipeline.evaluation.summary import summarise
 from pipeline.evaluation.summary_json import summary_json
 from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
@@ -55,6 +57,9 @@ from pipeline.tracking import read_metrics
 # Seeds of evaluation samples are those of a step that training never takes.
 SAMPLING_STEP = -2
 SHORTEST_OVERLAP_ANSWER = 3
+SO_FAR = ("pairs_refused", "opinions_without_lesson", "rows_refused")
+"""What a step counts from the beginning of its stage; all else is of the step alone."""
+COUNTED_ELSEWHERE = ("quarantined", "decisions")
 ROLES = {"encoder": "sft", "rollout": "sft", "reference": "sft", "reward": "reward_model"}
 """The roles of an evaluation, and the stage whose checkpoint each starts from. A run may have no reward model."""
 
@@ -255,12 +260,19 @@ def publish(
     prompts = read_prompts(recipe, list({sample.prompt_id: None for sample in samples}))
     evaluation = summarise(samples)
     stage_s, counts = read_stages(recipe), read_counts(recipe)
+    curves = read_metrics(directory / "metrics")
     rows = shared_rows(directory, "sft", "rlhf") if recipe.evaluate.checkpoint == ModelName.RLHF else None
     counts["rows_without_answer"] = len({sample.prompt_id for sample in samples if sample.answer is None})
     swapped = {sample.prompt_id for sample in samples if sample.swapped is not None}
     counts["rows_without_swap"] = len({sample.prompt_id for sample in samples if sample.blanked} - swapped)
     summary = summary_json(
-        evaluation, stage_s=stage_s, total_s=sum(stage_s.values()), seed=recipe.run.seed, counts=counts, rows=rows
+        evaluation,
+        stage_s=stage_s,
+        total_s=sum(stage_s.values()),
+        seed=recipe.run.seed,
+        counts=counts,
+        rows=rows,
+        parts=parts_of(curves),
     )
     (directory / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     return write_report(
@@ -268,7 +280,7 @@ def publish(
         title=f"Polyphony: {recipe.run.name}",
         evaluation=evaluation,
         samples=browser_rows(prompts, samples, limit=recipe.evaluate.browser_rows),
-        curves=read_metrics(directory / "metrics"),
+        curves=curves,
         config_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         counts=counts,
         stage_s=stage_s,
@@ -280,14 +292,12 @@ def publish(
 
 
 def read_counts(recipe: Recipe) -> dict[str, int]:
-    """Everything that was refused, failed or cut short in the run, by reason; zeros too."""
-    totals = {"truncated_completions": 0, "reward_failed": 0, "quarantined": 0}
-    for row in read_metrics(recipe.run.directory / "metrics").get("rlhf", []):
-        for name, value in row.items():
-            reason = name.removeprefix("counts/")
-            if name.startswith("counts/") and not reason.startswith("quarantined"):
-                totals[reason] = totals.get(reason, 0) + int(value)
-                totals["reward_failed"] += int(value) if reason.startswith("reward_failed") else 0
+    """Everything that was refused, failed or cut short in the stages of the run, by reason; zeros too."""
+    totals = Counter({"truncated_completions": 0, "reward_failed": 0, "quarantined": 0})
+    for rows in read_metrics(recipe.run.directory / "metrics").values():
+        for reason, number in counted(rows).items():
+            totals[reason] += number
+            totals["reward_failed"] += number if reason.startswith("reward_failed") else 0
     refused = {
         (row.row_id, row.reason)
         for path in (recipe.run.directory / "quarantine").glob("*.parquet")
@@ -297,9 +307,21 @@ def read_counts(recipe: Recipe) -> dict[str, int]:
     for dataset in recipe.datasets:
         prepared = card.read(dataset.path) or {"refused": {}, "left_out": {}}
         for reason, number in (*prepared["refused"].items(), *prepared["left_out"].items()):
-            totals[f"prepare:{reason}"] = totals.get(f"prepare:{reason}", 0) + number
+            totals[f"prepare:{reason}"] += number
     for _, reason in refused:
-        totals[f"quarantined:{reason}"] = totals.get(f"quarantined:{reason}", 0) + 1
+        totals[f"quarantined:{reason}"] += 1
+    return dict(totals)
+
+
+def counted(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """What a stage counted, by reason; not what lies in quarantine, where a row that several stages refused is one."""
+    totals = Counter[str]()
+    for row in rows:
+        for name, value in row.items():
+            reason = name.removeprefix("counts/")
+            if reason == name or reason.startswith(COUNTED_ELSEWHERE):
+                continue
+            totals[reason] = max(totals[reason], int(value)) if reason in SO_FAR else totals[reason] + int(value)
     return totals
 
 
