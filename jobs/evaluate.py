@@ -27,7 +27,7 @@ from actors.loop.crew import Crew, Roles, crew_of
 from actors.loop.door import Door, shared_rows
 from actors.loop.judge import groups_of
 from actors.loop.sampler import generate
-from actors.roles.encoder import PromptRef, Showing, needs_of
+from actors.roles.encoder import PromptRef, Showing, needs_of, own_towers
 from actors.roles.reference import ReferenceWorker
 from actors.roles.reward import RewardWorker
 from actors.roles.rollout import RolloutWorker
@@ -45,6 +45,8 @@ from pipeline.evaluation.results import Mode, ModelName, SampleResult, write_sam
 from pipeline.evaluation.reward_parts import parts_of
 from pipeline.evaluation.summary import summarise
 from pipeline.evaluation.summary_json import summary_json
+from pipeline.models.architectures import architecture_of
+from pipeline.models.checkpoint import check_same_towers
 from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, is_integer
@@ -71,11 +73,25 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     compared = recipe.checkpoint(recipe.evaluate.checkpoint)
     if not (compared / "config.json").is_file():
         raise FileNotFoundError(f"evaluate.checkpoint={recipe.evaluate.checkpoint}: no checkpoint in {compared}")
+    check_towers(recipe, compared)
     with crew_of(recipe, crew) as workers:
         samples = workers.insist("evaluate", partial(all_samples, recipe, workers))
     write_samples(samples_file(recipe), samples)
     record_stage(recipe, "evaluate", time.monotonic() - started)
     return publish(recipe, samples)
+
+
+def check_towers(recipe: Recipe, compared: Path) -> None:
+    """Makes sure that the compared model is not shown what the SFT model's towers see where its own have learned.
+
+    Raises:
+        ConfigError: it would be.
+    """
+    sft = recipe.checkpoint("sft")
+    architecture = architecture_of(sft, trust_remote_code=recipe.model.trust_remote_code)
+    if not own_towers(recipe, recipe.rlhf.policy.parts, architecture):
+        cure = "with rlhf.encoder.cache_mib=0 each model runs its own"
+        check_same_towers({"sft": sft, recipe.evaluate.checkpoint: compared}, cure=cure)
 
 
 def all_samples(recipe: Recipe, workers: Crew) -> list[SampleResult]:
@@ -327,9 +343,11 @@ def counted(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
 
 def notes(recipe: Recipe) -> list[str]:
     """What a reader must know to read the figures right."""
-    raters = PreferenceTable(recipe.run.directory / "preferences.parquet").raters()
-    lines = [
-        f"Preferences come from: {', '.join(raters)}. A scripted rater is no person: it knows the reference answer.",
+    table, lines = recipe.run.directory / "preferences.parquet", list[str]()
+    if table.is_file():
+        raters = ", ".join(PreferenceTable(table).raters())
+        lines.append(f"Preferences come from: {raters}. A scripted rater is no person: it knows the reference answer.")
+    lines += [
         "The true reward is the exact match of completions sampled at "
         f"temperature {recipe.rlhf.sampling.temperature:g}; greedy ones stand beside it.",
         "The learned reward is standardised: 0 is the mean and 1 the standard deviation over held-out preferences.",

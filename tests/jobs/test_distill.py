@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from actors.loop.judge import Judged
 from jobs import distill, rlhf
 from pipeline.config import AdvantageEstimator, Algorithm, ConfigError, PartNormalisation, load_recipe
+from pipeline.data import demo
 from pipeline.data.table import PreferenceTable
+from pipeline.models import tiny
 from pipeline.models.checkpoint import load_policy
 from pipeline.records import Completion, FinishReason, Rating, Rollout
 from tests.jobs.ready import ReadyWorkers
@@ -123,6 +125,25 @@ def test_the_best_samples_are_learned_and_not_sampled_again(workers: ReadyWorker
     with pytest.raises(ConfigError, match=r"distill\.batch_size=64: only \d+ completions are kept"):
         distill.run(strict, crew=workers.crew(strict))
     assert (recipe.run.directory / "distilled.parquet").read_bytes() == before
+
+
+def test_a_smaller_student_learns_the_text_of_what_was_kept(
+    workers: ReadyWorkers, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    architecture = make_recipe().model.tiny_architecture
+    num_parameters = tiny.build(student, architecture=architecture, corpus=demo.corpus(), seed=1, hidden=64)
+    recipe = make_recipe(
+        "rlhf.rewards={length: 1.0}",
+        "rlhf.sampling={max_new_tokens: 6, temperature: 1.0}",
+        "distill={num_prompts: 6, samples_per_prompt: 2, batch_size: 6, num_steps: 6, learning_rate: 2.0e-3}",
+        f"distill.student={student}",
+    )
+    distill.run(recipe, crew=workers.crew(recipe))
+    rows = curve(recipe, "distill")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    learned = load_policy(recipe.checkpoint("distilled"), dtype=recipe.model.dtype, trust_remote_code=False)
+    assert sum(each.numel() for each in learned.parameters()) == num_parameters
 
 
 def test_a_teacher_alone_teaches_on_the_students_own_samples(
