@@ -55,6 +55,12 @@ DISTILLED: Mapping[str, tuple[str, ...]] = {
 METHODS = (*OFFLINE, *ONLINE, *DISTILLED)
 """Beside `ppo`, which is the demo's own."""
 NEEDS_REWARD_MODEL = ("ppo", *ONLINE, *DISTILLED)
+PEER = Path("runs/dpo_vs_trl/dpo_vs_trl.json")
+"""Where `benchmarks.dpo_vs_trl` leaves its result."""
+Measured = Mapping[str, float | None]
+"""Skill, manner and seconds of one run."""
+Found = Mapping[str, Sequence[Measured]]
+"""Those of each seed, by method."""
 
 
 def run_method(method: str, config: Path, overrides: Sequence[str], *, directory: Path, demo: Path) -> None:
@@ -115,7 +121,7 @@ def _stage_s(directory: Path) -> Mapping[str, float]:
     return read_stages(load_recipe(None, [f"run.directory={directory}"]))
 
 
-def table(found: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:
+def table(found: Found) -> str:
     """Means over the seeds, for `RESULTS.md`; skill of each seed in brackets."""
     lines = ["| | skill (each seed) | manner | seconds |", "|---|---|---:|---:|"]
     for name, seeds in found.items():
@@ -139,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="run.seed of each run")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), help="which, beside ppo")
     parser.add_argument("--out", type=Path, default=Path("runs/preferences"), help="where the runs go")
-    parser.add_argument("--peer", type=Path, help="output of benchmarks.dpo_vs_trl, to show its ratio beside")
+    parser.add_argument("--peer", type=Path, help=f"what benchmarks.dpo_vs_trl found; {PEER} if there")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/RESULTS.md"), help="file to append to")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
@@ -168,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         for method in methods
     }
-    found = {
+    found: Found = {
         method: [
             {
                 **measured(of[seed], ModelName.RLHF),
@@ -188,18 +194,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"- Command: `{shlex.join(['python', '-m', 'benchmarks.preferences', *given])}`\n\n{shown}\n"
         )
     print(shown, flush=True)
-    peer = json.loads(options.peer.read_text(encoding="utf-8").splitlines()[-1]) if options.peer else {}
-    result = {
+    print(json.dumps(summarised(found, sft, ratio(options.peer))), flush=True)
+
+
+def ratio(peer: Path | None) -> float | None:
+    """Pairs a second of DPO here over TRL's, of a saved result of `benchmarks.dpo_vs_trl` or of all that it printed.
+
+    None where there is no file and none was named.
+    """
+    if peer is None and not PEER.is_file():
+        return None
+    text = (peer or PEER).read_text(encoding="utf-8")
+    try:
+        result = json.loads(text)
+    except json.JSONDecodeError:
+        result = json.loads(text.splitlines()[-1])
+    return result["ratio"]["pairs_per_s"]
+
+
+def summarised(found: Found, sft: Sequence[Measured], dpo_vs_trl: float | None) -> dict[str, Any]:
+    """The machine-readable last line: means over the seeds."""
+    return {
         "benchmark": "preferences",
         "methods": {name: _means(seeds) for name, seeds in found.items()},
         "sft": _means(sft),
-        "dpo_vs_trl": peer.get("ratio", {}).get("pairs_per_s"),
-        "seeds": len(options.seeds),
+        "dpo_vs_trl": dpo_vs_trl,
+        "seeds": len(sft),
     }
-    print(json.dumps(result), flush=True)
 
 
-def _means(seeds: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+def _means(seeds: Sequence[Measured]) -> dict[str, float | None]:
     return {name: mean([each[name] for each in seeds]) for name in seeds[0]}
 
 

@@ -2,6 +2,7 @@
 
     prompts -> encoder -> rollout (the teacher) -> rewards of rlhf.rewards -> the best of each prompt's samples
                                                                                -> distilled.parquet
+                                                                               -> metrics/distill_samples.jsonl
     distilled.parquet -> its prompts through the door -> Ray Train x DeepSpeed, as in SFT -> checkpoints/distilled
 
 With the teacher as its own student this is best-of-n distillation, or rejection-sampling fine-tuning (RAFT: Dong et al.
@@ -13,24 +14,28 @@ Left out on purpose: checkpoints in between, as in SFT. What was sampled is on d
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from actors.loop import agreement
 from actors.loop.crew import Crew, crew_of, loop_paths
 from actors.loop.door import Batches, Door, PairBatches
-from actors.loop.judge import Judged, check_rows, judge, lacks
+from actors.loop.judge import OVERLONG, Judged, check_rows, judge, lacks
 from actors.loop.metrics import ray_sinks
+from actors.loop.reward_parts import part_metrics
 from actors.loop.sampler import Sampled, generate
+from actors.loop.step_metrics import counts
 from actors.roles.encoder import PromptRef, needs_of
 from actors.training import supervised
 from jobs.command import main
-from pipeline.config import FROZEN, ConfigError, Recipe
+from pipeline.config import FROZEN, Algorithm, ConfigError, PartNormalisation, Recipe
 from pipeline.data.datasets import Datasets
 from pipeline.data.held_out import NOTHING_HELD_OUT
 from pipeline.data.table import PreferenceTable, write_preferences
@@ -39,6 +44,8 @@ from pipeline.tracking import Tracker
 
 ENCODED_AHEAD = 2
 """Batches that the encoders are at while the next one is sent."""
+SAMPLES = "distill_samples"
+"""Under which name metrics tell of the sampled batches; those of the learning are `distill`'s."""
 RATER = "rewards"
 SEED_OFFSET = 2**20
 """Batches are sampled with seeds that no step of the loop takes."""
@@ -62,21 +69,26 @@ def best(recipe: Recipe, workers: Crew) -> list[Rating]:
     """The best samples of each prompt, as good ones.
 
     Raises:
-        ConfigError: there is nothing to judge by, or none is as good as `distill.least_reward` asks.
+        ConfigError: there is nothing to judge by, a part from outside cannot be loaded, or none is as good as
+            `distill.least_reward` asks.
     """
     settings, teacher = recipe.distill, recipe.checkpoint(recipe.distill.teacher)
     if not recipe.rlhf.rewards:
         raise ConfigError("rlhf.rewards={}: nothing says which samples are the best; name a reward")
     judges = {role: path for role, path in loop_paths(recipe).items() if role in ("reward", "grader")}
     roles = workers.roles({"encoder": teacher, "rollout": teacher, **judges})
+    if roles.graders is not None:
+        roles.graders.check(recipe)
+        agreement.measure(roles.graders, recipe)
     # Rollout may see media with towers that learn; who judges has features, as in the loop.
     needs = needs_of(recipe, teacher, recipe.rlhf.policy.parts, FROZEN)
     door = Door(roles, recipe, settings.split, stage="distill", needs=needs, lacks=lacks(recipe))
     wanted, size = min(settings.num_prompts, door.datasets.num_rows), recipe.rlhf.prompts_per_step
+    num_batches = -(-wanted // size)
     kept, rewards, num_prompts, num_sampled = list[Rating](), list[float](), 0, 0
-    counts: Counter[str] = Counter()
-    with closing(Batches(door, recipe, size=size)) as batches:
-        for batch in range(-(-wanted // size)):
+    tracker = Tracker(recipe.run, SAMPLES, num_steps=num_batches, extra_sinks=ray_sinks(recipe.run, SAMPLES))
+    with tracker, closing(Batches(door, recipe, size=size)) as batches:
+        for batch in range(num_batches):
             prompts = batches.take()[: wanted - batch * size]
             answer = generate(
                 roles,
@@ -90,11 +102,10 @@ def best(recipe: Recipe, workers: Crew) -> list[Rating]:
             found = best_of(judged, settings.keep, settings.least_reward)
             kept += [rating for rating, _ in found]
             rewards += [reward for _, reward in found]
-            counts += judged.counts
+            counted = {f"counts/{reason}": number for reason, number in counts(door, judged).items()}
+            tracker.log(batch, {**judged_metrics(judged, recipe.rlhf.algorithm), **counted})
             num_prompts += len(prompts)
             num_sampled += len(judged.unshaped)
-    for reason, count in sorted({**counts, **door.metrics()}.items()):
-        print(f"{reason}: {count:g}", flush=True)
     if not kept:
         raise ConfigError(
             f"distill.least_reward={settings.least_reward}: none of {num_sampled} completions is as good; lower it"
@@ -104,6 +115,13 @@ def best(recipe: Recipe, workers: Crew) -> list[Rating]:
         flush=True,
     )
     return kept
+
+
+def judged_metrics(judged: Judged, algorithm: Algorithm) -> dict[str, float]:
+    """The mean reward and each part's mean, spread, weight and share, of the plain sum by which the best are chosen."""
+    plain = replace(judged, parts={name: part for name, part in judged.parts.items() if name != OVERLONG})
+    as_it_is = algorithm.model_copy(update={"part_normalisation": PartNormalisation.NONE})
+    return {**plain.mean(), **part_metrics(plain, as_it_is)}
 
 
 def best_of(judged: Judged, keep: int, least: float | None) -> list[tuple[Rating, float]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from actors.loop.crew import Crew, Roles, crew_of
 from actors.loop.door import Door, shared_rows
 from actors.loop.judge import groups_of
 from actors.loop.sampler import generate
-from actors.roles.encoder import PromptRef, Showing, needs_of
+from actors.roles.encoder import PromptRef, Showing, needs_of, own_towers
 from actors.roles.reference import ReferenceWorker
 from actors.roles.reward import RewardWorker
 from actors.roles.rollout import RolloutWorker
@@ -41,8 +42,11 @@ from pipeline.evaluation import exported
 from pipeline.evaluation.ablation import blankings, donors
 from pipeline.evaluation.report import browser_rows, write_report
 from pipeline.evaluation.results import Mode, ModelName, SampleResult, write_samples
+from pipeline.evaluation.reward_parts import parts_of
 from pipeline.evaluation.summary import summarise
 from pipeline.evaluation.summary_json import summary_json
+from pipeline.models.architectures import architecture_of
+from pipeline.models.checkpoint import check_same_towers
 from pipeline.records import Completion, MediaKind, Prompt, PromptInfo, Rollout
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, is_integer
@@ -55,6 +59,9 @@ from pipeline.tracking import read_metrics
 # Seeds of evaluation samples are those of a step that training never takes.
 SAMPLING_STEP = -2
 SHORTEST_OVERLAP_ANSWER = 3
+SO_FAR = ("pairs_refused", "opinions_without_lesson", "rows_refused")
+"""What a step counts from the beginning of its stage; all else is of the step alone."""
+COUNTED_ELSEWHERE = ("quarantined", "decisions")
 ROLES = {"encoder": "sft", "rollout": "sft", "reference": "sft", "reward": "reward_model"}
 """The roles of an evaluation, and the stage whose checkpoint each starts from. A run may have no reward model."""
 
@@ -66,11 +73,25 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     compared = recipe.checkpoint(recipe.evaluate.checkpoint)
     if not (compared / "config.json").is_file():
         raise FileNotFoundError(f"evaluate.checkpoint={recipe.evaluate.checkpoint}: no checkpoint in {compared}")
+    check_towers(recipe, compared)
     with crew_of(recipe, crew) as workers:
         samples = workers.insist("evaluate", partial(all_samples, recipe, workers))
     write_samples(samples_file(recipe), samples)
     record_stage(recipe, "evaluate", time.monotonic() - started)
     return publish(recipe, samples)
+
+
+def check_towers(recipe: Recipe, compared: Path) -> None:
+    """Makes sure that the compared model is not shown what the SFT model's towers see where its own have learned.
+
+    Raises:
+        ConfigError: it would be.
+    """
+    sft = recipe.checkpoint("sft")
+    architecture = architecture_of(sft, trust_remote_code=recipe.model.trust_remote_code)
+    if not own_towers(recipe, recipe.rlhf.policy.parts, architecture):
+        cure = "with rlhf.encoder.cache_mib=0 each model runs its own"
+        check_same_towers({"sft": sft, recipe.evaluate.checkpoint: compared}, cure=cure)
 
 
 def all_samples(recipe: Recipe, workers: Crew) -> list[SampleResult]:
@@ -255,12 +276,19 @@ def publish(
     prompts = read_prompts(recipe, list({sample.prompt_id: None for sample in samples}))
     evaluation = summarise(samples)
     stage_s, counts = read_stages(recipe), read_counts(recipe)
+    curves = read_metrics(directory / "metrics")
     rows = shared_rows(directory, "sft", "rlhf") if recipe.evaluate.checkpoint == ModelName.RLHF else None
     counts["rows_without_answer"] = len({sample.prompt_id for sample in samples if sample.answer is None})
     swapped = {sample.prompt_id for sample in samples if sample.swapped is not None}
     counts["rows_without_swap"] = len({sample.prompt_id for sample in samples if sample.blanked} - swapped)
     summary = summary_json(
-        evaluation, stage_s=stage_s, total_s=sum(stage_s.values()), seed=recipe.run.seed, counts=counts, rows=rows
+        evaluation,
+        stage_s=stage_s,
+        total_s=sum(stage_s.values()),
+        seed=recipe.run.seed,
+        counts=counts,
+        rows=rows,
+        parts=parts_of(curves),
     )
     (directory / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     return write_report(
@@ -268,7 +296,7 @@ def publish(
         title=f"Polyphony: {recipe.run.name}",
         evaluation=evaluation,
         samples=browser_rows(prompts, samples, limit=recipe.evaluate.browser_rows),
-        curves=read_metrics(directory / "metrics"),
+        curves=curves,
         config_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         counts=counts,
         stage_s=stage_s,
@@ -280,14 +308,12 @@ def publish(
 
 
 def read_counts(recipe: Recipe) -> dict[str, int]:
-    """Everything that was refused, failed or cut short in the run, by reason; zeros too."""
-    totals = {"truncated_completions": 0, "reward_failed": 0, "quarantined": 0}
-    for row in read_metrics(recipe.run.directory / "metrics").get("rlhf", []):
-        for name, value in row.items():
-            reason = name.removeprefix("counts/")
-            if name.startswith("counts/") and not reason.startswith("quarantined"):
-                totals[reason] = totals.get(reason, 0) + int(value)
-                totals["reward_failed"] += int(value) if reason.startswith("reward_failed") else 0
+    """Everything that was refused, failed or cut short in the stages of the run, by reason; zeros too."""
+    totals = Counter({"truncated_completions": 0, "reward_failed": 0, "quarantined": 0})
+    for rows in read_metrics(recipe.run.directory / "metrics").values():
+        for reason, number in counted(rows).items():
+            totals[reason] += number
+            totals["reward_failed"] += number if reason.startswith("reward_failed") else 0
     refused = {
         (row.row_id, row.reason)
         for path in (recipe.run.directory / "quarantine").glob("*.parquet")
@@ -297,17 +323,31 @@ def read_counts(recipe: Recipe) -> dict[str, int]:
     for dataset in recipe.datasets:
         prepared = card.read(dataset.path) or {"refused": {}, "left_out": {}}
         for reason, number in (*prepared["refused"].items(), *prepared["left_out"].items()):
-            totals[f"prepare:{reason}"] = totals.get(f"prepare:{reason}", 0) + number
+            totals[f"prepare:{reason}"] += number
     for _, reason in refused:
-        totals[f"quarantined:{reason}"] = totals.get(f"quarantined:{reason}", 0) + 1
+        totals[f"quarantined:{reason}"] += 1
+    return dict(totals)
+
+
+def counted(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """What a stage counted, by reason; not what lies in quarantine, where a row that several stages refused is one."""
+    totals = Counter[str]()
+    for row in rows:
+        for name, value in row.items():
+            reason = name.removeprefix("counts/")
+            if reason == name or reason.startswith(COUNTED_ELSEWHERE):
+                continue
+            totals[reason] = max(totals[reason], int(value)) if reason in SO_FAR else totals[reason] + int(value)
     return totals
 
 
 def notes(recipe: Recipe) -> list[str]:
     """What a reader must know to read the figures right."""
-    raters = PreferenceTable(recipe.run.directory / "preferences.parquet").raters()
-    lines = [
-        f"Preferences come from: {', '.join(raters)}. A scripted rater is no person: it knows the reference answer.",
+    table, lines = recipe.run.directory / "preferences.parquet", list[str]()
+    if table.is_file():
+        raters = ", ".join(PreferenceTable(table).raters())
+        lines.append(f"Preferences come from: {raters}. A scripted rater is no person: it knows the reference answer.")
+    lines += [
         "The true reward is the exact match of completions sampled at "
         f"temperature {recipe.rlhf.sampling.temperature:g}; greedy ones stand beside it.",
         "The learned reward is standardised: 0 is the mean and 1 the standard deviation over held-out preferences.",

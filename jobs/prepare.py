@@ -53,6 +53,7 @@ def run(recipe: Recipe) -> dict[str, int]:
             architecture=recipe.model.tiny_architecture,
             corpus=demo.corpus(),
             seed=recipe.run.seed,
+            hidden=recipe.model.tiny_hidden,
         )
         print(f"tiny {recipe.model.tiny_architecture}: {num_parameters:,} parameters")
     if recipe.prepare.sources:

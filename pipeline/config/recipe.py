@@ -98,6 +98,8 @@ class Model(Section):
     """Hugging Face directory of the checkpoint to start from; null builds the tiny one in `<run>/checkpoints/base`."""
     tiny_architecture: str = "qwen2_5_omni_thinker"
     """Architecture of the tiny checkpoint that is built where `path` is null."""
+    tiny_hidden: int = Field(default=128, ge=64, multiple_of=64)
+    """Width of the tiny checkpoint's decoder; 64 makes a third of the parameters, with the same tokens: a student."""
     dtype: Dtype = Dtype.FLOAT32
     """Parameters' type. `bfloat16` is for GPUs."""
     share_prefix: bool = True

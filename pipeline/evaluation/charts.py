@@ -48,7 +48,7 @@ class Panel:
 
 PANELS = (
     ("On validation while training", "mean over prompts", ("validation/*",)),
-    ("Reward parts", "reward", ("reward/*", "rewards/*")),
+    ("Reward parts", "reward", ("reward/*",)),
     ("Shares of the signal", "share", ("reward_share/*",)),
     ("Weights of reward parts", "weight", ("reward_weight/*",)),
     ("KL divergence", "nats", ("kl", "kl/*", "*/kl", "kl_*", "*/kl_*")),
@@ -57,21 +57,41 @@ PANELS = (
     ("Value loss", "loss", ("loss/value", "loss/critic", "value/loss", "critic/loss", "value_loss*", "*/value_loss")),
     ("Loss", "nats a token", ("loss", "loss/*", "*/loss", "*_loss")),
     ("Accuracy", "share of pairs", ("accuracy", "accuracy/*", "*/accuracy")),
+    ("Implicit rewards", "nats, times beta", ("rewards/*",)),
+    ("Logprobs of completions", "nats", ("logps/*",)),
     ("Completion length", "tokens", ("length", "length/*", "*/length", "*_length*", "lengths/*")),
     ("Time by role", "seconds a step", ("time/*", "seconds/*")),
     ("Throughput", "tokens a second", ("tokens_per_s", "tokens_per_s/*")),
     ("Counts", "a step", ("counts/*",)),
 )
 """Title, unit and name patterns of the panels, in order; a metric goes to the first that matches."""
-UNITS = {("reward_model", "Loss"): "nats a pair", ("rlhf", "Loss"): "loss"}
-STAGES = {"pretrain": "Pretraining", "sft": "Supervised fine-tuning", "reward_model": "Reward model", "rlhf": "RLHF"}
+UNITS = {
+    ("reward_model", "Loss"): "nats a pair",
+    ("preference", "Loss"): "loss",
+    ("preference", "Accuracy"): "share of pairs or completions",
+    ("rlhf", "Loss"): "loss",
+}
+STAGES = {
+    "pretrain": "Pretraining",
+    "sft": "Supervised fine-tuning",
+    "reward_model": "Reward model",
+    "preference": "Learning from preferences",
+    "distill_samples": "Distillation: what was sampled",
+    "distill": "Distillation: what was learned",
+    "rlhf": "RLHF",
+}
 """Stages in the order of a run, with the titles they have in the report; others follow by name."""
 
 
 def panels(curves: Curves) -> dict[str, tuple[list[Panel], list[Panel]]]:
     """Each stage's panels, by stage title: those of `PANELS`, then one for every group of other metrics."""
     order = [*(stage for stage in STAGES if stage in curves), *sorted(set(curves) - set(STAGES))]
-    return {STAGES.get(stage, stage): _stage_panels(stage, curves[stage]) for stage in order if curves[stage]}
+    return {title(stage): _stage_panels(stage, curves[stage]) for stage in order if curves[stage]}
+
+
+def title(stage: str) -> str:
+    """What the report calls a stage."""
+    return STAGES.get(stage, stage)
 
 
 def _stage_panels(stage: str, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], list[Panel]]:

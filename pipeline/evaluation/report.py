@@ -25,7 +25,7 @@ from pipeline.config import RewardName
 from pipeline.evaluation import charts
 from pipeline.evaluation.intervals import Estimate
 from pipeline.evaluation.results import ALL_BLANKED, Mode, ModelName, SampleResult
-from pipeline.evaluation.reward_parts import reward_parts
+from pipeline.evaluation.reward_parts import parts_of
 from pipeline.evaluation.summary import Evaluation, ModelSummary, Slice
 from pipeline.records import MediaKind, Medium, Prompt
 from pipeline.tracking import finite
@@ -147,7 +147,7 @@ def write_report(
         seeds=seeds_table or [],
         seed_means=_column_means(seeds_table or []),
         loop=loop_time(curves.get("rlhf", [])),
-        reward_parts=reward_parts(curves.get("rlhf", [])),
+        reward_parts={charts.title(stage): parts for stage, parts in parts_of(curves).items()},
         losses=losses,
         notes=notes,
         config_text=config_text,

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.evaluation.intervals import Estimate
 from pipeline.evaluation.results import ALL_BLANKED, ModelName
+from pipeline.evaluation.reward_parts import Parts, RewardPart
 from pipeline.evaluation.summary import TEXT_ONLY, Demonstrator, Evaluation, ModelSummary, Slice
 from pipeline.tracking import finite
 
@@ -20,10 +21,12 @@ def summary_json(
     seed: int,
     counts: Mapping[str, int],
     rows: Mapping[str, int] | None = None,
+    parts: Parts | None = None,
 ) -> dict[str, Any]:
     """The run's result as plain JSON values; `stage_s` and `total_s` in seconds, `kl` in nats a token.
 
     rows: prompts that SFT learned from, that RL drew, and that both did (`sft`, `rlhf`, `both`); None: not recorded.
+    parts: those of the reward, by stage.
     A task of text alone has the modality `text`. What was not measured is None.
     """
     tasks: dict[str, Any] = {}
@@ -41,8 +44,15 @@ def summary_json(
         "demonstrator_task": evaluation.demonstrator_task,
         "rows": None if rows is None else dict(rows),
         "counts": dict(counts),
+        "reward_parts": {
+            stage: {part.name: _part_json(part) for part in found} for stage, found in (parts or {}).items()
+        },
     }
     return finite(summary)
+
+
+def _part_json(part: RewardPart) -> dict[str, Any]:
+    return {name: value for name, value in asdict(part).items() if name != "name"}
 
 
 def _slice_json(part: Slice) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def _fingerprint(weights: Mapping[str, Tensor], architecture: Architecture) -> s
     return digest.hexdigest()
 
 
-def check_same_towers(paths: Mapping[str, Path]) -> None:
+def check_same_towers(paths: Mapping[str, Path], *, cure: str = "train the reward model again") -> None:
     """Makes sure that roles which share tower features have the same towers; `paths` names their checkpoints by role.
 
     Checkpoints that Polyphony did not write keep no fingerprint and are taken on trust.
@@ -175,9 +175,7 @@ def check_same_towers(paths: Mapping[str, Path]) -> None:
     }
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{role} {paths[role]} ({fingerprint[:8]})" for role, fingerprint in found.items())
-        raise ConfigError(
-            f"roles share tower features, but their towers differ: {listed}; train the reward model again"
-        )
+        raise ConfigError(f"roles share tower features, but their towers differ: {listed}; {cure}")
 
 
 def save_checkpoint(directory: Path, *, module: nn.Module, state: Mapping[str, NDArray[Any]], source: Path) -> None:

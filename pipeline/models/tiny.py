@@ -18,6 +18,8 @@ from pipeline.config import ConfigError
 # Twice the usual value halves the time a model of this size needs to learn.
 INITIALIZER_RANGE = 0.04
 HIDDEN = 128
+HEAD = 32
+"""Width of an attention head of the decoder: what `mrope_section` divides among time, height and width, twice."""
 VOCAB_SIZE = 1024
 SAMPLING_RATE = 16_000
 SPECIAL_TOKENS = {
@@ -42,12 +44,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(directory: Path, *, architecture: str, corpus: Iterable[str], seed: int) -> int:
+def build(directory: Path, *, architecture: str, corpus: Iterable[str], seed: int, hidden: int = HIDDEN) -> int:
     """Writes the checkpoint to `directory` and returns its number of parameters.
 
     Args:
         architecture: a `model_type` of `BUILDERS`.
         corpus: texts that the tokenizer is trained on.
+        hidden: width of the decoder, a multiple of 64; that of the towers is half of it. Tokens do not depend on it.
 
     Raises:
         ConfigError: the architecture has no tiny version here.
@@ -58,7 +61,7 @@ def build(directory: Path, *, architecture: str, corpus: Iterable[str], seed: in
         raise ConfigError(f"model.tiny_architecture={architecture!r}: use one of {', '.join(sorted(BUILDERS))}")
     tokenizer = _tokenizer(corpus)
     torch.manual_seed(seed)
-    model, processor = BUILDERS[architecture](tokenizer)
+    model, processor = BUILDERS[architecture](tokenizer, hidden)
     logging.disable_progress_bar()
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
@@ -96,14 +99,14 @@ def _token_ids(tokenizer: Any) -> dict[str, int]:
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
 
 
-def _text_config(tokenizer: Any) -> dict[str, Any]:
+def _text_config(tokenizer: Any, hidden: int) -> dict[str, Any]:
     return {
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 256,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
         "num_hidden_layers": 2,  # The fewest that can copy from the prompt; with more it learns less in the same time.
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": hidden // HEAD,
+        "num_key_value_heads": hidden // HEAD // 2,
         "max_position_embeddings": 4096,
         "initializer_range": INITIALIZER_RANGE,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 5, 5]},
@@ -113,18 +116,18 @@ def _text_config(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _vision_config() -> dict[str, Any]:
+def _vision_config(hidden: int) -> dict[str, Any]:
     return {
         "depth": 1,
-        "hidden_size": 64,
-        "intermediate_size": 128,
+        "hidden_size": hidden // 2,
+        "intermediate_size": hidden,
         "num_heads": 4,
         "patch_size": 4,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "window_size": 32,
         "fullatt_block_indexes": [0],
-        "out_hidden_size": HIDDEN,
+        "out_hidden_size": hidden,
         "initializer_range": INITIALIZER_RANGE,
     }
 
@@ -139,7 +142,7 @@ def _media_processors() -> tuple[Any, Any]:
     return image, video
 
 
-def _qwen2_5_omni_thinker(tokenizer: Any) -> tuple[Any, Any]:
+def _qwen2_5_omni_thinker(tokenizer: Any, hidden: int) -> tuple[Any, Any]:
     from transformers import (
         Qwen2_5OmniProcessor,
         Qwen2_5OmniThinkerConfig,
@@ -149,17 +152,17 @@ def _qwen2_5_omni_thinker(tokenizer: Any) -> tuple[Any, Any]:
 
     ids = _token_ids(tokenizer)
     config = Qwen2_5OmniThinkerConfig(
-        text_config=_text_config(tokenizer),
-        vision_config=_vision_config(),
+        text_config=_text_config(tokenizer, hidden),
+        vision_config=_vision_config(hidden),
         audio_config={
             "num_mel_bins": 40,
-            "d_model": 64,
+            "d_model": hidden // 2,
             "encoder_layers": 1,
             "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 128,
+            "encoder_ffn_dim": hidden,
             "n_window": 50,
             "max_source_positions": 100,
-            "output_dim": HIDDEN,
+            "output_dim": hidden,
             "initializer_range": INITIALIZER_RANGE,
         },
         audio_token_index=ids["audio_token"],
@@ -182,13 +185,13 @@ def _qwen2_5_omni_thinker(tokenizer: Any) -> tuple[Any, Any]:
     return Qwen2_5OmniThinkerForConditionalGeneration(config), processor
 
 
-def _qwen2_5_vl(tokenizer: Any) -> tuple[Any, Any]:
+def _qwen2_5_vl(tokenizer: Any, hidden: int) -> tuple[Any, Any]:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
     ids = _token_ids(tokenizer)
     config = Qwen2_5_VLConfig(
-        text_config=_text_config(tokenizer),
-        vision_config={**_vision_config(), "tokens_per_second": 4},
+        text_config=_text_config(tokenizer, hidden),
+        vision_config={**_vision_config(hidden), "tokens_per_second": 4},
         image_token_id=ids["image_token"],
         video_token_id=ids["video_token"],
         vision_start_token_id=ids["vision_bos_token"],

@@ -60,6 +60,29 @@ def test_stages_come_in_the_order_of_a_run_with_their_own_units() -> None:
     assert [known[0].unit for known, _ in found.values()] == ["nats a token", "nats a pair", "loss", "nats a token"]
 
 
+def test_every_stage_that_learns_from_opinions_has_its_title_and_what_it_logs_its_own_panels() -> None:
+    row = dict.fromkeys(
+        ["loss", "sft_loss", "rewards/chosen", "rewards/margin", "rewards/accuracy", "logps/chosen"], 0.5
+    )
+    rows = [{"step": 0, **row}]
+    found = panels({"rlhf": rows, "distill": rows, "preference": rows, "distill_samples": rows, "reward_model": rows})
+    assert list(found) == [
+        "Reward model",
+        "Learning from preferences",
+        "Distillation: what was sampled",
+        "Distillation: what was learned",
+        "RLHF",
+    ]
+    known, rest = found["Learning from preferences"]
+    assert [(panel.title, panel.unit, [each.name for each in panel.series]) for panel in known] == [
+        ("Loss", "loss", ["loss", "sft_loss"]),
+        ("Accuracy", "share of pairs or completions", ["rewards/accuracy"]),
+        ("Implicit rewards", "nats, times beta", ["rewards/chosen", "rewards/margin"]),
+        ("Logprobs of completions", "nats", ["logps/chosen"]),
+    ]
+    assert not rest and found["Distillation: what was learned"][0][0].unit == "nats a token"
+
+
 def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
     curves = {"sft": [{"step": n, "loss": value} for n, value in enumerate([1.0, 2.0, None, 3.0, 4.0])]}
     (panel,), _ = panels(curves)["Supervised fine-tuning"]

@@ -36,7 +36,6 @@ from pipeline.evaluation.report import (
     write_report,
 )
 from pipeline.evaluation.results import Mode, ModelName, SampleResult
-from pipeline.evaluation.reward_parts import reward_parts
 from pipeline.evaluation.summary import Evaluation, Slice, summarise
 from pipeline.records import MediaKind, Medium, Message, Prompt
 
@@ -466,28 +465,3 @@ def test_a_browser_shows_the_first_sample_and_filters(tmp_path: Path, demo: Demo
     better = [row for row in payload(first)["rows"] if row["change"] > 0]
     filtered = dom(tmp_path, tmp_path / "profile", "#show=better")
     assert f"1 of {len(better)}" in filtered and f'data-id="{better[0]["id"]}"' in filtered
-
-
-def test_parts_of_the_reward_are_told_by_their_means_their_shares_and_what_failed() -> None:
-    rows: list[dict[str, Any]] = [
-        {
-            "step": step,
-            "reward/a": float(step),
-            "reward_std/a": 2.0,
-            "reward_weight/a": 1.0 - step / 100,
-            "reward_share/a": 0.25 + 0.5 * (step % 2),
-            "counts/reward_failed:a": 2.0,
-            "counts/reward_failed:a:timeout": 1.0,
-            "counts/reward_failed:ab": 9.0,
-            "reward_weight/b": 1.0,
-            "reward_std/shown": math.nan,
-        }
-        for step in range(20)
-    ]
-    a, b, shown = sorted(reward_parts(rows), key=lambda part: part.name)
-    # The first two steps of twenty, and the last two.
-    assert (a.first, a.last, a.std, a.share, a.num_failed) == (0.5, 18.5, 2.0, 0.5, 60)
-    assert a.weight == pytest.approx(0.81)
-    assert b.weight == 1.0 and math.isnan(b.first) and math.isnan(b.share) and b.num_failed == 0
-    assert math.isnan(shown.weight) and math.isnan(shown.std)
-    assert reward_parts([]) == [] == reward_parts([{"step": 0, "reward/mean": 1.0}])

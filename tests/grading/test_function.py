@@ -50,6 +50,24 @@ SOURCE = dedent("""
     def is_killed(prompts, completions):
         os.kill(os.getpid(), 9)
 
+    def returns_nan(prompts, completions):
+        return [float("nan") for _ in completions]
+
+    def returns_one_too_few(prompts, completions):
+        return [1.0 for _ in completions[1:]]
+
+    def returns_a_string(prompts, completions):
+        return "1.0"
+
+    def returns_strings(prompts, completions):
+        return ["1.0" for _ in completions]
+
+    def returns_nothing(prompts, completions):
+        [1.0 for _ in completions]
+
+    def returns_some(prompts, completions):
+        return [0.5, float("-inf"), "2"]
+
     def writes(prompts, completions):
         os.write(1, b"nonsense" * 10_000)
         return [0.0] * len(prompts)
@@ -112,6 +130,11 @@ def test_a_function_is_called_once_with_all_completions_and_what_it_prints_is_ke
         ("eats", {"memory_mib": 512}, Failure.OUT_OF_MEMORY, "MemoryError"),
         ("hangs", {"timeout_s": 1.0}, Failure.TIMEOUT, "longer than timeout_s=1"),
         ("spins", {"timeout_s": 1.0}, Failure.TIMEOUT, "longer than timeout_s=1"),
+        ("returns_nan", {}, Failure.NOT_FINITE, "the reward is nan"),
+        ("returns_one_too_few", {}, Failure.WRONG_LENGTH, "2 rewards were returned for 3"),
+        ("returns_a_string", {}, Failure.WRONG_TYPE, "'1.0' was returned for 3"),
+        ("returns_strings", {}, Failure.WRONG_TYPE, "'1.0' is no number"),
+        ("returns_nothing", {}, Failure.WRONG_TYPE, "None was returned for 3"),
     ],
 )
 def test_whatever_it_does_has_its_reason_and_the_next_batch_begins_anew(
@@ -121,6 +144,15 @@ def test_whatever_it_does_has_its_reason_and_the_next_batch_begins_anew(
     assert found.failures == (failure,) * 3 and detail in found.details[failure]
     assert all(value != value for value in found.values)  # NaN
     assert made[0].grade(BATCH).failures in ((failure,) * 3, (Failure.TIMEOUT,) * 3)
+
+
+def test_one_reward_that_is_none_leaves_the_others_of_its_batch_and_is_not_asked_for_again(
+    made: list[Function],
+) -> None:
+    found = _grade(made, "returns_some", retries=1)
+    assert found.failures == (None, Failure.NOT_FINITE, Failure.WRONG_TYPE)
+    assert found.values[0] == 0.5 and all(value != value for value in found.values[1:])
+    assert found.counts == {"calls": 1}
 
 
 def test_a_traceback_is_the_users_own_with_its_lines(made: list[Function]) -> None:

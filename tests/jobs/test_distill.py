@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from actors.loop.judge import Judged
 from jobs import distill, rlhf
-from pipeline.config import ConfigError
+from pipeline.config import AdvantageEstimator, Algorithm, ConfigError, PartNormalisation, load_recipe
+from pipeline.data import demo
 from pipeline.data.table import PreferenceTable
+from pipeline.models import tiny
 from pipeline.models.checkpoint import load_policy
 from pipeline.records import Completion, FinishReason, Rating, Rollout
 from tests.jobs.ready import ReadyWorkers
@@ -61,6 +66,40 @@ def test_a_student_of_its_own_learns_the_tokens_and_another_one_the_text() -> No
     assert distill.demonstration(rating, prompt_ref("one"), Path("elsewhere")).answer == "a"
 
 
+@pytest.mark.parametrize("normalisation", PartNormalisation)
+def test_metrics_tell_of_the_sum_by_which_the_best_are_chosen(normalisation: PartNormalisation) -> None:
+    right, short = torch.tensor([0.0, 0.0, 6.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 2.0, 3.0, 5.0, 5.0, torch.nan])
+    parts = {"right": right, "short": short, "overlong": torch.full((6,), -9.0)}
+    groups = judged([1.0, 2.0, 15.0, 7.0, 7.0, 2.0])
+    groups = dataclasses.replace(groups, parts=parts, weights={"right": 2.0, "short": 1.0})
+    found = distill.judged_metrics(
+        groups, Algorithm(advantage=AdvantageEstimator.RLOO, part_normalisation=normalisation)
+    )
+    # Shares: of a sum that varies by 138.67, of which 108 are due to `right`.
+    assert found == pytest.approx(
+        {
+            "reward/mean": 34 / 6,
+            **{"reward/right": 1.5, "reward_weight/right": 2.0, "reward_share/right": 0.778846},
+            **{"reward/short": 3.2, "reward_weight/short": 1.0, "reward_share/short": 0.221154},
+            **{"reward_std/right": 4.25**0.5, "reward_std/short": 1.6},
+        },
+        rel=1e-5,
+    )
+
+
+def test_graders_are_loaded_and_judges_measured_before_a_prompt_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(None, [f"run.directory={tmp_path}", "rlhf.rewards={mine.py:taste: 1.0}"])
+    done: list[str] = []
+    graders = SimpleNamespace(check=lambda recipe: done.append("checked"))
+    workers: Any = SimpleNamespace(roles=lambda paths: SimpleNamespace(graders=graders))
+    monkeypatch.setattr(distill.agreement, "measure", lambda graders, recipe: done.append("measured"))
+    monkeypatch.setattr(distill, "needs_of", lambda *_: pytest.fail(f"goes on after {done}"))
+    with pytest.raises(pytest.fail.Exception, match=r"after \['checked', 'measured'\]"):
+        distill.best(recipe, workers)
+
+
 def test_the_best_samples_are_learned_and_not_sampled_again(workers: ReadyWorkers, make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(
         "rlhf.rewards={length: 1.0, learned: 0.1}",
@@ -73,6 +112,10 @@ def test_the_best_samples_are_learned_and_not_sampled_again(workers: ReadyWorker
     table = PreferenceTable(recipe.run.directory / "distilled.parquet")
     learned = [each for each in table.read(range(len(table))) if isinstance(each, Rating)]
     assert 9 < len(learned) == len(table) <= 18 and len({each.prompt_id for each in learned}) == 9
+    sampled = curve(recipe, "distill_samples")
+    assert [row["step"] for row in sampled] == [0, 1]
+    assert all({"reward/mean", "reward_std/length", "reward_share/learned"} <= row.keys() for row in sampled)
+    assert sum(row["counts/truncated_completions"] for row in sampled) <= 9 * 4
     rows = curve(recipe, "distill")
     assert len(rows) == 8 and rows[-1]["loss"] < rows[0]["loss"] - 0.5
     load_policy(recipe.checkpoint("distilled"), dtype=recipe.model.dtype, trust_remote_code=False)
@@ -82,6 +125,25 @@ def test_the_best_samples_are_learned_and_not_sampled_again(workers: ReadyWorker
     with pytest.raises(ConfigError, match=r"distill\.batch_size=64: only \d+ completions are kept"):
         distill.run(strict, crew=workers.crew(strict))
     assert (recipe.run.directory / "distilled.parquet").read_bytes() == before
+
+
+def test_a_smaller_student_learns_the_text_of_what_was_kept(
+    workers: ReadyWorkers, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    architecture = make_recipe().model.tiny_architecture
+    num_parameters = tiny.build(student, architecture=architecture, corpus=demo.corpus(), seed=1, hidden=64)
+    recipe = make_recipe(
+        "rlhf.rewards={length: 1.0}",
+        "rlhf.sampling={max_new_tokens: 6, temperature: 1.0}",
+        "distill={num_prompts: 6, samples_per_prompt: 2, batch_size: 6, num_steps: 6, learning_rate: 2.0e-3}",
+        f"distill.student={student}",
+    )
+    distill.run(recipe, crew=workers.crew(recipe))
+    rows = curve(recipe, "distill")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    learned = load_policy(recipe.checkpoint("distilled"), dtype=recipe.model.dtype, trust_remote_code=False)
+    assert sum(each.numel() for each in learned.parameters()) == num_parameters
 
 
 def test_a_teacher_alone_teaches_on_the_students_own_samples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,13 +12,15 @@ import pytest
 
 from actors.roles.encoder import PromptRef, Showing
 from jobs import evaluate, reward_model, rlhf, sft
-from jobs.evaluate import alterations, result, true_rewards
+from jobs.evaluate import alterations, read_counts, result, true_rewards
 from pipeline.config import ConfigError, load_recipe
 from pipeline.data.datasets import RowKey
 from pipeline.data.schema import to_row
 from pipeline.data.table import write_prompts
 from pipeline.evaluation.results import Mode, ModelName
+from pipeline.models.checkpoint import FINGERPRINT_FILE
 from pipeline.records import Completion, FinishReason, MediaKind, Message, Prompt, PromptInfo
+from pipeline.tracking import append_lines
 
 IMAGE, AUDIO = MediaKind.IMAGE, MediaKind.AUDIO
 
@@ -48,6 +51,48 @@ def test_a_stage_looks_for_its_split_before_it_loads_a_model(
         field = rf"{name}=rl: .* in the split rl, but in train; .*prepare\.split\.rl"
     with pytest.raises(ConfigError, match=field):
         stage.run(recipe)
+
+
+def test_a_model_whose_towers_have_learned_is_not_shown_features_of_others(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    sft, student = tmp_path / "checkpoints" / "sft", tmp_path / "checkpoints" / "distilled"
+    for directory, towers in ((sft, "one"), (student, "other")):
+        shutil.copytree(tiny_checkpoint, directory)
+        (directory / FINGERPRINT_FILE).write_text(towers)
+    own = [f"run.directory={tmp_path}", "evaluate.checkpoint=distilled"]
+    with pytest.raises(ConfigError, match=r"towers differ: sft .*, distilled .*; with rlhf\.encoder\.cache_mib=0"):
+        evaluate.check_towers(load_recipe(None, own), student)
+    for cure in ("rlhf.encoder.cache_mib=0", "rlhf.policy.parts.vision_tower.mode=train"):
+        evaluate.check_towers(load_recipe(None, [*own, cure]), student)
+    (student / FINGERPRINT_FILE).write_text("one")
+    evaluate.check_towers(load_recipe(None, own), student)
+
+
+def test_a_run_without_preferences_has_a_report_all_the_same(tmp_path: Path) -> None:
+    lines = evaluate.notes(load_recipe(None, [f"run.directory={tmp_path}"]))
+    assert not any("Preferences come from" in line for line in lines)
+    assert any("temperature" in line for line in lines)
+
+
+def test_counts_are_of_all_stages_and_those_so_far_are_not_added_up(tmp_path: Path) -> None:
+    recipe = load_recipe(None, [f"run.directory={tmp_path}"])
+    steps: dict[str, list[dict[str, float]]] = {
+        "rlhf": [{"counts/truncated_completions": 1, "counts/reward_failed:mine:timeout": 2, "loss": 9}] * 2,
+        "distill_samples": [{"counts/reward_failed:mine:timeout": 3, "counts/quarantined:corrupt_image": 5}],
+        "preference": [{"counts/pairs_refused": 2}, {"counts/pairs_refused": 4}, {"held_out/loss": 1}],
+        "reward_model": [{"counts/pairs_refused": 1}, {"counts/pairs_refused": 1}],
+        "decide": [{"counts/decisions": 7}],
+    }
+    for stage, rows in steps.items():
+        append_lines(tmp_path / "metrics" / f"{stage}.jsonl", [{"step": step, **row} for step, row in enumerate(rows)])
+    assert read_counts(recipe) == {
+        "truncated_completions": 2,
+        "reward_failed": 7,
+        "reward_failed:mine:timeout": 7,
+        "pairs_refused": 5,
+        "quarantined": 0,
+    }
 
 
 def info(id: str, answer: str | None, *kinds: MediaKind, **more: Any) -> PromptInfo:

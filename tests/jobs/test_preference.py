@@ -12,14 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from actors.loop.crew import crew_of
-from jobs import evaluate, export, preference
+from jobs import evaluate, export, preference, prepare
 from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.data.held_out import HeldOut
 from pipeline.data.table import PreferenceTable, PromptTable, write_preferences
 from pipeline.models.processing import load_processor
 from pipeline.models.tokens import answer_ids
 from pipeline.records import Opinion, Preference, RaterKind, Rating
-from tests.jobs.small import curve, small_recipe
+from tests.jobs.small import SMALL, curve, small_recipe, stages_done
 
 LEARNING = "num_steps: 3, batch_size: 8, held_out_fraction: 0.3, learning_rate: 1.0e-3, micro_batch_tokens: 300"
 
@@ -108,3 +108,27 @@ def test_a_policy_learns_from_labels_alone_and_a_loss_of_pairs_refuses_them(
         assert last["held_out/rewards/margin"] > 0 and last["held_out/num"] > 2
         with pytest.raises(ConfigError, match=r"no row prefers one of two completions.*loss=dpo.*use kto"):
             preference.run(_with(recipe, "loss: dpo"), crew=crew)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_kto_learns_the_labels_of_a_prepared_table(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    said = {True: "right", False: "wrong"}
+    rows = [{"prompt": f"Say {n}.", "completion": said[n % 2 == 0], "label": n % 2 == 0} for n in range(16)]
+    (tmp_path / "thumbs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = "prepare={answers: optional, split: {validation: 0, test: 0}, count_tokens: false, num_workers: 1}"
+    source = f"prepare.sources=[{{path: {tmp_path / 'thumbs.jsonl'}, name: thumbs}}]"
+    own = [f"run.directory={tmp_path}", f"model.path={tiny_checkpoint}", prepared, source]
+    recipe = _with(load_recipe(None, [*SMALL, *own]), "loss: kto")
+    prepare.run(recipe)
+    stages_done(tmp_path, tiny_checkpoint)
+    preference.run(recipe)
+    given = PreferenceTable(tmp_path / "preferences.parquet").read()
+    assert sorted((each.text, each.ratings["overall"]) for each in given if isinstance(each, Rating)) == [
+        *[("right", 1.0)] * 8,
+        *[("wrong", 0.0)] * 8,
+    ]
+    *steps, last = curve(recipe, "preference")
+    assert steps[0]["loss"] == pytest.approx(0.5, abs=1e-4) and steps[-1]["loss"] < steps[0]["loss"]
+    assert last["held_out/num"] > 0 and last["held_out/rewards/chosen"] > last["held_out/rewards/rejected"]
+    # Rows that were only called bad have no answer; nobody refuses them for that.
+    assert all(row["counts/pairs_refused"] == row["counts/opinions_without_lesson"] == 0 for row in steps)

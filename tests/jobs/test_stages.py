@@ -103,6 +103,8 @@ def test_the_stages_run_unchanged_on_every_architecture(
         )
     assert summary["demonstrator_task"] is None and summary["counts"]["rows_without_swap"] == 0
     assert summary["counts"]["quarantined"] == 0
+    assert summary["reward_parts"].keys() == {"rlhf"}
+    assert summary["reward_parts"]["rlhf"].keys() == recipe.rlhf.rewards.keys()
     preferences = PreferenceTable(tmp_path / "preferences.parquet").pairs()
     assert {item.rater_kind for item in preferences} == {RaterKind.SCRIPTED}
     assert "scripted (right, then finished, then plain; error rate 0.1)" in report.read_text()

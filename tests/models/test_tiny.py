@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 
+from pipeline.config import ConfigError, load_recipe
 from pipeline.models import tiny
 
 CORPUS = ["What digit is this?", "red circle moves left", *(str(number) for number in range(100))]
@@ -80,6 +82,28 @@ def test_the_seed_alone_decides_the_weights(tmp_path: Path, architecture: str) -
     assert any(not torch.equal(tensor, weights["other"][name]) for name, tensor in weights["one"].items())
     for file in ("config.json", "tokenizer.json"):
         assert (tmp_path / "one" / file).read_text() == (tmp_path / "again" / file).read_text()
+
+
+@pytest.mark.parametrize("architecture", sorted(tiny.BUILDERS))
+def test_half_the_width_is_at_most_half_the_parameters_with_the_same_tokens(tmp_path: Path, architecture: str) -> None:
+    sizes = {
+        width: tiny.build(tmp_path / str(width), architecture=architecture, corpus=CORPUS, seed=0, hidden=width)
+        for width in (128, 64)
+    }
+    assert 2 * sizes[64] <= sizes[128]
+    picture = np.zeros((32, 48, 3), np.uint8)
+    made = [AutoProcessor.from_pretrained(tmp_path / str(width)) for width in sizes]
+    ids = [each(text=["red <|IMAGE|> 7 Grüße"], images=[picture])["input_ids"][0] for each in made]
+    assert list(ids[0]) == list(ids[1])
+    small = AutoModelForImageTextToText.from_pretrained(tmp_path / "64", local_files_only=True)
+    inputs = made[1](text=["red <|IMAGE|>"], images=[picture], return_tensors="pt")
+    assert small(**inputs).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("width", "message"), [(100, "multiple of 64"), (0, "greater than or equal to 64")])
+def test_a_width_that_heads_do_not_divide_is_an_error_of_the_recipe(width: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.tiny_hidden: Input should be (a )?{message} \(got {width}\)"):
+        load_recipe(None, [f"model.tiny_hidden={width}"])
 
 
 def test_an_unknown_architecture_is_an_error_that_names_the_known_ones(tmp_path: Path) -> None:
