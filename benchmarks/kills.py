@@ -91,17 +91,8 @@ def built(directory: Path) -> Path:
 
 def fingerprint(recipe: Recipe) -> str:
     """A hash of all metrics that do not tell of time or losses, and of the weights handed on."""
-    untold = (
-        "time/",
-        "wait/",
-        "tokens_per_s/",
-        "feature_cache/",
-        "busy/",
-        "phase/",
-        "queue/",
-        "counts/recoveries",
-        "recovery/",
-    )
+    clock = ("time/", "wait/", "tokens_per_s/", "feature_cache/", "busy/", "phase/", "queue/")
+    untold = (*clock, "counts/recoveries", "recovery/")
     rows = read_metrics(recipe.run.directory / "metrics")["rlhf"]
     told = [
         {name: value for name, value in row.items() if name != "time" and not name.startswith(untold)} for row in rows

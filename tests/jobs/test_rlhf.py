@@ -13,7 +13,7 @@ import ray
 from sqlalchemy import select
 
 from actors.loop import validation
-from actors.loop.metrics import gauge_of
+from actors.loop.metrics import COUNTED, gauge_of
 from jobs import rlhf
 from pipeline.config import Recipe
 from pipeline.data.datasets import Datasets
@@ -73,8 +73,9 @@ def test_the_dashboard_asks_for_nothing_that_a_run_does_not_export(one_worker: R
     logged = {name for row in curve(one_worker, whole=True) for name in row}
     exported = {gauge_of(name)[0] for name in logged}
     # What was lost is told when something was; Prometheus has a suffix for what only grows.
-    assert {name.removesuffix("_total") for name in asked} <= exported | {"polyphony_counts_recoveries"}
-    assert {"polyphony_time_s", "polyphony_busy", "polyphony_phase_s", "polyphony_pool_workers"} < asked & exported
+    assert {name.removesuffix("_total") for name in asked} <= exported | {*COUNTED}
+    by_role = {f"polyphony_{name}" for name in ("time_s", "wait_s", "busy", "phase_s", "pool_workers", "queue_tasks")}
+    assert by_role < asked & exported
 
 
 def test_the_phases_of_a_step_are_all_of_it_and_no_role_is_at_work_for_longer(one_worker: Recipe) -> None:
@@ -83,6 +84,8 @@ def test_the_phases_of_a_step_are_all_of_it_and_no_role_is_at_work_for_longer(on
         assert 0.8 * row["time/step_s"] < phases <= row["time/step_s"]
         for role in ("rollout", "reward", "reference", "critic", "policy", "driver"):
             assert 0 < row[f"busy/{role}"] <= 1, role
+            if role != "driver" and row["step"]:  # before the first step they waited for the run to begin
+                assert 0 < row[f"wait/{role}_s"] <= 1.5 * row["time/step_s"], role
         # Policy and critic learn at the same time.
         assert max(row["time/policy_update_s"], row["time/critic_update_s"]) <= row["phase/update_s"]
         assert row["time/rollout_s"] <= row["phase/generate_s"] + row["phase/draw_s"]
