@@ -21,11 +21,11 @@ import soundfile
 
 from pipeline.evaluation.intervals import Estimate
 from pipeline.evaluation.report import (
-    interval,
     DASH,
     BrowserRow,
     browser_rows,
     duration,
+    interval,
     loop_time,
     number,
     overlap,

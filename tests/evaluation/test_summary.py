@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -286,10 +287,10 @@ def _answers(prompt: str, model: ModelName, exact: list[float], contained: list[
 
 
 def test_where_one_model_differs_in_manner_alone_manner_has_the_interval_of_the_gain_and_so_with_skill() -> None:
-    plain = [[0.0, 1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+    plain = [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
     always = [1.0, 1.0]
     of_manner, of_skill = [], []
-    for number, (before, after) in enumerate(zip(plain, plain[1:], strict=False)):
+    for number, (before, after) in enumerate(pairwise(plain)):
         for model, said in ((SFT, before), (RLHF, after)):
             of_manner += _answers(str(number), model, said, always)
             of_skill += _answers(str(number), model, said, said)
