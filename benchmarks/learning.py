@@ -12,8 +12,9 @@
     python -m benchmarks.learning
     python -m benchmarks.learning --seeds 0 --arms more_sft oracle_sft
 
-What lies there already is not run again, so that an interrupted benchmark goes on. Left out on purpose: arms side by
-side. They would share the cores, and "for as long" would mean nothing.
+What lies there already is not run again, so that an interrupted benchmark goes on. "For as long" is by the wall clock:
+the seconds of the stages, with all that a stage waits for. Left out on purpose: arms side by side. They would share the
+cores, and "for as long" would mean nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -36,9 +40,9 @@ import pyarrow.parquet as pq
 
 from benchmarks import machine
 from benchmarks.seeds import mean, run_seed
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import Recipe, RewardName, load_recipe
 from pipeline.evaluation.intervals import Estimate, paired
-from pipeline.evaluation.results import Mode, ModelName, read_samples
+from pipeline.evaluation.results import Mode, ModelName, SampleResult, read_samples
 
 LOOP_ARMS: Mapping[str, tuple[str, ...]] = {
     "rl_on_sft_rows": ("rlhf.split=train",),
@@ -49,6 +53,18 @@ LOOP_ARMS: Mapping[str, tuple[str, ...]] = {
 """What the loop of an arm does otherwise than the demo's."""
 ARMS = ("more_sft", "rl_on_sft_rows", "random_reward", "oracle_sft", "grpo", "rloo")
 COLUMNS = ("greedy", "contains", "exact match")
+MEASURES: Mapping[str, tuple[Mode, RewardName]] = {
+    "greedy exact match": (Mode.GREEDY, RewardName.EXACT_MATCH),
+    "contains": (Mode.SAMPLED, RewardName.CONTAINS),
+}
+"""What has intervals: of which completions, and by which measure."""
+NOTE = (
+    "Intervals take the prompts of all seeds together, as independent of each other: they say what other prompts would "
+    "change, and not what another seed would; each seed's value stands beside its mean. Seconds are the wall time of "
+    "what an arm trains after SFT (of `sft`: of SFT itself), a mean over the seeds; that of `rlhf` holds the reward "
+    "model, which the other arms of the loop take as it is. `more_sft` and `oracle_sft` have as many steps as should "
+    "take as long as reward model and loop."
+)
 Summaries = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """`summary.json` by arm and seed; the demo's own as `rlhf`."""
 
@@ -119,53 +135,111 @@ def row(summaries: Mapping[int, Mapping[str, Any]], model: ModelName) -> dict[st
     return {column: [part.get(key) for part in parts] for column, key in keys.items()}
 
 
-def pooled_gain(directories: Sequence[Path]) -> Estimate | None:
-    """Greedy exact match after minus before, over the prompts of all seeds, with the paired interval."""
+def pooled_gain(after: Sequence[Path], measure: str, before: Sequence[Path] | None = None) -> Estimate | None:
+    """What an arm has more than another, over the prompts of all seeds, with the paired interval.
+
+    after, before: directories of the two arms, a seed each; of `before` None is the SFT model that `after` began with.
+    """
     differences: list[float] = []
-    for directory in directories:
-        greedy = [each for each in read_samples(directory / "evaluation" / "samples.jsonl") if each.mode is Mode.GREEDY]
-        shown = {(each.model, each.prompt_id): each.true_reward for each in greedy if each.is_shown}
-        for (model, prompt), after in shown.items():
-            before = shown.get((ModelName.SFT, prompt))
-            if model is ModelName.RLHF and after is not None and before is not None:
-                differences.append(after - before)
+    for place, directory in enumerate(after):
+        other = _shares(directory, measure, ModelName.SFT) if before is None else _shares(before[place], measure)
+        own = _shares(directory, measure)
+        differences += [share - other[prompt] for prompt, share in own.items() if prompt in other]
     return paired(differences)
 
 
-def markdown(summaries: Summaries, gains: Mapping[str, Estimate | None]) -> str:
-    """The table for `RESULTS.md`: means over the seeds, greedy of each seed, gain over SFT with its interval."""
+def _shares(directory: Path, measure: str, model: ModelName = ModelName.RLHF) -> dict[str, float]:
+    """By prompt, the mean of a measure over a model's completions of the prompt as it is."""
+    mode, name = MEASURES[measure]
+    found: dict[str, list[float]] = {}
+    for each in _samples(directory / "evaluation" / "samples.jsonl"):
+        value = each.reward(name)
+        if each.model is model and each.mode is mode and each.is_shown and value is not None:
+            found.setdefault(each.prompt_id, []).append(value)
+    return {prompt: fmean(values) for prompt, values in found.items()}
+
+
+@cache
+def _samples(path: Path) -> list[SampleResult]:
+    return read_samples(path)
+
+
+def elapsed_s(summaries: Summaries) -> dict[str, float | None]:
+    """Wall time of training by arm, a mean over the seeds; see `NOTE`."""
+    known = {arm: [each.get("stage_s", {}) for each in of.values()] for arm, of in summaries.items()}
+    seconds: dict[str, float | None] = {"sft": mean([stages.get("sft") for stages in known["rlhf"]])}
+    for arm, of in known.items():
+        stages = ("sft",) if arm in ARMS and arm not in LOOP_ARMS else ("reward_model", "rlhf")
+        spent = [[found[stage] for stage in stages if stage in found] for found in of]
+        seconds[arm] = mean([sum(each) if each else None for each in spent])
+    return seconds
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The differences between arms, by measure and arm.
+
+    gains: over the SFT model that the arm began with. ahead: RLHF minus the control.
+    """
+
+    gains: Mapping[str, Mapping[str, Estimate | None]]
+    ahead: Mapping[str, Mapping[str, Estimate | None]]
+
+    @classmethod
+    def of(cls, places: Mapping[str, Sequence[Path]]) -> Compared:
+        """places: by arm, the directories of its runs, in the order of the seeds."""
+        return cls(
+            {measure: {arm: pooled_gain(of, measure) for arm, of in places.items()} for measure in MEASURES},
+            {
+                measure: {arm: pooled_gain(places["rlhf"], measure, of) for arm, of in places.items() if arm != "rlhf"}
+                for measure in MEASURES
+            },
+        )
+
+
+def markdown(summaries: Summaries, compared: Compared) -> str:
+    """The table for `RESULTS.md`: means over the seeds, greedy of each seed, differences with their intervals."""
     lines = [
-        "| | greedy exact match (each seed) | gain over SFT | contains | sampled exact match |",
-        "|---|---|---|---:|---:|",
+        "| | greedy exact match (each seed) | gain over SFT | RLHF minus it | contains | gain over SFT | RLHF minus it "
+        "| sampled exact match | seconds |",
+        "|---|---|---|---|---:|---|---|---:|---:|",
     ]
-    sft = row(summaries["rlhf"], ModelName.SFT)
+    sft, seconds = row(summaries["rlhf"], ModelName.SFT), elapsed_s(summaries)
     for name, columns in {"sft": sft, **{arm: row(of, ModelName.RLHF) for arm, of in summaries.items()}}.items():
-        gain = gains.get(name)
+        spent = seconds[name]
+        differences = [
+            [_difference(of[measure].get(name)) for of in (compared.gains, compared.ahead)] for measure in MEASURES
+        ]
         cells = [
             f"{_cell(mean(columns['greedy']))} ({', '.join(map(_cell, columns['greedy']))})",
-            f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if gain else "",
+            *differences[0],
             _cell(mean(columns["contains"])),
+            *differences[1],
             _cell(mean(columns["exact match"])),
+            "" if spent is None else f"{spent:.0f}",
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def verdict(gains: Mapping[str, Estimate | None], contains: Mapping[str, float | None]) -> str:
-    """Which arms do as well as RLHF, said plainly: in greedy exact matches, and in skill, the answers that are right.
-
-    contains: the mean over the seeds, by arm.
-    """
-    ours = gains["rlhf"]
+def verdict(compared: Compared) -> str:
+    """Which arms do as well as RLHF, said plainly: in greedy exact matches, and in skill, what answers contain."""
+    ours = compared.gains["greedy exact match"]["rlhf"]
     if ours is None:
         return "RLHF was not measured."
-    rivals = {
-        "greedy exact match": [arm for arm in ARMS if (gain := gains.get(arm)) and gain.value >= ours.value],
-        "contains": [arm for arm in ARMS if (share := contains.get(arm)) and share >= (contains["rlhf"] or 0.0)],
-    }
-    return f"RLHF {'gains' if ours.low > 0 else 'does not surely gain'} over SFT: {ours.value:+.3f}. " + " ".join(
-        f"At least as good in {measure}: {', '.join(arms) or 'none'}." for measure, arms in rivals.items()
-    )
+    said = [f"RLHF {'gains' if ours.low > 0 else 'does not surely gain'} over SFT: {ours.value:+.3f}."]
+    for measure, ahead in compared.ahead.items():
+        rivals = [
+            arm + (" (surely better)" if found.high < 0 else "")
+            for arm, found in ahead.items()
+            if found is not None and found.value <= 0
+        ]
+        said.append(f"At least as good in {measure}: {', '.join(rivals) or 'none'}.")
+    return " ".join(said)
+
+
+def _difference(found: Estimate | None) -> str:
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else ""
 
 
 def _cell(value: float | None) -> str:
@@ -213,34 +287,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 own = ["benchmarks.learning", "--one", arm, "--seeds", str(seed), *map(str, places)]
                 log = options.out / f"seed-{seed}" / f"{arm}.log"
                 run_alone([*own, "--", *options.overrides], f"seed {seed}, {arm}", log)
-    arms = ("rlhf", *options.arms)
-    places = {arm: {seed: directory_of(arm, seed) for seed in options.seeds} for arm in arms}
+    places = {arm: {seed: directory_of(arm, seed) for seed in options.seeds} for arm in ("rlhf", *options.arms)}
     summaries = {
         arm: {seed: json.loads((place / "summary.json").read_text(encoding="utf-8")) for seed, place in of.items()}
         for arm, of in places.items()
     }
-    gains = {arm: pooled_gain(list(of.values())) for arm, of in places.items()}
-    contains = {arm: mean(row(of, ModelName.RLHF)["contains"]) for arm, of in summaries.items()}
-    table, said = markdown(summaries, gains), verdict(gains, contains)
+    compared = Compared.of({arm: list(of.values()) for arm, of in places.items()})
+    table, said = markdown(summaries, compared), verdict(compared)
     command = shlex.join(["python", "-m", "benchmarks.learning", *given])
     host = machine.describe()
     with options.results.open("a", encoding="utf-8") as file:
         file.write(
             f"\n## {datetime.now(UTC).date().isoformat()}: learning\n\n"
-            f"- Machine: {host['cores']} cores, {host['cpu']}\n- Command: `{command}`\n\n{table}\n\n{said}\n"
+            f"- Machine: {host['cores']} cores, {host['cpu']}\n- Command: `{command}`\n- {NOTE}\n\n{table}\n\n{said}\n"
         )
     print(table, said, sep="\n\n", flush=True)
-    gain = gains["rlhf"]
-    result = {
+    print(json.dumps(result_of(summaries, compared)), flush=True)
+
+
+def result_of(summaries: Summaries, compared: Compared) -> dict[str, Any]:
+    """The last line, for machines: greedy exact matches, RLHF's gains, and what it has more than each control."""
+
+    def plain(found: Estimate | None) -> dict[str, float] | None:
+        return None if found is None else {name: asdict(found)[name] for name in ("value", "low", "high")}
+
+    greedy, contains = MEASURES
+    return {
         "benchmark": "learning",
         "overall": {
             "sft": mean(row(summaries["rlhf"], ModelName.SFT)["greedy"]),
             **{arm: mean(row(of, ModelName.RLHF)["greedy"]) for arm, of in summaries.items()},
         },
-        "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
-        "seeds": len(options.seeds),
+        "gain": plain(compared.gains[greedy]["rlhf"]),
+        "contains_gain": plain(compared.gains[contains]["rlhf"]),
+        "ahead": {arm: plain(found) for arm, found in compared.ahead[greedy].items()},
+        "contains_ahead": {arm: plain(found) for arm, found in compared.ahead[contains].items()},
+        "seconds": elapsed_s(summaries),
+        "seeds": len(summaries["rlhf"]),
     }
-    print(json.dumps(result), flush=True)
 
 
 def run_alone(module: Sequence[str], name: str, log: Path) -> None:

@@ -45,6 +45,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "SFT contains": ("sft", "contains"),
     "RLHF contains": ("rlhf", "contains"),
     "contains gain": ("contains_gain", "value"),
+    "skill gain": ("skill_gain",),
+    "manner gain": ("manner_gain",),
     "SFT any of k": ("any_of_k", "sft"),
     "RLHF any of k": ("any_of_k", "rlhf"),
     "SFT greedy": ("sft", "greedy_true_reward"),
@@ -55,10 +57,21 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "KL": ("rlhf", "kl"),
     "swapped gap": ("swapped_gap",),
     "blind gap": ("blind_gap",),
+    "demonstrator": ("demonstrator", "true_reward"),
+    "demonstrator contains": ("demonstrator", "contains"),
+    "demonstrator graded": ("demonstrator", "graded"),
+    "SFT graded": ("sft", "distance"),
+    "RLHF graded": ("rlhf", "distance"),
 }
 """Columns of the table, and where `summary.json` holds them in each part."""
-INTERVALS = {"gain": "gain", "contains gain": "contains_gain", "greedy gain": "greedy_gain"}
-"""Columns with paired 95 % intervals, and the estimate that has them."""
+INTERVALS = {
+    "gain": "gain",
+    "contains gain": "contains_gain",
+    "skill gain": "skill_gain",
+    "manner gain": "manner_gain",
+    "greedy gain": "greedy_gain",
+}
+"""Columns with 95 % intervals, and the key of what has them."""
 
 
 def run_seed(recipe: Recipe, command: Sequence[str], log: Path) -> None:
@@ -93,7 +106,7 @@ def collect(summaries: Summaries) -> Table:
 def collect_bounds(summaries: Summaries) -> Bounds:
     """The intervals of all seeds, in the order of `collect`."""
     return {
-        name: {measure: [_bounds(part.get(key)) for part in by_seed] for measure, key in INTERVALS.items()}
+        name: {measure: [_bounds(part, key) for part in by_seed] for measure, key in INTERVALS.items()}
         for name, by_seed in _parts(summaries).items()
     }
 
@@ -108,8 +121,11 @@ def _parts(summaries: Summaries) -> dict[str, list[Mapping[str, Any]]]:
     return parts | {task: [summary["tasks"][task] for summary in summaries.values()] for task in first}
 
 
-def _bounds(estimate: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    return None if estimate is None else (estimate["low"], estimate["high"])
+def _bounds(part: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    """Of an estimate, or of a number with its interval beside it."""
+    found = part.get(key)
+    low_high = (found["low"], found["high"]) if isinstance(found, Mapping) else part.get(f"{key}_interval")
+    return None if low_high is None else (low_high[0], low_high[1])
 
 
 def _value(part: Mapping[str, Any], path: Sequence[str]) -> float | None:

@@ -27,6 +27,7 @@ from actors.loop.crew import Crew, Roles, crew_of
 from actors.loop.door import Door, shared_rows
 from actors.loop.judge import groups_of
 from actors.loop.sampler import generate
+from actors.loop.validation import read_end
 from actors.roles.encoder import PromptRef, Showing, needs_of, own_towers
 from actors.roles.reference import ReferenceWorker
 from actors.roles.reward import RewardWorker
@@ -355,6 +356,8 @@ def notes(recipe: Recipe) -> list[str]:
     ]
     if recipe.evaluate.checkpoint != ModelName.RLHF:
         lines.append(f"What is called RLHF here is the checkpoint `{recipe.evaluate.checkpoint}`.")
+    elif end := read_end(recipe):
+        lines.append(f"RLHF ended after step {end.step} of {recipe.rlhf.num_steps}: {end.detail}.")
     if recipe.data.path is None and not recipe.data.mixture and not recipe.prepare.sources:
         manners = ", ".join(manner.format(answer="7") for manner in MANNERS)
         lines.append(

@@ -25,6 +25,8 @@ def _part(sft: float, rlhf: float, **more: Any) -> dict[str, Any]:
         "rlhf": model(rlhf, 0.02),
         "gain": gain(rlhf - sft),
         "contains_gain": gain(rlhf - sft - 0.25),
+        "skill_gain": 0.0625,
+        "skill_gain_interval": [-0.125, 0.25],
         "any_of_k": {"k": 2, "sft": sft + 0.05, "rlhf": rlhf + 0.05, "gain": gain(rlhf - sft)},
         **more,
     }
@@ -57,6 +59,19 @@ def test_measures_of_all_seeds_stand_side_by_side_with_overall_first() -> None:
     assert table["digit"]["KL"] == [0.02, 0.02]
     assert table["digit"]["blind gap"] == [0.75, 0.75]
     assert table["text"]["blind gap"] == table["overall"]["blind gap"] == [None, None]
+
+
+def test_the_demonstrator_stands_beside_the_models_where_it_was_measured() -> None:
+    summary = _summary()
+    counted = {"true_reward": 0.25, "contains": 0.5, "graded": 0.75, "num_prompts": 4}
+    silent = {"true_reward": None, "contains": None, "graded": None, "num_prompts": 0}
+    summary["tasks"]["digit"] |= {"demonstrator": counted}
+    summary["tasks"]["text"] |= {"demonstrator": silent}
+    summary["tasks"]["digit"]["rlhf"]["distance"] = 0.875
+    table = seeds.collect({0: summary})
+    names = ("demonstrator", "demonstrator contains", "demonstrator graded", "SFT graded", "RLHF graded")
+    assert [table["digit"][name] for name in names] == [[0.25], [0.5], [0.75], [None], [0.875]]
+    assert {value for part in ("text", "overall") for name in names for value in table[part][name]} == {None}
 
 
 def test_a_model_that_was_not_evaluated_leaves_its_cells_empty() -> None:
@@ -96,7 +111,8 @@ def test_the_table_in_markdown_has_the_mean_before_each_seed_and_intervals_of_th
     assert lines[2].startswith("| **overall** | **mean** | **0.500** | **0.688** | **0.188** |")
     assert lines[4].startswith("| overall | 3 | 0.500 | 0.750 | 0.250 [0.062, 0.438] |")
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["**mean**", "0", "3"] * 3
-    assert lines[-1].endswith("| 0.020 |  |  |")
+    assert lines[-1].endswith("| 0.020 |  |  |  |  |  |  |  |")
+    assert "| 0.062 [-0.125, 0.250] |  |" in lines[4], "skill, and manner that an old summary does not have"
 
 
 def test_the_verdict_says_where_intervals_lie_above_zero_and_in_which_tasks_contains_rises() -> None:

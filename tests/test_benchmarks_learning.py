@@ -17,11 +17,11 @@ from pipeline.evaluation.intervals import Estimate
 from pipeline.evaluation.results import Mode, ModelName, SampleResult, write_samples
 
 
-def _summary(sft: float, rlhf: float) -> dict[str, Any]:
+def _summary(before: float, after: float, /, **stage_s: float) -> dict[str, Any]:
     def model(greedy: float) -> dict[str, float]:
         return {"greedy_true_reward": greedy, "contains": greedy - 0.1, "true_reward": greedy - 0.2}
 
-    return {"overall": {"sft": model(sft), "rlhf": model(rlhf)}}
+    return {"overall": {"sft": model(before), "rlhf": model(after)}, "stage_s": stage_s}
 
 
 def _sample(prompt: str, model: ModelName, mode: Mode, text: str) -> SampleResult:
@@ -40,7 +40,7 @@ def _sample(prompt: str, model: ModelName, mode: Mode, text: str) -> SampleResul
         num_tokens=1,
         token_texts=(),
         token_kl=(),
-        rewards={"exact_match": float(text == "7")},
+        rewards={"exact_match": float(text == "7"), "contains": float("7" in text)},
         learned_reward=None,
     )
 
@@ -73,40 +73,93 @@ def test_more_sft_takes_as_long_as_reward_model_and_loop() -> None:
     assert learning.sft_steps(recipe, {"sft": 80.0, "reward_model": 20.0, "rlhf": 100.0}) == 1500
 
 
-def test_the_gain_is_paired_over_the_greedy_completions_of_all_seeds(tmp_path: Path) -> None:
-    for seed, after in enumerate(("7", "8")):
-        samples = [
+def _written(directory: Path, *samples: SampleResult) -> Path:
+    (directory / "evaluation").mkdir(parents=True)
+    write_samples(directory / "evaluation" / "samples.jsonl", samples)
+    return directory
+
+
+def test_gains_are_paired_over_the_prompts_of_all_seeds_greedy_and_in_what_samples_contain(tmp_path: Path) -> None:
+    runs = [
+        _written(
+            tmp_path / str(seed),
             _sample("a", ModelName.SFT, Mode.GREEDY, "8"),
+            _sample("a", ModelName.SFT, Mode.SAMPLED, "7 maybe"),
+            _sample("a", ModelName.SFT, Mode.SAMPLED, "8"),
             _sample("a", ModelName.RLHF, Mode.GREEDY, after),
-            _sample("a", ModelName.RLHF, Mode.SAMPLED, "9"),
+            _sample("a", ModelName.RLHF, Mode.SAMPLED, "7 for sure"),
             _sample("b", ModelName.SFT, Mode.GREEDY, "7"),
             _sample("b", ModelName.RLHF, Mode.GREEDY, "7"),
-        ]
-        (tmp_path / str(seed) / "evaluation").mkdir(parents=True)
-        write_samples(tmp_path / str(seed) / "evaluation" / "samples.jsonl", samples)
-    gain = learning.pooled_gain([tmp_path / "0", tmp_path / "1"])
+        )
+        for seed, after in enumerate(("7", "8"))
+    ]
+    gain = learning.pooled_gain(runs, "greedy exact match")
     assert gain is not None
     assert (gain.value, gain.num_prompts) == (0.25, 4)  # one of four rises
+    contained = learning.pooled_gain(runs, "contains")
+    assert contained is not None
+    assert (contained.value, contained.num_prompts) == (0.5, 2)  # from one of two samples to all
 
 
-def test_the_table_has_a_line_for_sft_and_each_arm_and_the_verdict_names_who_does_as_well() -> None:
+def test_rlhf_is_set_against_the_trained_model_of_a_control_prompt_by_prompt_and_seed_by_seed(tmp_path: Path) -> None:
+    def arm(name: str, *texts: str) -> list[Path]:
+        return [
+            _written(
+                tmp_path / name / str(seed),
+                _sample("a", ModelName.SFT, Mode.GREEDY, "7"),
+                _sample("a", ModelName.RLHF, Mode.GREEDY, text),
+            )
+            for seed, text in enumerate(texts)
+        ]
+
+    compared = learning.Compared.of({"rlhf": arm("rlhf", "7", "7", "7"), "more_sft": arm("more_sft", "8", "7", "8")})
+    ahead = compared.ahead["greedy exact match"]
+    assert list(ahead) == ["more_sft"] and ahead["more_sft"] is not None
+    assert (ahead["more_sft"].value, ahead["more_sft"].num_prompts) == (pytest.approx(2 / 3), 3)
+    assert compared.ahead["contains"] == {"more_sft": None}, "no sampled completions"
+
+
+def _compared(ours: Estimate, greedy: Estimate, contains: Estimate) -> learning.Compared:
+    """RLHF's gain, and what it has more than `more_sft`."""
+    gains = {"rlhf": ours, "more_sft": Estimate(0.05, -0.1, 0.2, 10)}
+    return learning.Compared(
+        {"greedy exact match": gains, "contains": gains},
+        {"greedy exact match": {"more_sft": greedy}, "contains": {"more_sft": contains}},
+    )
+
+
+def test_the_table_has_a_line_for_sft_and_each_arm_with_its_differences_and_seconds() -> None:
     summaries = {
-        "rlhf": {0: _summary(0.5, 0.7), 1: _summary(0.6, 0.9)},
-        "more_sft": {0: _summary(0.5, 0.6), 1: _summary(0.6, 0.6)},
+        "rlhf": {
+            0: _summary(0.5, 0.7, sft=80.0, reward_model=20.0, rlhf=100.0, evaluate=9.0),
+            1: _summary(0.6, 0.9, sft=90.0, reward_model=30.0, rlhf=110.0),
+        },
+        "more_sft": {0: _summary(0.5, 0.6, sft=125.0, evaluate=9.0), 1: _summary(0.6, 0.6, sft=145.0)},
+        "grpo": {0: _summary(0.5, 0.6, rlhf=95.0, evaluate=9.0), 1: _summary(0.6, 0.6)},
     }
-    gains = {"rlhf": Estimate(0.25, 0.1, 0.4, 10), "more_sft": Estimate(0.05, -0.1, 0.2, 10)}
-    lines = learning.markdown(summaries, gains).splitlines()
-    assert lines[2].startswith("| sft | 0.550 (0.500, 0.600) |  | 0.450 |")
-    assert lines[3].startswith("| rlhf | 0.800 (0.700, 0.900) | +0.250 [+0.100, +0.400] | 0.700 | 0.600 |")
-    assert lines[4].startswith("| more_sft | 0.600")
-    contains = {"rlhf": 0.7, "more_sft": 0.8}
-    assert learning.verdict(gains, contains) == (
+    compared = _compared(Estimate(0.25, 0.1, 0.4, 9), Estimate(0.2, 0.05, 0.3, 9), Estimate(-0.1, -0.2, 0.1, 10))
+    lines = learning.markdown(summaries, compared).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2] == "| sft | 0.550 (0.500, 0.600) |  |  | 0.450 |  |  | 0.350 | 85 |"
+    gain = "+0.250 [+0.100, +0.400]"
+    assert lines[3] == f"| rlhf | 0.800 (0.700, 0.900) | {gain} |  | 0.700 | {gain} |  | 0.600 | 130 |"
+    assert lines[4] == (
+        "| more_sft | 0.600 (0.600, 0.600) | +0.050 [-0.100, +0.200] | +0.200 [+0.050, +0.300] | 0.500 "
+        "| +0.050 [-0.100, +0.200] | -0.100 [-0.200, +0.100] | 0.400 | 135 |"
+    )
+    assert lines[5].endswith("| 0.400 |  |"), "one seed has no time, so there is no mean"
+
+
+def test_the_verdict_names_who_does_as_well_and_who_surely_does_better() -> None:
+    ours, less, more = (Estimate(0.25, low, 0.4, 10) for low in (0.1, -0.1, 0.2))
+    worse = Estimate(-0.1, -0.2, 0.1, 10)
+    assert learning.verdict(_compared(ours, more, worse)) == (
         "RLHF gains over SFT: +0.250. At least as good in greedy exact match: none. "
         "At least as good in contains: more_sft."
     )
-    worse = {**gains, "more_sft": Estimate(0.25, 0.1, 0.4, 10), "rlhf": Estimate(0.25, -0.1, 0.4, 10)}
-    assert learning.verdict(worse, {"rlhf": 0.7, "more_sft": 0.6}) == (
-        "RLHF does not surely gain over SFT: +0.250. At least as good in greedy exact match: more_sft. "
+    surely = Estimate(-0.1, -0.2, -0.01, 10)
+    assert learning.verdict(_compared(less, surely, more)) == (
+        "RLHF does not surely gain over SFT: +0.250. At least as good in greedy exact match: more_sft (surely better). "
         "At least as good in contains: none."
     )
 
@@ -125,4 +178,6 @@ def test_what_lies_there_is_not_run_again_and_the_last_line_is_for_machines(
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["overall"] == {"sft": 0.5, "rlhf": 0.7, "grpo": 0.7}
     assert (last["benchmark"], last["seeds"], last["gain"]["value"]) == ("learning", 1, 0.0)
-    assert "## " in results.read_text() and "| grpo |" in results.read_text()
+    assert last["ahead"] == {"grpo": last["gain"]} and last["contains_ahead"] == {"grpo": None}
+    assert (last["seconds"], last["contains_gain"]) == ({"sft": None, "rlhf": None, "grpo": None}, None)
+    assert "## " in results.read_text() and "| grpo |" in results.read_text() and learning.NOTE in results.read_text()

@@ -133,24 +133,35 @@ class Step:
         return batch, scores(scorings)
 
     def _learn(self, batch: Judged, scored: Mapping[str, list[Any]], score_s: Mapping[str, float]) -> Learned:
-        algorithm, state = self._recipe.rlhf.algorithm, self._state
-        rewards = learned_rewards(batch, algorithm)
-        scale = state.reward_scale.updated(rewards=rewards)
-        experience, statistics = make_experience(
-            batch.rollouts,
-            rewards=shape(rewards, scale, algorithm),
-            reference_logprobs=scored.get("reference"),
-            values=scored.get("critic"),
-            algorithm=algorithm,
-            kl_weight=state.kl.weight,
-            proximal_logprobs=scored.get("proximal"),
-            greedy_rewards=None if batch.greedy is None else shape(batch.greedy, scale, algorithm),
-            unrewarded=batch.unrewarded,
-            potentials=potentials(batch, scored.get("process"), scale, algorithm),
-        )
+        state = self._state
+        experience, statistics, scale = experience_of(batch, scored, state, self._recipe.rlhf.algorithm)
         rows = list(zip(batch.prompts, experience, strict=True))
         updated, update_s = update(self._roles, self._recipe, rows, state.step, state.kl.weight)
         return Learned(batch, scale, statistics, updated, {**batch.seconds, **score_s, **update_s}, self._phases)
+
+
+def experience_of(
+    batch: Judged, scored: Mapping[str, list[Any]], state: LoopState, algorithm: Algorithm
+) -> tuple[list[Experience], dict[str, float], RunningScale]:
+    """What the update learns from, one `Experience` a group; the step's statistics; the scale of rewards with its own.
+
+    scored: by role, one array [n, T] a group.
+    """
+    rewards = learned_rewards(batch, algorithm)
+    scale = state.reward_scale.updated(rewards=rewards)
+    experience, statistics = make_experience(
+        batch.rollouts,
+        rewards=shape(rewards, scale, algorithm),
+        reference_logprobs=scored.get("reference"),
+        values=scored.get("critic"),
+        algorithm=algorithm,
+        kl_weight=state.kl.weight,
+        proximal_logprobs=scored.get("proximal"),
+        greedy_rewards=None if batch.greedy is None else shape(batch.greedy, scale, algorithm),
+        unrewarded=batch.unrewarded,
+        potentials=potentials(batch, scored.get("process"), scale, algorithm),
+    )
+    return experience, statistics, scale
 
 
 def shape(rewards: Tensor, scale: RunningScale, algorithm: Algorithm) -> Tensor:

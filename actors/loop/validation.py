@@ -21,7 +21,7 @@ from actors.loop.sampler import check_fresh, generate, killers, left_of
 from actors.roles.encoder import PromptRef, needs_of
 from pipeline.config import VALIDATION, ConfigError, Recipe
 from pipeline.data.schema import Reason
-from pipeline.evaluation.validation import End, Progress, chosen, end_of, measured
+from pipeline.evaluation.validation import End, EndReason, Progress, chosen, end_of, measured
 from pipeline.records import Rollout
 
 SAMPLING_STEP = -3
@@ -157,6 +157,15 @@ def record_end(recipe: Recipe, end: End, state: LoopState) -> None:
     print(f"the run ends after step {end.step} of {recipe.rlhf.num_steps}: {end.detail}", flush=True)
     content = {**asdict(end), "export": recipe.rlhf.checkpoints.export, "progress": state.progress.to_json()}
     _end_file(recipe).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_end(recipe: Recipe) -> End | None:
+    """Why the run ended; None where it has not, or began anew since."""
+    file = _end_file(recipe)
+    if not file.is_file():
+        return None
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    return End(EndReason(stored["reason"]), stored["step"], stored["detail"])
 
 
 def _end_file(recipe: Recipe) -> Path:

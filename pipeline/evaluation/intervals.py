@@ -81,8 +81,26 @@ def paired(differences: Sequence[float]) -> Estimate | None:
     outside = [value for value in differences if not -1 <= value <= 1]
     if outside:
         raise ValueError(f"{outside[0]} is no difference of shares: a paired interval needs values from -1 to 1")
-    num, mean = len(differences) + 2, fmean(differences)
+    return _adjusted(fmean(differences), differences)
+
+
+def jackknife(value: float, *, without: Sequence[float]) -> Estimate:
+    """Of a difference in [-1, 1] that is no mean over prompts, from what it is without each of them.
+
+    Its pseudo-values N value - (N-1) without_i are to it what the differences of the prompts are to their mean (Tukey
+    1958; Miller 1974), and get the same interval: of a mean this is `paired`. A quotient of means has intervals of the
+    delta method so, up to O(1/N).
+
+    without: one a prompt, the same of the other N-1; of one prompt alone it does not count.
+    """
+    num = len(without)
+    return _adjusted(value, [num * value - (num - 1) * each for each in without])
+
+
+def _adjusted(value: float, differences: Sequence[float]) -> Estimate:
+    """Bonett and Price's interval, see `paired`."""
+    num = len(differences) + 2
     middle = math.fsum(differences) / num
-    variance = (math.fsum(value**2 for value in differences) + 2) / num - middle**2
+    variance = (math.fsum(each**2 for each in differences) + 2) / num - middle**2
     half = Z * math.sqrt(variance / num)
-    return Estimate(mean, max(-1.0, middle - half), min(1.0, middle + half), len(differences))
+    return Estimate(value, max(-1.0, middle - half), min(1.0, middle + half), len(differences))

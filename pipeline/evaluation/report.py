@@ -258,8 +258,8 @@ def skill_verdict(overall: Slice) -> str:
     )
 
 
-def _points(gain: float | None) -> str:
-    return signed(None if gain is None else 100 * gain, 1)
+def _points(gain: Estimate | None) -> str:
+    return signed(None if gain is None else 100 * gain.value, 1)
 
 
 def plainly(summary: ModelSummary | None) -> float | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from pipeline.config import RewardName
-from pipeline.evaluation.intervals import Estimate, paired, proportion
+from pipeline.evaluation.intervals import Estimate, jackknife, paired, proportion
 from pipeline.evaluation.results import Mode, ModelName, SampleResult, blind_labels
 from pipeline.records import MediaKind
 from pipeline.rewards.contains import contains
@@ -91,8 +91,8 @@ class Slice:
     contains_gain: Estimate | None = None
     greedy_contains_gain: Estimate | None = None
     any_of_k_gain: Estimate | None = None
-    skill_gain: float | None = None
-    manner_gain: float | None = None
+    skill_gain: Estimate | None = None
+    manner_gain: Estimate | None = None
     num_tries: int | None = None
     demonstrator: Demonstrator | None = None
 
@@ -161,7 +161,7 @@ def _slice(name: str, samples: Sequence[SampleResult]) -> Slice:
 
     exact, contained = values(Mode.SAMPLED, RewardName.EXACT_MATCH), values(Mode.SAMPLED, RewardName.CONTAINS)
     num_tries = _num_tries(exact)
-    parts = _skill_and_manner(exact, contained)
+    skill, manner = _skill_and_manner(exact, contained) or (None, None)
     return Slice(
         name=name,
         num_prompts=len({sample.prompt_id for sample in samples}),
@@ -172,8 +172,8 @@ def _slice(name: str, samples: Sequence[SampleResult]) -> Slice:
         contains_gain=_gain(*contained),
         greedy_contains_gain=_gain(*values(Mode.GREEDY, RewardName.CONTAINS)),
         any_of_k_gain=_gain(*(_any_of(num_tries, model) for model in exact)),
-        skill_gain=parts[0] if parts else None,
-        manner_gain=parts[1] if parts else None,
+        skill_gain=skill,
+        manner_gain=manner,
         num_tries=num_tries,
         demonstrator=_demonstrator(samples),
     )
@@ -251,15 +251,28 @@ def _demonstrator(samples: Sequence[SampleResult]) -> Demonstrator | None:
     )
 
 
-def _skill_and_manner(exact: tuple[Values, Values], contained: tuple[Values, Values]) -> tuple[float, float] | None:
+def _skill_and_manner(
+    exact: tuple[Values, Values], contained: tuple[Values, Values]
+) -> tuple[Estimate, Estimate] | None:
     """Over the prompts that both models answered, as the gain is."""
     both = [prompt for prompt in exact[0] if all(prompt in each for each in (exact[1], *contained))]
     if not both:
         return None
-    before, after = (
-        [fmean(fmean(values[prompt]) for prompt in both) for values in pair] for pair in (exact, contained)
+    rows = [[fmean(values[prompt]) for values in (*exact, *contained)] for prompt in both]
+    sums = [math.fsum(column) for column in zip(*rows, strict=True)]
+
+    def parts(row: Sequence[float], num: int) -> tuple[float, float]:
+        """Skill and manner without a prompt, of which `num` are left."""
+        # Rounded, so that nothing is left where no other prompt has anything.
+        shares = [round(total - value, 9) / max(num, 1) for total, value in zip(sums, row, strict=True)]
+        return skill_and_manner(exact=(shares[0], shares[1]), contained=(shares[2], shares[3]))
+
+    whole = parts([0.0] * 4, len(rows))
+    without = [parts(row, len(rows) - 1) for row in rows]
+    skill, manner = (
+        jackknife(value, without=values) for value, values in zip(whole, zip(*without, strict=True), strict=True)
     )
-    return skill_and_manner(exact=(before[0], before[1]), contained=(after[0], after[1]))
+    return skill, manner
 
 
 def _shown(samples: Iterable[SampleResult], mode: Mode) -> list[SampleResult]:

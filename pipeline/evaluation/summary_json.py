@@ -63,8 +63,10 @@ def _slice_json(part: Slice) -> dict[str, Any]:
         "greedy_gain": _estimate(part.greedy_gain),
         "contains_gain": _estimate(part.contains_gain),
         "greedy_contains_gain": _estimate(part.greedy_contains_gain),
-        "skill_gain": part.skill_gain,
-        "manner_gain": part.manner_gain,
+        "skill_gain": _value(part.skill_gain),
+        "skill_gain_interval": _bounds(part.skill_gain),
+        "manner_gain": _value(part.manner_gain),
+        "manner_gain_interval": _bounds(part.manner_gain),
         "any_of_k": {
             "k": part.num_tries,
             "sft": _value(sft and sft.any_of_k),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from actors.loop.checkpoints import LoopState
 from actors.loop.judge import OVERLONG, Judged
-from actors.loop.step import next_kl, shape
+from actors.loop.step import experience_of, next_kl
 from actors.roles.critic import CriticWorker
 from actors.roles.policy import LearningWorker, PolicyWorker, plan_update
 from pipeline.algorithms.direct_preference import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss
@@ -36,7 +36,6 @@ from pipeline.config import (
     Recipe,
     load_recipe,
 )
-from pipeline.experience import make_experience
 from pipeline.records import Completion, FinishReason, Rollout
 from tests.prompts import prompt_ref
 
@@ -179,16 +178,11 @@ class Bandit:
         tokens = self._sampled(step)
         rollouts = self._rollouts(tokens)
         batch = self._judged(rollouts, hits(tokens[..., 0]), weight)
-        scale = self.state.reward_scale.updated(rewards=batch.rewards)
-        experience, statistics = make_experience(
-            rollouts,
-            rewards=shape(batch.rewards, scale, settings.algorithm),
-            reference_logprobs=[self._of_group(self.reference, group) for group in rollouts],
-            values=[self._values(group) for group in rollouts],
-            algorithm=settings.algorithm,
-            kl_weight=self.state.kl.weight,
-            greedy_rewards=weight * hits(self.policy.table[:, 0].argmax(-1, keepdim=True))[:, 0],
-        )
+        scored = {
+            "reference": [self._of_group(self.reference, group) for group in rollouts],
+            "critic": [self._values(group) for group in rollouts],
+        }
+        experience, statistics, scale = experience_of(batch, scored, self.state, settings.algorithm)
         rows = list(zip(batch.prompts, experience, strict=True))
         for worker in (self.policy, self.critic):
             (share,) = plan_update(rows, num_ranks=1, budget=10_000, algorithm=settings.algorithm, seed=[step])
@@ -219,7 +213,8 @@ class Bandit:
             parts[OVERLONG] = overlong_penalty(
                 lengths=lengths, max_length=MAX_LENGTH, buffer=algorithm.overlong_buffer, penalty=1.0
             )
-        return Judged([prompt_ref(name) for name in PROMPTS], rollouts, parts, unshaped, None, Counter(), {})
+        greedy = weight * hits(self.policy.table[:, 0].argmax(-1, keepdim=True))[:, 0]
+        return Judged([prompt_ref(name) for name in PROMPTS], rollouts, parts, unshaped, greedy, Counter(), {})
 
     def _of_group(self, logs: Tensor, rollout: Rollout) -> Any:
         owner = PROMPTS.index(rollout.prompt_id)

@@ -22,6 +22,7 @@ from pipeline.data.media import decode
 from pipeline.data.schema import media_places
 from pipeline.data.table import PromptTable
 from pipeline.records import Audio, Image, MediaKind, Prompt, Video
+from pipeline.rewards.distance import distance_reward
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 RELATIONS = {"above": (0, 1), "left of": (1, 0)}
@@ -252,3 +253,10 @@ def test_each_application_has_a_recipe_of_built_in_tasks_on_fresh_prompts(name: 
     assert recipe.rlhf.split == "rl" and recipe.prepare.rl_rows > 0
     # Whole answers fit, with the longest manner and the end token: three events have 14 words.
     assert recipe.rlhf.sampling.max_new_tokens >= (14 if "events" in recipe.prepare.tasks else 8) + 3
+
+
+def test_visual_questions_grade_how_far_a_count_is_off_and_no_other_answer() -> None:
+    graded = load_recipe(RECIPES / "vqa.yaml").rlhf.rewards["distance"]
+    assert (graded.weight, [task for task in demo.TASKS if graded.applies(task)]) == (0.5, ["count"])
+    # One off earns .4 beside nothing, and less than the 1.5 of the right count.
+    assert distance_reward("3 maybe", "4") * graded.weight == 0.4

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluation.intervals import Estimate, Z, paired, proportion, wilson
+from pipeline.evaluation.intervals import Estimate, Z, jackknife, paired, proportion, wilson
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,16 @@ def test_the_paired_interval_by_hand() -> None:
     halves = paired([0.5] * 4 + [-0.5] * 2 + [0.0] * 2)
     assert halves is not None and halves.value == 0.125
     assert (halves.low, halves.high) == pytest.approx((0.1 - Z * math.sqrt(0.034), 0.1 + Z * math.sqrt(0.034)))
+
+
+def test_the_jackknife_of_a_mean_is_the_paired_interval() -> None:
+    differences = [1.0, 0.5, 0.0, -0.5, 0.0]
+    whole = sum(differences) / 5
+    without = [(sum(differences) - each) / 4 for each in differences]
+    found, expected = jackknife(whole, without=without), paired(differences)
+    assert expected is not None and vars(found) == pytest.approx(vars(expected))
+    alone = jackknife(0.5, without=[math.inf])
+    assert alone.value == 0.5 and -1 <= alone.low < alone.high <= 1
 
 
 def test_the_other_way_round_a_difference_and_a_share_have_the_mirrored_interval() -> None:

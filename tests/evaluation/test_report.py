@@ -25,6 +25,7 @@ from pipeline.evaluation.report import (
     BrowserRow,
     browser_rows,
     duration,
+    interval,
     loop_time,
     number,
     overlap,
@@ -292,7 +293,8 @@ def test_the_table_of_skill_and_manner_divides_each_gain(page: str, evaluation: 
         shares = [(model.contains, plainly(model)) for model in (before, after)]
         assert cells(page, "<h2>Skill and manner</h2>", part.name) == [
             part.name,
-            *(signed(gain) for gain in (part.gain, part.skill_gain, part.manner_gain)),
+            signed(part.gain),
+            *(f"{signed(gain)} {interval(gain)}" for gain in (part.skill_gain, part.manner_gain)),
             f"{number(shares[0][0])} → {number(shares[1][0])}",
             f"{number(shares[0][1])} → {number(shares[1][1])}",
             f"{number(before.learned_reward, 2)} → {number(after.learned_reward, 2)}",
@@ -417,7 +419,8 @@ def test_the_verdict_claims_only_what_the_interval_allows() -> None:
 def test_the_verdict_on_skill_claims_only_what_the_interval_of_contains_allows(evaluation: Evaluation) -> None:
     def said(low: float, high: float) -> str:
         gain = Estimate((low + high) / 2, low, high, 9)
-        return skill_verdict(replace(evaluation.overall, contains_gain=gain, skill_gain=0.125, manner_gain=-0.021))
+        skill, manner = (Estimate(value, -1.0, 1.0, 9) for value in (0.125, -0.021))
+        return skill_verdict(replace(evaluation.overall, contains_gain=gain, skill_gain=skill, manner_gain=manner))
 
     assert said(0.1, 0.3).startswith("It is right more often: ")
     assert said(-0.3, -0.1).startswith("It is right less often: ")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.evaluation.intervals import Estimate, paired, wilson
@@ -268,11 +270,58 @@ def test_skill_and_manner_sum_to_the_gain_over_the_prompts_that_both_models_answ
     ]
     overall = summarise(rows).overall
     # C from 2/3 to 1, M from 1/2 to 1: skill 1/3 * 3/4, manner 1/2 * 5/6.
-    assert (overall.skill_gain, overall.manner_gain) == pytest.approx((1 / 4, 5 / 12))
+    assert (value(overall.skill_gain), value(overall.manner_gain)) == pytest.approx((1 / 4, 5 / 12))
     assert value(overall.gain) == pytest.approx(1 / 4 + 5 / 12)
     part = summary(summarise(rows))["tasks"]["digit"]
     assert (part["skill_gain"], part["manner_gain"]) == pytest.approx((1 / 4, 5 / 12))
-    assert summary(summarise(two_prompts()))["overall"]["skill_gain"] is None
+    skill = overall.skill_gain
+    assert skill is not None and part["skill_gain_interval"] == [skill.low, skill.high]
+    without = summary(summarise(two_prompts()))["overall"]
+    assert without["skill_gain"] is None and without["manner_gain_interval"] is None
+
+
+def _answers(prompt: str, model: ModelName, exact: list[float], contained: list[float]) -> list[SampleResult]:
+    return [
+        sample(prompt, model, one, rewards={"contains": other}) for one, other in zip(exact, contained, strict=True)
+    ]
+
+
+def test_where_one_model_differs_in_manner_alone_manner_has_the_interval_of_the_gain_and_so_with_skill() -> None:
+    plain = [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+    always = [1.0, 1.0]
+    of_manner, of_skill = [], []
+    for number, (before, after) in enumerate(pairwise(plain)):
+        for model, said in ((SFT, before), (RLHF, after)):
+            of_manner += _answers(str(number), model, said, always)
+            of_skill += _answers(str(number), model, said, said)
+    overall = summarise(of_manner).overall
+    assert overall.gain is not None and overall.gain.low < overall.gain.high
+    assert overall.manner_gain is not None and value(overall.skill_gain) == 0
+    assert vars(overall.manner_gain) == pytest.approx(vars(overall.gain))
+    overall = summarise(of_skill).overall
+    assert overall.skill_gain is not None and overall.gain is not None and value(overall.manner_gain) == 0
+    assert vars(overall.skill_gain) == pytest.approx(vars(overall.gain))
+
+
+def test_the_intervals_of_skill_and_manner_hold_the_truth_about_as_often_as_they_say() -> None:
+    """300 evaluations of 64 prompts, two completions each; C from .5 to .7 and M from .4 to .8, over all prompts."""
+    dice = np.random.default_rng(0)
+    shares = {SFT: (0.5, 0.4), RLHF: (0.7, 0.8)}
+    truth = skill_and_manner(exact=(0.2, 0.56), contained=(0.5, 0.7))
+    held: list[list[bool]] = []
+    for _ in range(300):
+        rows: list[SampleResult] = []
+        for number, ease in enumerate(dice.choice([-0.2, 0.2], 64)):
+            for model, (right, plainly) in shares.items():
+                contained = dice.random(2) < right + ease
+                exact = contained & (dice.random(2) < plainly)
+                rows += _answers(str(number), model, exact.astype(float).tolist(), contained.astype(float).tolist())
+        overall = summarise(rows).overall
+        assert overall.skill_gain is not None and overall.manner_gain is not None
+        parts = zip((overall.skill_gain, overall.manner_gain), truth, strict=True)
+        held.append([each.low <= value <= each.high for each, value in parts])
+    # A little wider than need be with few prompts, as paired intervals are.
+    assert all(0.93 <= share <= 0.99 for share in np.mean(held, axis=0))
 
 
 def test_demonstrations_are_measured_as_the_models_are_and_the_worst_task_is_named() -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from actors.loop.checkpoints import LoopState
+from actors.loop.validation import record_end
 from actors.roles.encoder import PromptRef, Showing
 from jobs import evaluate, reward_model, rlhf, sft
 from jobs.evaluate import alterations, read_counts, result, true_rewards
 from pipeline.config import ConfigError, load_recipe
 from pipeline.data.datasets import RowKey
 from pipeline.data.schema import to_row
-from pipeline.data.table import write_prompts
+from pipeline.data.table import write_preferences, write_prompts
 from pipeline.evaluation.results import Mode, ModelName
+from pipeline.evaluation.validation import Progress, end_of
 from pipeline.models.checkpoint import FINGERPRINT_FILE
 from pipeline.records import Completion, FinishReason, MediaKind, Message, Prompt, PromptInfo
 from pipeline.tracking import append_lines
@@ -160,3 +164,32 @@ def test_a_result_holds_the_demonstration_only_where_it_is_the_rows_own() -> Non
     found = [result(each, said("7"), ModelName.SFT, Mode.GREEDY) for each in (own, info("b", "7", IMAGE))]
     assert [each.demonstration for each in found] == ["7", None]
     assert found[0].is_shown and found[0].true_reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "value", "said"),
+    [
+        ("stop_at: 0.9", 1.0, "RLHF ended after step 4 of 9: {metric} is 1: rlhf.validation.stop_at=0.9 is reached."),
+        (
+            "patience: 2",
+            0.5,
+            "RLHF ended after step 4 of 9: {metric} is 0.5, and was 0.75 2 evaluations ago: "
+            "rlhf.validation.patience=2 is at its end.",
+        ),
+    ],
+)
+def test_the_report_says_why_the_loop_ended(settings: str, value: float, said: str, tmp_path: Path) -> None:
+    overrides = [f"run.directory={tmp_path}", "rlhf.num_steps=9", "rlhf.evaluate_every=2"]
+    overrides.append(f"rlhf.validation={{{settings}}}")
+    recipe = load_recipe(None, overrides)
+    metric = recipe.rlhf.validation.stop_metric
+    write_preferences(tmp_path / "preferences.parquet", [])
+    progress = Progress(4, {metric: value}, metric, max(value, 0.75), num_without_gain=2)
+    state = replace(LoopState.start(recipe.rlhf.algorithm.kl), step=4, progress=progress)
+    assert not any(note.startswith("RLHF ended") for note in evaluate.notes(recipe))
+    end = end_of(recipe.rlhf, step=4, progress=progress)
+    assert end is not None
+    record_end(recipe, end, state)
+    assert said.format(metric=metric) in evaluate.notes(recipe)
+    other = load_recipe(None, [*overrides, "evaluate.checkpoint=dpo"])
+    assert not any(note.startswith("RLHF ended") for note in evaluate.notes(other))
