@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.roles.critic import CriticWorker
 from actors.roles.encoder import PromptRef
-from actors.roles.policy import LearningWorker, PolicyWorker, groups_of, plan_update
+from actors.roles.policy import LearningWorker, PolicyWorker, groups_of, pair_losses, plan_update
 from pipeline.algorithms.aggregation import Normalisers
 from pipeline.config import (
     AdvantageEstimator,
@@ -26,7 +26,7 @@ from pipeline.config import (
     PolicyLossName,
     Recipe,
 )
-from pipeline.experience import collate_experience
+from pipeline.experience import ExperienceBatch, collate_experience
 from pipeline.records import Experience
 from tests.prompts import prompt_ref
 
@@ -309,3 +309,23 @@ def test_every_clip_of_the_recipe_reaches_the_loss() -> None:
     assert _losses(Algorithm(), advantages=negative)["policy_loss"].item() == pytest.approx((2 + 1.6) / 4)
     dual = _losses(Algorithm(dual_clip=1.5), advantages=negative)
     assert dual["policy_loss"].item() == pytest.approx((1.5 + 1.6) / 4)
+
+
+def test_pairs_of_online_dpo_by_hand_and_how_well_they_are_told_apart() -> None:
+    # Two pairs of one token, better then worse, and a third that is left out. Log ratios to the reference 2 against -1,
+    # and 0 against 1; beta 0.5: rewards apart by 1.5 and -0.5.
+    logprobs = torch.tensor([[1.0], [-2.0], [-1.0], [0.0], [9.0], [-9.0]])
+    nothing = torch.zeros_like(logprobs)
+    batch = ExperienceBatch(
+        mask=torch.tensor([[True]] * 4 + [[False]] * 2),
+        reference_logprobs=torch.full_like(logprobs, -1.0),
+        **dict.fromkeys(("behaviour_logprobs", "proximal_logprobs", "values", "advantages", "returns"), nothing),
+    )
+    found = pair_losses(logprobs, batch, Normalisers(4.0, 4.0), 0.5)
+    assert found["policy_loss"].item() == pytest.approx((np.log1p(np.exp(-1.5)) + np.log1p(np.exp(0.5))) / 2)
+    assert (found["reward_accuracy"].item(), found["reward_margin"].item()) == pytest.approx((1 / 2, 1.0 / 2))
+    # The other way round the margin is the opposite; with the second pair put right, both are.
+    swapped = pair_losses(logprobs[[1, 0, 3, 2, 4, 5]], batch, Normalisers(4.0, 4.0), 0.5)
+    assert swapped["reward_margin"].item() == pytest.approx(-1.0 / 2)
+    right = pair_losses(logprobs[[0, 1, 3, 2, 4, 5]], batch, Normalisers(4.0, 4.0), 0.5)
+    assert right["reward_accuracy"].item() == 1.0
