@@ -128,9 +128,17 @@ def where_the_user_stands() -> Base:
 
 
 def main(
-    run: Callable[..., object], description: str | None, *, resumable: bool = False, flags: Sequence[Flag] = ()
+    run: Callable[..., object],
+    description: str | None,
+    *,
+    resumable: bool = False,
+    flags: Sequence[Flag] = (),
+    needs_ray: bool = True,
 ) -> None:
-    """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend."""
+    """Reads the recipe, connects to Ray and runs a stage; ends with status 1 on an error that the user can mend.
+
+    needs_ray: whether a Ray is started where `RAY_ADDRESS` names none.
+    """
     print_in_any_locale()
     try:
         recipe, resume = parse(description or "", resumable=resumable, flags=flags)
@@ -138,7 +146,8 @@ def main(
             # transformers imports DeepSpeed where it saves a model, and that warns of a GPU that it does not find.
             os.environ["DS_ACCELERATOR"] = "cpu"
         with held(recipe.run.directory):
-            connect()
+            if needs_ray or os.environ.get("RAY_ADDRESS"):
+                connect()
             if resume:
                 run(recipe, resume=True)
             else:

@@ -6,7 +6,9 @@
     rows that stay -> workers -> <data>/{train,validation,test}*.parquet, preferences/, judgements/, README.md
     rows that do not -> quarantine.parquet, with their reasons
 
-The driver never holds a medium. Without `prepare.sources` the built-in digits, speech, scenes and videos are made.
+The driver never holds a medium. Workers are actors of the cluster that the job was submitted to, or that `RAY_ADDRESS`
+names; else processes of this machine, and no Ray starts. Without `prepare.sources` the built-in digits, speech, scenes
+and videos are made.
 """
 
 from __future__ import annotations
@@ -166,4 +168,4 @@ def clear(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__, flags=FLAGS)
+    main(run, __doc__, flags=FLAGS, needs_ray=False)

@@ -118,7 +118,7 @@ def write_tables(
                 plan = staging / "plans" / f"{len(parts):06d}.parquet"
                 write_plan(plan, list(islice(places, rows_per_file)))
                 parts.append(Part(table, path, plan, contents))
-    for _ in pool.map(lambda worker, part: worker.write.remote(part), parts, lambda part: f"at {part.path}"):
+    for _ in pool.map("write", parts, lambda part: f"at {part.path}"):
         pass
     return tables
 

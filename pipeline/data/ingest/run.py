@@ -1,8 +1,10 @@
-"""Preparing all shards on a cluster; what comes back describes the rows, in the order of the sources."""
+"""Preparing all shards, on a cluster or here; what comes back describes the rows, in the order of the sources."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,8 @@ import ray
 
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.ingest.formats import check_map
-from pipeline.data.ingest.pool import Pool
+from pipeline.data.ingest.pool import Actors, Pool
+from pipeline.data.ingest.processes import Processes
 from pipeline.data.ingest.readers import RawRow, read
 from pipeline.data.ingest.rows import NUM_TOKENS
 from pipeline.data.ingest.shards import Shard
@@ -47,7 +50,8 @@ def check_columns(recipe: Recipe, shards: Sequence[Shard]) -> None:
 
 def workers_of(recipe: Recipe) -> int:
     """How many workers prepare at the same time, at most."""
-    return recipe.prepare.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    num_cpus = ray.cluster_resources().get("CPU", 1) if ray.is_initialized() else len(os.sched_getaffinity(0))
+    return recipe.prepare.num_workers or max(1, int(num_cpus))
 
 
 def workers_for(
@@ -58,15 +62,21 @@ def workers_for(
     staging: Path,
     processor: Callable[[], PromptProcessor] | None,
 ) -> Pool:
-    """As many workers as there are CPUs, or shards where those are fewer: few rows start one."""
-    actor: Any = ray.remote(ShardWorker).options(num_cpus=1, scheduling_strategy="SPREAD")
-    arguments = [ray.put(each) for each in (recipe, tuple(shards), directory, staging, processor)]
-    return Pool(lambda: actor.remote(*arguments), min(len(shards), workers_of(recipe)))
+    """As many workers as there are CPUs, or shards where those are fewer: few rows start one.
+
+    They are actors where this process has joined a cluster.
+    """
+    arguments = (recipe, tuple(shards), directory, staging, processor)
+    workers = Processes(partial(ShardWorker, *arguments))
+    if ray.is_initialized():
+        actor: Any = ray.remote(ShardWorker).options(num_cpus=1, scheduling_strategy="SPREAD")
+        workers = Actors(partial(actor.remote, *map(ray.put, arguments)))
+    return Pool(workers, min(len(shards), workers_of(recipe)))
 
 
 def rows_of(pool: Pool, shards: Sequence[Shard], staging: Path) -> Iterator[dict[str, Any]]:
     """Prepares the shards in parallel and yields rows of `worker.INDEX_COLUMNS` in the order of the shards."""
     numbers = range(len(shards))
-    prepared = pool.map(lambda worker, number: worker.prepare.remote(number), numbers, lambda n: shards[n].where)
+    prepared = pool.map(ShardWorker.prepare.__name__, numbers, lambda number: shards[number].where)
     for number, _ in zip(numbers, prepared, strict=True):
         yield from described(staging, number)
