@@ -7,7 +7,8 @@ All three read the same JSON Lines with pictures by path, decode each picture, h
 encode it again and write Parquet with the bytes inside. The loop does it in one process, `datasets` in two; neither
 checks anything. Both write PNG as Pillow does at level 4; `jobs.prepare` writes photographs by one filter, no larger.
 `jobs.prepare` on two CPUs also looks at every file before it decodes it, decodes in a process apart, checks rows and
-repeated ids, finds duplicates and leaks, splits, and writes card and quarantine.
+repeated ids, finds duplicates and leaks, splits, and writes card and quarantine. It runs twice: as a command where no
+cluster is, and on a Ray of its own, as a submitted job.
 
 Each side runs in a process of its own, one after the other, for every number of rows. Starting takes as long for few
 rows as for many, so the rate is that of the rows by which the largest and the smallest differ, and what is left of the
@@ -126,13 +127,19 @@ def hugging_face(source: Path, target: Path, side: int) -> None:
     mapped.to_parquet(str(target / "train.parquet"))
 
 
-def polyphony(source: Path, target: Path, side: int) -> None:
-    """`jobs.prepare` on a local Ray with two CPUs."""
-    from jobs import prepare
+def polyphony_on_ray(source: Path, target: Path, side: int) -> None:
+    """`jobs.prepare` on a local Ray with two CPUs, as a submitted job runs it."""
     from jobs.command import connect
-    from pipeline.config import load_recipe
 
     connect(address="local", num_cpus=2, object_store_memory=512 * 2**20)
+    polyphony(source, target, side)
+
+
+def polyphony(source: Path, target: Path, side: int) -> None:
+    """`jobs.prepare` as `python -m` runs it where there is no cluster."""
+    from jobs import prepare
+    from pipeline.config import load_recipe
+
     recipe = load_recipe(
         None,
         [
@@ -149,6 +156,7 @@ SIDES: dict[str, Callable[[Path, Path, int], None]] = {
     "plain loop": plain,
     "datasets.map(num_proc=2)": hugging_face,
     "jobs.prepare": polyphony,
+    "jobs.prepare on Ray": polyphony_on_ray,
 }
 
 
@@ -233,7 +241,7 @@ def table(found: Runs, bytes_a_row: float) -> Iterator[str]:
 
 
 def summary(found: Runs) -> dict[str, Any]:
-    """The same for machines."""
+    """The same for machines; what is fixed is of `jobs.prepare` without a cluster."""
     lines = {name: line_of(by_rows, "seconds") for name, by_rows in found.items()}
     names = {name: name.partition("(")[0] for name in found}
     return {
