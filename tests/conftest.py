@@ -26,33 +26,59 @@ import torch
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+WORKERS = tuple(
+    f"tests/jobs/test_{name}.py" for name in ("checkpoints", "distill", "mixes", "parity", "refit", "rewards", "rlhf")
+)
+"""Where tests share the workers of a run, which take gigabytes."""
 RAY = (
     *(f"tests/actors/{room}/" for room in ("fleet", "loop", "roles", "training")),
     *(f"tests/data/test_{name}.py" for name in ("clouds", "duplicates", "stream")),
     "tests/data/ingest/test_pool.py",
     "tests/decisions/",
-    "tests/test_benchmarks_streaming.py",
+    "tests/jobs/",
+    *(f"tests/test_{name}.py" for name in ("benchmarks_streaming", "command", "makefile", "tooling")),
 )
-"""Where tests start a Ray with few workers, or small ones."""
-JOBS = ("tests/jobs/", *(f"tests/test_{name}.py" for name in ("command", "makefile", "tooling")))
-"""Where they start all workers of a run, which take gigabytes, and whole installations."""
+"""Where else they start a Ray, or many processes."""
+LAST = "tests/jobs/test_kills.py"
+"""Of these: its own workers take gigabytes as well, and find room once the shared ones have ended."""
+
+
+def place(nodeid: str) -> int:
+    """Where in the order of all tests one comes, and with which others in the same process."""
+    if nodeid.startswith(WORKERS):
+        return 2
+    if nodeid.startswith(RAY):
+        return 1 if nodeid.startswith(LAST) else 0
+    return 3
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Asked by pytest."""
+    items.sort(key=lambda item: place(item.nodeid))
 
 
 class OneRayEach(LoadScopeScheduling):
-    """Where pytest runs in several processes, tests of `RAY` follow each other in one of them, as do those of `JOBS`.
+    """Where pytest runs in two processes, one has the tests of `WORKERS` and one those of `RAY`; then both the others.
 
-    Workers of a Ray mostly wait for each other: two fit beside each other, and the other tests after the shorter one.
+    Workers of a Ray mostly wait for each other: two Rays fit beside each other.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith(JOBS):
-            return "jobs"
-        return "ray" if nodeid.startswith(RAY) else nodeid.partition("::")[0]
+        return ("ray", "ray", "workers", nodeid.partition("::")[0])[place(nodeid)]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRayEach:
     """Asked by pytest-xdist."""
+    config.option.loadscopereorder = False  # The order is ours.
     return OneRayEach(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_ends_with_its_tests(request: pytest.FixtureRequest) -> None:
+    """Those that need none find its memory free."""
+    ray = sys.modules.get("ray")
+    if ray and ray.is_initialized() and place(request.node.nodeid) == 3:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session", autouse=True)
