@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from typing import Any, cast
 
@@ -188,13 +187,13 @@ def messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
     return tuple(Message(role=turn["role"] or "", content=turn["content"] or "") for turn in turns)
 
 
-def bare_prompt(row: Mapping[str, Any]) -> Prompt:
-    """The prompt of a row without its media, unchecked."""
+def bare_prompt(row: Mapping[str, Any], media: tuple[Medium, ...] = ()) -> Prompt:
+    """The prompt of a row without its media, or with these, unchecked."""
     return Prompt(
         id=row.get("id") or "",
         task=row.get("task") or "",
         messages=messages_of(row),
-        media=(),
+        media=media,
         answer=row.get("answer"),
         demonstration=row.get("demonstration") or None,
         accepted=tuple(row.get("accepted") or ()),
@@ -220,7 +219,7 @@ def from_row(row: Mapping[str, Any]) -> Prompt:
         raise RowError(Reason.BAD_ROLE, f"the last message is by {messages[-1].role!r}; a prompt ends with the user")
     if row.get("answer") is not None and not row["answer"].strip():
         raise RowError(Reason.EMPTY_ANSWER, "the answer is blank; where nobody knows one it must be null")
-    return replace(bare_prompt(row), media=_interleave(row, media_places(messages)))
+    return bare_prompt(row, _interleave(row, media_places(messages)))
 
 
 def _interleave(row: Mapping[str, Any], places: Sequence[MediaKind]) -> tuple[Medium, ...]:

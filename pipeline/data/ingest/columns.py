@@ -31,6 +31,8 @@ class Columns:
         self._names = names
         self._ignored = ignored
         self._held = {column for column, value in self._raw.items() if self._holds(column, value)}
+        self._columns: dict[str, str | None] = {}
+        """By our name, once it was asked for."""
         self._read: set[str] = set()
         self._keys: set[str] = set()
 
@@ -67,7 +69,9 @@ class Columns:
 
     def column(self, name: str) -> str | None:
         """Which column a name of ours stands for in this row."""
-        return next((column for column in self._known(name) if column in self._held), None)
+        if name not in self._columns:
+            self._columns[name] = next((column for column in self._known(name) if column in self._held), None)
+        return self._columns[name]
 
     def has_empty_text(self, name: str) -> bool:
         """Whether a text of no length stands there, which is not the same as none."""
@@ -93,15 +97,17 @@ class Columns:
         columns = (column for column, value in self._raw.items() if column not in self._read and not is_nothing(value))
         return (*columns, *sorted(self._keys))
 
-    def check_left(self) -> None:
-        """Makes sure that the row says the same without the columns that were not read.
+    def checked_left(self) -> tuple[str, ...]:
+        """What is left, once it is sure that the row says the same without it.
 
         Raises:
             RowError: it does not.
         """
-        for column in self.left():
+        left = self.left()
+        for column in left:
             if column in self._raw and column_left(column, self._raw).changes_meaning:
                 raise loss(column)
+        return left
 
     def _holds(self, column: str, value: Any) -> bool:
         is_empty = is_missing(value) or (isinstance(value, str | bytes | list | dict) and not value)

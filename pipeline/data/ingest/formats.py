@@ -119,7 +119,7 @@ def draft_of(
         raise RowError(error.reason, f"{error.detail}{note(columns.left())}") from None
     if messages and not messages[-1].content.strip():
         raise RowError(Reason.NO_MESSAGES, "the last turn says nothing and shows nothing")
-    draft = Draft(
+    found: dict[str, Any] = dict(
         id=columns.text("id") or id,
         task=columns.text("task") or task,
         dataset=dataset,
@@ -140,8 +140,7 @@ def draft_of(
         accepted=tuple(_without_tags(each, "the answer") for each in answers[1:]),
         columns={name: columns.take(name) for name in kept if name in raw},
     )
-    columns.check_left()
-    return replace(draft, unread=columns.left())
+    return Draft(**found, unread=columns.checked_left())
 
 
 def _all_media(columns: Columns) -> dict[MediaKind, Mapping[int, MediumSource]]:

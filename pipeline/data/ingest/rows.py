@@ -74,6 +74,7 @@ class RowPreparer:
         self._datasets = [dataset_name(recipe, number) for number in range(len(recipe.prepare.sources))]
         self._store = MediaStore(directory / "media") if self._settings.media is MediaAs.REFERENCES else None
         self._keeps_sound = any(isinstance(step, VideoKeepSound) for step in self._settings.steps)
+        self._text_steps = [step for step in self._settings.steps if step.step.startswith("text.")]
         self._processor = processor
 
     def __call__(self, raw: Raw, source: int) -> Prepared | Quarantined:
@@ -186,7 +187,7 @@ class RowPreparer:
 
     def _with_text_steps(self, draft: Draft) -> Draft:
         def stepped(text: str | None, part: TextPart) -> str | None:
-            return None if text is None else apply_text(self._settings.steps, text, part=part)
+            return text if text is None or not self._text_steps else apply_text(self._text_steps, text, part=part)
 
         answer, rejected = stepped(draft.answer, TextPart.ANSWER), stepped(draft.rejected, TextPart.ANSWER)
 
@@ -203,6 +204,8 @@ class RowPreparer:
             raise RowError(Reason.EMPTY_ANSWER, "rejected is empty")
         if not all(turn.content.strip() for turn in (*chosen_then, *rejected_then)):
             raise RowError(Reason.EMPTY_ANSWER, "a turn after the first answer of chosen or rejected is empty")
+        if not self._text_steps:
+            return draft
         return replace(
             draft,
             messages=tuple(
@@ -218,15 +221,15 @@ class RowPreparer:
 
     def _checked(self, draft: Draft, path: str, source: int) -> Prompt:
         """The draft as a prompt, its media fetched last: what is wrong with its text costs no fetch."""
-        bare = Prompt(draft.id, draft.task, draft.messages, (), draft.answer, draft.demonstration, draft.accepted)
+        answers = draft.answer, draft.demonstration, draft.accepted
         without_tags = tuple(Message(turn.role, _without_tags(turn.content)) for turn in draft.messages)
-        from_row(to_row(replace(bare, messages=without_tags), ()))
+        from_row(to_row(Prompt(draft.id, draft.task, without_tags, (), *answers), ()))
         if draft.answer is None and self._settings.answers is Answers.REQUIRED:
             cure = "prepare.answers=optional keeps prompts without one"
             raise RowError(Reason.EMPTY_ANSWER, f"no answer; {cure}{note(draft.unread)}")
         root = directory_of(self._settings.sources[source].path, path)
         media = tuple(self._fetched(medium, path, root) for medium in draft.media)
-        return from_row(to_row(replace(bare, media=media), ()))
+        return from_row(to_row(Prompt(draft.id, draft.task, draft.messages, media, *answers), ()))
 
     def _fetched(self, medium: MediumSource, path: str, root: str) -> Medium:
         if medium.data is not None:
@@ -247,7 +250,7 @@ class RowPreparer:
         changed = apply_medium(self._settings.steps, medium.decoded, rng=rng, is_training=split == "train")
         if changed is medium.decoded:
             return medium
-        return replace(medium, decoded=changed, file=_encoded(changed, medium.file))
+        return _Medium(_encoded(changed, medium.file), changed, medium.original, medium.key)
 
     def _with_sound_tracks(self, prompt: Prompt, media: Sequence[_Medium], split: str) -> tuple[Prompt, list[_Medium]]:
         """The prompt with an `<audio>` after each `<video>` that has a sound track, and its media with those sounds."""
