@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from actors.fleet.recoveries import Recoveries
-from actors.loop.crew import Crew, crew_of
+from actors.loop.crew import crew_of
 from benchmarks import machine
 from benchmarks.kills_report import Outcome, is_sound, num_kills, summary, table
 from benchmarks.kills_watch import SPOT, STEADY, Call, How, Kill, Killer, Nodes, Phase, watched
@@ -101,13 +101,13 @@ def fingerprint(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps([told, weights], sort_keys=True).encode()).hexdigest()
 
 
-def run(recipe: Recipe, kills: Sequence[Kill], nodes: Nodes | None = None, ready: Crew | None = None) -> Outcome:
-    """One run of the loop with these kills, by workers of its own unless some are ready."""
+def run(recipe: Recipe, kills: Sequence[Kill], nodes: Nodes | None = None) -> Outcome:
+    """One run of the loop with these kills."""
     killer, started, error = Killer(kills, nodes), time.monotonic(), None
     recoveries: Recoveries | None = None
     with watched(killer):
         try:
-            with crew_of(recipe, ready) as crew:
+            with crew_of(recipe) as crew:
                 recoveries = crew.recoveries
                 rlhf.run(recipe, crew=crew)
         except (Exception, KeyboardInterrupt) as failure:

@@ -12,7 +12,6 @@ import ray
 from numpy.typing import NDArray
 
 from actors.fleet.placement import seat
-from actors.fleet.pool import Pool
 from actors.fleet.recoveries import Recoveries
 from actors.fleet.worker import Worker
 from actors.loop.crew import Crew, Fleet, fleet
@@ -102,8 +101,6 @@ class ReadyCrew(Crew):
         self._fleets = dict(fleets)
         for role, each in fleets.items():
             each.use(recipe, getattr(recipe.rlhf, role))
-            if isinstance(each, Pool):  # What it loses is this run's.
-                each.recoveries = self.recoveries
         ray.get([actor.use.remote(recipe) for each in fleets.values() for actor in each.actors])
 
 

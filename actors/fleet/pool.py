@@ -248,9 +248,8 @@ class Pool(Generic[W]):
         return self._idle.since() / len(self._members)
 
     def use(self, recipe: Recipe, settings: Workers) -> None:
-        """Takes another recipe: its deadlines at once, and what else it says for workers that are started again."""
+        """Takes another recipe for workers that are started again."""
         self._staff.recipe, self._staff.settings = recipe, settings
-        self._deadlines = Deadlines(recipe.cluster.deadlines)
         self._inbox.put(self._staff.end_spare)
 
     def shutdown(self) -> None:

@@ -156,9 +156,8 @@ class World(Generic[W]):
         return path
 
     def use(self, recipe: Recipe, settings: Workers) -> None:
-        """Takes another recipe: its deadlines at once, and what else it says for workers that are started again."""
+        """Takes another recipe for workers that are started again."""
         self._recipe, self.settings = recipe, settings
-        self._deadlines = Deadlines(recipe.cluster.deadlines)
 
     def shutdown(self) -> None:
         """Ends the workers' processes."""

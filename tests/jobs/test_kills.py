@@ -20,7 +20,6 @@ from actors.training import supervised
 from benchmarks.kills import fingerprint, recipe_of, run, settings_of
 from benchmarks.kills_report import Outcome, only_the_failed
 from benchmarks.kills_watch import Call, How, Kill, Phase
-from benchmarks.reusable import ReadyCrew, start
 from jobs import sft
 from pipeline.config import Recipe
 from pipeline.tracking import Tracker
@@ -44,9 +43,7 @@ FEWER = ("rlhf.parity.num_rows=0", "rlhf.critic.num_workers=1", "rlhf.reward.num
 """The long form has two of these as well; here it is ranks of policy and of reference that wait for each other."""
 CALM = (*FEWER, "cluster.deadlines={first_s: 600, least_s: 120, factor: 10}")
 """Nothing hangs here, and the machine may be busy."""
-IMPATIENT = (*FEWER, "cluster.deadlines={first_s: 600, least_s: 30, factor: 10}")
 RESUMES = "run.resume=auto"
-ROLES = ("Encoder", "Rollout", "Policy", "Critic", "Reference", "Reward")
 
 
 @pytest.fixture(scope="module")
@@ -59,35 +56,28 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo
 
 
 @pytest.fixture(scope="module")
-def runs(local_ray: None, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Outcome]:
-    """A run that loses nothing, and one by the same workers that loses one of every role."""
-    recipes = [
-        recipe_of(tmp_path_factory.mktemp("run"), shared, num_steps=NUM_STEPS, overrides=overrides)
-        for overrides in (CALM, IMPATIENT)
-    ]
-    fleets = start(recipes[0], {role.lower(): getattr(recipes[0].rlhf, role.lower()).num_workers for role in ROLES})
-    try:
-        peaceful = run(recipes[0], [], ready=ReadyCrew(recipes[0], fleets))
-        assert peaceful.error is None and peaceful.recoveries == []
-        # The second step's: by then a checkpoint stands.
-        kills = [
-            Kill(call, place, peaceful.calls[call] // 2 + 1, 0.01, How.HANG if call == HANGS else How.KILL)
-            for call, place in AT.items()
-        ]
-        return peaceful, run(recipes[1], kills, ready=ReadyCrew(recipes[1], fleets))
-    finally:
-        for each in fleets.values():
-            each.shutdown()
+def peaceful(local_ray: None, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A run that loses nothing."""
+    directory = tmp_path_factory.mktemp("peace")
+    found = run(recipe_of(directory, shared, num_steps=NUM_STEPS, overrides=CALM), [])
+    assert found.error is None and found.recoveries == []
+    return found
 
 
-def test_a_run_goes_through_every_phase_in_which_the_long_form_kills(runs: tuple[Outcome, Outcome]) -> None:
-    assert {call.phase for call in runs[0].calls} == set(Phase)
+def test_a_run_goes_through_every_phase_in_which_the_long_form_kills(peaceful: Outcome) -> None:
+    assert {call.phase for call in peaceful.calls} == set(Phase)
 
 
 def test_a_run_that_loses_a_worker_of_every_role_ends_with_the_numbers_of_one_that_loses_none(
-    runs: tuple[Outcome, Outcome],
+    tmp_path: Path, shared: Path, peaceful: Outcome
 ) -> None:
-    peaceful, found = runs
+    # The second step's: by then a checkpoint stands.
+    kills = [
+        Kill(call, place, peaceful.calls[call] // 2 + 1, 0.01, How.HANG if call == HANGS else How.KILL)
+        for call, place in AT.items()
+    ]
+    impatient = (*FEWER, "cluster.deadlines={first_s: 600, least_s: 30, factor: 10}")
+    found = run(recipe_of(tmp_path, shared, num_steps=NUM_STEPS, overrides=impatient), kills)
     assert found.error is None
     assert {kill.call for kill in found.killed} == set(AT)
     assert found.fingerprint == peaceful.fingerprint
@@ -96,7 +86,7 @@ def test_a_run_that_loses_a_worker_of_every_role_ends_with_the_numbers_of_one_th
 
 
 def test_a_driver_that_is_killed_takes_its_workers_along_and_the_same_command_goes_on_to_the_same_numbers(
-    tmp_path: Path, shared: Path, runs: tuple[Outcome, Outcome]
+    tmp_path: Path, shared: Path, peaceful: Outcome
 ) -> None:
     given = {each.partition("=")[0]: each for each in settings_of(tmp_path, shared, num_steps=NUM_STEPS)}
     settings = {**given, **{each.partition("=")[0]: each for each in CALM}, "": RESUMES}.values()
@@ -110,13 +100,16 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_same_command_go
     of_first = workers() - before
     assert len(of_first) >= 10  # Pools that have waited for long have a spare.
     first.kill()
-    wait_until(lambda: not of_first & workers(), timeout_s=180)
+    wait_until(lambda: not of_first & workers(), timeout_s=60)
     second = subprocess.run(command, env=environment, text=True, capture_output=True)
     assert second.returncode == 0, second.stderr
     assert f"resumed from {checkpoint}" in second.stdout
-    assert fingerprint(recipe_of(tmp_path, shared, num_steps=NUM_STEPS)) == runs[0].fingerprint
+    assert fingerprint(recipe_of(tmp_path, shared, num_steps=NUM_STEPS)) == peaceful.fingerprint
     third = subprocess.run(command, env=environment, text=True, capture_output=True)
     assert (third.returncode, "nothing is left to do" in third.stdout) == (0, True)
+
+
+ROLES = ("Encoder", "Rollout", "Policy", "Critic", "Reference", "Reward")
 
 
 def workers(*titles: str) -> set[int]:
