@@ -100,7 +100,7 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_same_command_go
     of_first = workers() - before
     assert len(of_first) >= 10  # Pools that have waited for long have a spare.
     first.kill()
-    wait_until(lambda: not of_first & workers(), timeout_s=60)
+    wait_until(lambda: not of_first & workers(), timeout_s=180)
     second = subprocess.run(command, env=environment, text=True, capture_output=True)
     assert second.returncode == 0, second.stderr
     assert f"resumed from {checkpoint}" in second.stdout
@@ -114,7 +114,8 @@ ROLES = ("Encoder", "Rollout", "Policy", "Critic", "Reference", "Reward")
 
 def workers(*titles: str) -> set[int]:
     """Processes of this Ray that run now, by how Ray calls them: those of roles, where none are named."""
-    starts = titles or tuple(f"ray::{role}Worker" for role in ROLES)
+    # While they are at something they are called by role and method.
+    starts = titles or tuple(f"ray::{name}" for role in ROLES for name in (f"{role}Worker", f"{role.lower()}."))
     found = {each.pid: (each.info["ppid"], _command(each)) for each in psutil.process_iter(["cmdline", "ppid"])}
     session = ray.get_runtime_context().get_session_name()
     raylets = {pid for pid, (_, command) in found.items() if session in command}
