@@ -207,8 +207,12 @@ class Pool(Generic[W]):
         return found
 
     def _call(self, member: Member, method: str, *args: Any, **kwargs: Any) -> Future[tuple[Any, Spent]]:
-        """Called so that Ray's timeline shows role and method."""
-        return member.actor.perform.options(name=f"{self.role}.{method}").remote(method, *args, **kwargs).future()
+        """Called so that Ray's timeline shows worker and method."""
+        return (
+            member.actor.perform.options(name=f"{self._worker.__name__}.{method}")
+            .remote(method, *args, **kwargs)
+            .future()
+        )
 
     def _kill(self, member: Member) -> None:
         """Ends a worker that hangs. What it was asked then fails as with one that died, at once or when it is asked."""

@@ -99,7 +99,9 @@ class World(Generic[W]):
         return self._answer(
             method,
             [
-                actor.perform.options(name=f"{self.role}.{method}").remote(method, *first, *args, **kwargs).future()
+                actor.perform.options(name=f"{self._worker.__name__}.{method}")
+                .remote(method, *first, *args, **kwargs)
+                .future()
                 for actor, first in zip(self.actors, firsts, strict=True)
             ],
         )
@@ -117,7 +119,7 @@ class World(Generic[W]):
         The answer comes when it lies there.
         """
         name = method.__name__
-        options = {"num_returns": 2, "name": f"{self.role}.{name}"}
+        options = {"num_returns": 2, "name": f"{self._worker.__name__}.{name}"}
         pairs = [actor.perform.options(**options).remote(name, *args, **kwargs) for actor in self.actors]
         return pairs[0][0], self._answer(name, [_spent_alone(spent) for _, spent in pairs])
 

@@ -114,8 +114,7 @@ ROLES = ("Encoder", "Rollout", "Policy", "Critic", "Reference", "Reward")
 
 def workers(*titles: str) -> set[int]:
     """Processes of this Ray that run now, by how Ray calls them: those of roles, where none are named."""
-    # While they are at something they are called by role and method.
-    starts = titles or tuple(f"ray::{name}" for role in ROLES for name in (f"{role}Worker", f"{role.lower()}."))
+    starts = titles or tuple(f"ray::{role}Worker" for role in ROLES)
     found = {each.pid: (each.info["ppid"], _command(each)) for each in psutil.process_iter(["cmdline", "ppid"])}
     session = ray.get_runtime_context().get_session_name()
     raylets = {pid for pid, (_, command) in found.items() if session in command}

@@ -62,10 +62,10 @@ def test_waiting_seconds_are_those_between_calls(world: World[Scale]) -> None:
     assert world.waited_s() == 0.0
 
 
-def test_rays_timeline_shows_role_and_method(world: World[Scale]) -> None:
+def test_rays_timeline_shows_worker_and_method(world: World[Scale]) -> None:
     world.on_all(Scale.weights, 1).result()
     until = time.monotonic() + 30  # events are collected now and then
     timeline: Any = ray.timeline
-    while "task::scale.weights" not in {event["cat"] for event in timeline()}:
+    while "task::Scale.weights" not in {event["cat"] for event in timeline()}:
         assert time.monotonic() < until
         time.sleep(0.5)
