@@ -172,12 +172,14 @@ class _Seen(Killer):
 
 def _world(role: str) -> World[Any]:
     world: Any = object.__new__(World)
+    world._worker = PolicyWorker
     world.role, world.actors, world._deadlines = role, [_Actor(), _Actor()], Deadlines(RECIPE.cluster.deadlines)
     return world
 
 
 def _pool(role: str) -> Any:
     pool: Any = object.__new__(Pool)
+    pool._worker = RolloutWorker
     pool.role, pool.state, pool.path, pool._inbox, pool._device = role, None, Path("/"), SimpleQueue(), None
     pool._staff = SimpleNamespace(recipe=RECIPE)
     return pool
