@@ -111,7 +111,8 @@ class Recoveries:
 
     def seconds(self) -> dict[str, float]:
         """Seconds that it took to bring back what came back since this was asked last, by role, as metrics."""
-        back, self._back = self._back, []
+        with self._lock:
+            back, self._back = self._back, []
         spent: defaultdict[str, float] = defaultdict(float)
         for each in back:
             spent[each.role] += each.seconds or 0.0
@@ -119,7 +120,8 @@ class Recoveries:
 
     def _keep(self, recovery: Recovery) -> None:
         if recovery.seconds is not None:
-            self._back.append(recovery)
+            with self._lock:
+                self._back.append(recovery)
         if self._file is None:
             return
         told = {name: value for name, value in vars(recovery).items() if not name.startswith("_")}

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
@@ -154,7 +154,9 @@ class Training:
         """
         try:
             return ray.get(getattr(queue.actor, method).remote(*args), timeout=self._deadlines.least_s)
-        except (RayActorError, GetTimeoutError) as error:
+        except Exception as error:
+            if not is_death(error) and not isinstance(error, GetTimeoutError):
+                raise  # what the queue says: `Empty`
             self._drop_queues()
             kind = Loss.DIED if is_death(error) else Loss.HUNG
             raise TrainingLost(self._stage, f"its queue does not answer: {error}", kind) from error
