@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import socket
 import sys
 import time
@@ -73,7 +72,9 @@ class Worker:
 
     def warm_up(self, device: Device) -> None:
         """Imports what `setup` needs, so that it is there by then."""
-        importlib.import_module("transformers.modeling_utils")
+        from pipeline.models.imports import import_modeling  # pools of workers that compute nothing do without
+
+        import_modeling()
 
     def rendezvous(self) -> tuple[str, int]:
         """Address of this worker's node and a port that is free there."""

@@ -6,7 +6,6 @@ roles of the loop.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pipeline.algorithms.likelihood import negative_log_likelihood
 from pipeline.config import Recipe, RewardModel, Supervised
 from pipeline.models.batch import collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_policy, save_checkpoint
+from pipeline.models.imports import import_modeling
 from pipeline.models.parts import parameter_groups, parameter_table, set_parts
 from pipeline.models.processing import load_processor
 from pipeline.models.tokens import answer_ids, pad_id
@@ -129,7 +129,7 @@ def begin(config: dict[str, Any]) -> bool:
     here = (HERE, {"worker": ray.get_runtime_context().current_actor})
     config["queue"].actor.put_nowait.remote(here)
     # Imported while there is nothing else to do.
-    importlib.import_module("transformers.modeling_utils")
+    import_modeling()
     begun = _receive(config)
     # Nobody may take a second message before everybody has taken a first one.
     torch.distributed.barrier()

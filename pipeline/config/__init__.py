@@ -21,7 +21,7 @@ from pipeline.config.algorithm import (
 )
 from pipeline.config.checkpoints import BestMode, Checkpoints, Exported
 from pipeline.config.data import Access, Data, Dataset, MediaLimits, RowOrder
-from pipeline.config.documentation import describe, describe_steps
+from pipeline.config.documentation import describe, describe_steps, meanings
 from pipeline.config.loading import absolute, check_once, load_recipe
 from pipeline.config.parts import FROZEN, TOWERS, FrozenPart, LoopParts, Lora, Part, PartMode, PartName, Parts
 from pipeline.config.paths import Base
@@ -149,5 +149,6 @@ __all__ = [
     "describe",
     "describe_steps",
     "load_recipe",
+    "meanings",
     "section_of",
 ]

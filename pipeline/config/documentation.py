@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -22,26 +26,47 @@ def describe(section: type[Section] = Recipe, prefix: str = "", *, values: Secti
 
     values: the section as it stands by default where it is; None where its fields' own defaults hold.
     """
+    said = meanings(section)
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
         default = field.get_default(call_default_factory=True) if values is None else getattr(values, name)
         if typing.get_origin(field.annotation) is dict and section_of(typing.get_args(field.annotation)[1]):
-            yield from _line(f"{prefix}{name}", field, default)
+            yield from _line(f"{prefix}{name}", field, default, said[name])
             yield from describe(
                 typing.cast(type[Section], typing.get_args(field.annotation)[1]), f"{prefix}{name}.<name>."
             )
         elif inner is not None:
             place = f"{prefix}{name}" + "[]" * (typing.get_origin(field.annotation) is tuple)
-            yield f"\n[{place}]  {field.description or ''}"
+            yield f"\n[{place}]  {said[name]}"
             yield from describe(inner, f"{place}.", values=default if isinstance(default, Section) else None)
         else:
-            yield from _line(f"{prefix}{name}", field, default)
+            yield from _line(f"{prefix}{name}", field, default, said[name])
 
 
-def _line(place: str, field: FieldInfo, default: object) -> Iterator[str]:
+def meanings(section: type[Section]) -> dict[str, str]:
+    """The docstring under each field, "" where there is none.
+
+    Read when they are asked for: pydantic's own `use_attribute_docstrings` reads them whenever a process starts.
+    """
+    found = dict.fromkeys(section.model_fields, "")
+    for base in reversed(section.__mro__):
+        if not issubclass(base, Section):
+            continue
+        definition = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in pairwise(definition.body):
+            match field, text:
+                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(said))):
+                    found[name] = inspect.cleandoc(said)
+                case _:
+                    pass
+    return found
+
+
+def _line(place: str, field: FieldInfo, default: object, said: str) -> Iterator[str]:
     shown = "?" if field.is_required() else _as_yaml(default)
     yield f"  {place}: {_type_name(field.annotation)} = {shown}"
-    yield f"      {field.description or ''}"
+    yield f"      {said}"
 
 
 def describe_steps() -> Iterator[str]:

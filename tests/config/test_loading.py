@@ -21,6 +21,7 @@ from pipeline.config import (
     Sink,
     describe,
     load_recipe,
+    meanings,
     section_of,
 )
 
@@ -307,17 +308,18 @@ def test_the_penalty_may_not_be_k1_in_the_loss_however_it_is_built() -> None:
         Kl(place=KlPlace.LOSS)
 
 
-def _leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+def _leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str]]:
+    said = meanings(section)
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
         place = f"{prefix}{name}" + "[]" * (get_origin(field.annotation) is tuple and inner is not None)
-        yield place, field.description
+        yield place, said[name]
         if inner is not None:
             yield from _leaves(inner, f"{place}.")
 
 
 def test_every_field_has_its_documentation() -> None:
-    undocumented = [name for name, description in _leaves(Recipe) if not (description or "").strip()]
+    undocumented = [name for name, description in _leaves(Recipe) if not description.strip()]
     assert undocumented == []
 
 

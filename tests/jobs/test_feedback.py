@@ -99,7 +99,8 @@ def test_judgements_that_were_acknowledged_outlive_the_server_and_become_prefere
             body = {"key": f"judgement-{number}", "presentation": shown["id"], "kind": "pair"}
             body |= {"content": {"chosen": place if number else None}}
             if number == 3:
-                replicas = [each for each in psutil.process_iter(["name"]) if "ServeReplica" in "".join(each.cmdline())]
+                processes = psutil.process_iter(["cmdline"])
+                replicas = [each for each in processes if "ServeReplica" in "".join(each.info["cmdline"] or [])]
                 assert replicas
                 for replica in replicas:
                     replica.kill()

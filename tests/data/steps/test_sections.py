@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config import describe_steps
+from pipeline.config import describe_steps, meanings
 from pipeline.config.step_bases import Augmentation
 from pipeline.config.steps import STEPS, DedupExact, ImageResize, Step, Steps, TextNormalise
 
@@ -85,8 +85,8 @@ def test_the_help_documents_every_step_and_every_field_and_no_line_is_empty() ->
     for name, section in STEPS.items():
         (title,) = (line for line in lines if line.startswith(f"\n[step: {name}]  "))
         assert title.rstrip().endswith(".")
-        for field, info in section.model_fields.items():
-            assert field == "step" or info.description, (name, field)
+        for field, said in meanings(section).items():
+            assert field == "step" or said, (name, field)
             assert field == "step" or any(line.startswith(f"  {field}: ") for line in lines)
     assert not any(line.startswith("  step:") or line.strip() == "" for line in lines)
 

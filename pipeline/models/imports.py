@@ -1,0 +1,20 @@
+"""Transformers' models without what none of ours runs."""
+
+from __future__ import annotations
+
+import importlib
+
+
+def import_modeling() -> None:
+    """Imports `transformers.modeling_utils`, which takes seconds.
+
+    Without SciPy, a sixth of them: it is for losses of object detection alone, which stay without it in this process.
+    """
+    utils = importlib.import_module("transformers.utils")
+    is_available = utils.is_scipy_available
+    utils.is_scipy_available = lambda: False
+    try:
+        importlib.import_module("transformers.loss.loss_utils")
+    finally:
+        utils.is_scipy_available = is_available
+    importlib.import_module("transformers.modeling_utils")
