@@ -1,0 +1,193 @@
+"""Workers that start with all their imports done: as copies of a process that has them, on Linux without a GPU.
+
+raylet -> launch(), this file as Ray's `py_executable` --arguments, environment, files--> serve() -> fork -> Ray's worker
+
+Imports are most of what a start costs, 8 CPU-seconds and 800 MB a worker; a copy takes a tenth of a second, and shares
+the memory. There is one server a node, a cluster and an environment. It starts with the first worker, and ends with its
+raylet. What it cannot do (a GPU, whose driver survives no fork; another system; a server that does not come) is done as
+if it were not there: Ray's own way.
+
+The launcher runs without site-packages: above all functions that it calls there is only the standard library.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import hashlib
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PRELOADED = (
+    "actors.roles.critic",
+    "actors.roles.grader",
+    "actors.roles.policy",
+    "actors.roles.reward",
+    "actors.roles.rollout",
+    "actors.training.training",
+    "transformers.models.auto.processing_auto",
+    "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni",
+    "transformers.models.qwen2_5_omni.processing_qwen2_5_omni",
+)
+"""By name: what lies above this room, and models that are there on any machine."""
+PATIENCE_S = 30.0
+"""How long a worker waits for its server. Ray waits 60 seconds for a worker."""
+OF_A_PROCESS = ("RAY_", "_", "SHLVL", "OLDPWD", "PWD")
+"""Begin names in the environment that say nothing of what is imported."""
+
+OF_ARROW = "jemalloc_bg_thd"
+"""The thread of Arrow's allocator, which starts its own again in a copy (`pthread_atfork`)."""
+
+
+def py_executable() -> str:
+    """The `py_executable` of a runtime environment for workers that import what roles do."""
+    return f"{sys.executable} -S -E {Path(__file__).resolve()}"
+
+
+def launch(command: Sequence[str]) -> None:
+    """Becomes the worker that `command` starts, or has it start as a copy. Returns in the second case alone."""
+    try:
+        address, raylet = _address(command, os.environ), int(os.environ["RAY_RAYLET_PID"])
+        if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
+            raise OSError("no copies here")
+        request = {"command": [*command], "environment": dict(os.environ), "directory": os.getcwd()}
+        with _connected(address, raylet) as server:
+            content = json.dumps(request).encode()
+            socket.send_fds(server, [struct.pack("!I", len(content))], [0, 1, 2])
+            server.sendall(content)
+            if server.recv(1) != b".":
+                raise OSError("the server has ended")
+    except (OSError, KeyError, StopIteration, ValueError) as error:
+        print(f"starts without a fork server: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable, *command])
+
+
+def _address(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Where the server for such workers listens: beside the raylet's own socket."""
+    raylet = next(each.partition("=")[2] for each in command if each.startswith("--raylet-name="))
+    kept = sorted(item for item in environment.items() if not item[0].startswith(OF_A_PROCESS))
+    return f"{raylet}.{hashlib.sha256(repr((sys.executable, kept)).encode()).hexdigest()[:12]}"
+
+
+def _connected(address: str, raylet: int) -> socket.socket:
+    """A connection to the server at `address`, which is started where there is none."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.settimeout(PATIENCE_S)
+            server.connect(address)
+            return server
+        except (FileNotFoundError, ConnectionRefusedError):
+            server.close()
+        if time.monotonic() > until:
+            raise TimeoutError(f"no fork server after {PATIENCE_S:.0f} s")
+        _start_server(address, raylet)
+        time.sleep(0.05)
+
+
+def _start_server(address: str, raylet: int) -> None:
+    """Starts a server, unless there is one that holds the lock: it will listen when its imports are done."""
+    with open(f"{address}.lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        with open(f"{address}.log", "ab") as log:
+            command = [sys.executable, "-P", __file__, "--serve", address, str(raylet)]
+            # It holds the lock as long as it lives.
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock.fileno()], start_new_session=True
+            )
+
+
+def serve(address: str, raylet: int) -> None:
+    """Imports, listens at `address`, and copies itself for everyone who asks, until the process `raylet` ends."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    gc.disable()  # A sixth of an import, and it finds nothing.
+    from actors.engine.engine import import_deepspeed
+    from pipeline.config import Device
+    from pipeline.models.imports import import_modeling
+
+    import_deepspeed(Device.CPU)
+    import_modeling()
+    for name in PRELOADED:
+        importlib.import_module(name)
+    threads = [Path(f"/proc/self/task/{each}/comm").read_text() for each in os.listdir("/proc/self/task")]
+    if lost := [name for name in threads[1:] if name.strip() != OF_ARROW]:
+        raise RuntimeError(f"threads {lost} run after the imports, which would not be in a copy")
+    gc.enable()
+    gc.freeze()
+    if os.path.exists(address):
+        os.unlink(address)
+    parent = os.pidfd_open(raylet)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen(128)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # No zombies.
+        while True:
+            ready, _, _ = select.select([listening, parent], [], [])
+            if parent in ready:
+                return
+            connection, _ = listening.accept()
+            with connection:
+                request = _received(connection)
+                if request is None:
+                    continue
+                files, told = request
+                if os.fork() == 0:
+                    listening.close()
+                    connection.send(b".")
+                    connection.close()
+                    _become(files, told)
+                for file in files:
+                    os.close(file)
+
+
+def _received(connection: socket.socket) -> tuple[list[int], dict[str, Any]] | None:
+    """The standard files and the request of a launcher; None where it has ended."""
+    head, files, _, _ = socket.recv_fds(connection, 4, 3)
+    if len(head) < 4 or len(files) < 3:
+        return None
+    missing, content = struct.unpack("!I", head)[0], b""
+    while len(content) < missing:
+        part = connection.recv(missing - len(content))
+        if not part:
+            return None
+        content += part
+    return files, json.loads(content)
+
+
+def _become(files: Sequence[int], request: dict[str, Any]) -> None:
+    """Runs a worker's command in this process, and ends it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for place, file in enumerate(files):
+        os.dup2(file, place)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["directory"])
+    sys.modules["numpy"].random.seed()  # Python's own generator is seeded anew by itself.
+    program, *_ = sys.argv = request["command"]
+    sys.path.insert(0, os.path.dirname(program))
+    runpy.run_path(program, run_name="__main__")
+    sys.exit()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        serve(sys.argv[2], int(sys.argv[3]))
+    else:
+        launch(sys.argv[1:])
