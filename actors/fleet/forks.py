@@ -1,6 +1,6 @@
 """Workers that start with all their imports done: as copies of a process that has them, on Linux without a GPU.
 
-raylet -> launch(), this file as Ray's `py_executable` --arguments, environment, files--> serve() -> fork -> Ray's worker
+raylet -> launch(), this file as Ray's `py_executable` --arguments, environment, files--> serve() --fork--> the worker
 
 Imports are most of what a start costs, 8 CPU-seconds and 800 MB a worker; a copy takes a tenth of a second, and shares
 the memory. There is one server a node, a cluster and an environment. It starts with the first worker, and ends with its
@@ -28,7 +28,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import Device
 
 PRELOADED = (
     "actors.roles.critic",
@@ -50,25 +53,30 @@ OF_A_PROCESS = ("RAY_", "_", "SHLVL", "OLDPWD", "PWD")
 OF_ARROW = "jemalloc_bg_thd"
 """The thread of Arrow's allocator, which starts its own again in a copy (`pthread_atfork`)."""
 
+OF_NVIDIA = "/dev/nvidiactl"
+DONE = b"."
 
-def py_executable() -> str:
-    """The `py_executable` of a runtime environment for workers that import what roles do."""
-    return f"{sys.executable} -S -E {Path(__file__).resolve()}"
+
+def copied(device: Device) -> dict[str, Any]:
+    """Options of an actor that imports what roles do: it starts as a copy where that can be."""
+    if device != "cpu" or sys.platform != "linux":
+        return {}
+    return {"runtime_env": {"py_executable": f"{sys.executable} -S -E {Path(__file__).resolve()}"}}
 
 
 def launch(command: Sequence[str]) -> None:
     """Becomes the worker that `command` starts, or has it start as a copy. Returns in the second case alone."""
     try:
+        if os.path.exists(OF_NVIDIA):
+            raise OSError(f"there is {OF_NVIDIA}")
         address, raylet = _address(command, os.environ), int(os.environ["RAY_RAYLET_PID"])
-        if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
-            raise OSError("no copies here")
         request = {"command": [*command], "environment": dict(os.environ), "directory": os.getcwd()}
         with _connected(address, raylet) as server:
             content = json.dumps(request).encode()
             socket.send_fds(server, [struct.pack("!I", len(content))], [0, 1, 2])
             server.sendall(content)
-            if server.recv(1) != b".":
-                raise OSError("the server has ended")
+            if server.recv(1) != DONE:
+                raise OSError("the fork server has ended")
     except (OSError, KeyError, StopIteration, ValueError) as error:
         print(f"starts without a fork server: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, *command])
@@ -83,8 +91,8 @@ def _address(command: Sequence[str], environment: Mapping[str, str]) -> str:
 
 def _connected(address: str, raylet: int) -> socket.socket:
     """A connection to the server at `address`, which is started where there is none."""
-    until = time.monotonic() + PATIENCE_S
-    while True:
+    until, started = time.monotonic() + PATIENCE_S, None
+    while time.monotonic() < until:
         server = socket.socket(socket.AF_UNIX)
         try:
             server.settimeout(PATIENCE_S)
@@ -92,25 +100,25 @@ def _connected(address: str, raylet: int) -> socket.socket:
             return server
         except (FileNotFoundError, ConnectionRefusedError):
             server.close()
-        if time.monotonic() > until:
-            raise TimeoutError(f"no fork server after {PATIENCE_S:.0f} s")
-        _start_server(address, raylet)
+        started = started or _start_server(address, raylet)
+        if started is not None and started.poll() is not None:
+            raise OSError(f"the fork server ended with status {started.returncode}: {address}.log")
         time.sleep(0.05)
+    raise TimeoutError(f"no fork server after {PATIENCE_S:.0f} s")
 
 
-def _start_server(address: str, raylet: int) -> None:
-    """Starts a server, unless there is one that holds the lock: it will listen when its imports are done."""
-    with open(f"{address}.lock", "a") as lock:
+def _start_server(address: str, raylet: int) -> subprocess.Popen[bytes] | None:
+    """Starts a server; None where there is one that holds the lock: it will listen when its imports are done."""
+    with open(f"{address}.lock", "a", encoding="utf-8") as lock, open(f"{address}.log", "ab") as log:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return
-        with open(f"{address}.log", "ab") as log:
-            command = [sys.executable, "-P", __file__, "--serve", address, str(raylet)]
-            # It holds the lock as long as it lives.
-            subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock.fileno()], start_new_session=True
-            )
+            return None
+        command = [sys.executable, "-P", __file__, "--serve", address, str(raylet)]
+        # It holds the lock as long as it lives.
+        held = [lock.fileno()]
+        none = subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=none, stdout=log, stderr=log, pass_fds=held, start_new_session=True)
 
 
 def serve(address: str, raylet: int) -> None:
@@ -125,8 +133,9 @@ def serve(address: str, raylet: int) -> None:
     import_modeling()
     for name in PRELOADED:
         importlib.import_module(name)
-    threads = [Path(f"/proc/self/task/{each}/comm").read_text() for each in os.listdir("/proc/self/task")]
-    if lost := [name for name in threads[1:] if name.strip() != OF_ARROW]:
+    tasks = sorted(map(int, os.listdir("/proc/self/task")))[1:]
+    names = [Path(f"/proc/self/task/{each}/comm").read_text(encoding="utf-8").strip() for each in tasks]
+    if lost := [name for name in names if name != OF_ARROW]:
         raise RuntimeError(f"threads {lost} run after the imports, which would not be in a copy")
     gc.enable()
     gc.freeze()
@@ -149,7 +158,7 @@ def serve(address: str, raylet: int) -> None:
                 files, told = request
                 if os.fork() == 0:
                     listening.close()
-                    connection.send(b".")
+                    connection.send(DONE)
                     connection.close()
                     _become(files, told)
                 for file in files:
@@ -173,6 +182,7 @@ def _received(connection: socket.socket) -> tuple[list[int], dict[str, Any]] | N
 def _become(files: Sequence[int], request: dict[str, Any]) -> None:
     """Runs a worker's command in this process, and ends it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setpgid(0, 0)  # Ray ends a worker with its process group.
     for place, file in enumerate(files):
         os.dup2(file, place)
         os.close(file)

@@ -21,6 +21,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.util.queue import Queue
 
 from actors.fleet.failures import MISTAKES, Loss, TrainingLost, is_death
+from actors.fleet.forks import copied
 from actors.fleet.placement import rank_resources, resolve_device
 from actors.training.preference import train_preference
 from actors.training.reward_model import train_reward_model
@@ -72,7 +73,7 @@ class Training:
         """Whether any has."""
         self._start_s = recipe.cluster.resource_timeout_s
         """Seconds that a cluster may take to have room for them."""
-        self._queue, self._inbox = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+        self._queue, self._inbox = (Queue(actor_options={"num_cpus": 0, **copied(device)}) for _ in range(2))
         trainer = TorchTrainer(
             LOOPS[stage],
             train_loop_config={
@@ -93,6 +94,7 @@ class Training:
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex,
                 storage_path=str((recipe.run.directory / "ray_train").absolute()),
+                worker_runtime_env=copied(device).get("runtime_env"),
                 # Train asks for its seats again each minute, by itself for ever.
                 failure_config=ray.train.FailureConfig(
                     controller_failure_limit=math.ceil(recipe.cluster.resource_timeout_s / 60)

@@ -1,0 +1,120 @@
+"""Workers that start as copies: of what, with what of their own, and what happens where there is none to copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from actors.fleet import forks
+from pipeline.config import Device
+
+WORKER = """
+import json, os, random, sys
+import numpy as np
+about = {
+    "pid": os.getpid(),
+    "parent": os.getppid(),
+    "group": os.getpgid(0),
+    "arguments": sys.argv[1:],
+    "directory": os.getcwd(),
+    "mine": os.environ.get("RAY_MINE"),
+    "path": sys.path[0],
+    "name": __name__,
+    "chance": [random.random(), np.random.rand()],
+    "imported": "torch" in sys.modules and "transformers.modeling_utils" in sys.modules,
+}
+print(json.dumps(about), flush=True)
+input()  # Until it is told to end, or who started it is gone.
+"""
+
+
+@pytest.fixture
+def raylet() -> Iterator[subprocess.Popen[bytes]]:
+    """A process with which a server ends."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+def started(
+    directory: Path, raylet: subprocess.Popen[bytes], *, mine: str, **environment: str
+) -> subprocess.Popen[str]:
+    """Starts a worker as Ray does."""
+    program = directory / "worker.py"
+    program.write_text(WORKER, encoding="utf-8")
+    launcher = forks.copied(Device.CPU)["runtime_env"]["py_executable"].split()
+    return subprocess.Popen(
+        [*launcher, str(program), f"--raylet-name={directory}/raylet", mine],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=directory,
+        env={**os.environ, "RAY_RAYLET_PID": str(raylet.pid), "RAY_MINE": mine, **environment},
+    )
+
+
+def told(launcher: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a worker says of itself."""
+    assert launcher.stdout is not None
+    return json.loads(launcher.stdout.readline())
+
+
+def wait_until_gone(*pids: int) -> None:
+    until = time.monotonic() + 30
+    while any(psutil.pid_exists(pid) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_workers_are_copies_of_one_server_with_all_that_is_their_own_and_it_ends_with_its_raylet(
+    tmp_path: Path, raylet: subprocess.Popen[bytes]
+) -> None:
+    launchers = [started(tmp_path, raylet, mine=mine) for mine in ("one", "two")]
+    one, two = map(told, launchers)
+    for worker, mine in ((one, "one"), (two, "two")):
+        assert worker["imported"] and worker["name"] == "__main__"
+        assert worker["arguments"] == [f"--raylet-name={tmp_path}/raylet", mine]
+        assert (worker["mine"], worker["directory"], worker["path"]) == (mine, str(tmp_path), str(tmp_path))
+        assert worker["group"] == worker["pid"]
+    assert one["parent"] == two["parent"] and one["pid"] != two["pid"]
+    assert all(a != b for a, b in zip(one["chance"], two["chance"], strict=True))
+    assert [launcher.wait(20) for launcher in launchers] == [0, 0]
+    # What dies leaves nothing, and who comes later finds the same server.
+    psutil.Process(one["pid"]).kill()
+    wait_until_gone(one["pid"])
+    three = told(started(tmp_path, raylet, mine="three"))
+    assert three["parent"] == two["parent"]
+    raylet.kill()
+    wait_until_gone(two["parent"])
+
+
+def test_where_no_server_comes_a_worker_starts_by_itself(tmp_path: Path, raylet: subprocess.Popen[bytes]) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "deepspeed.py").write_text("raise RuntimeError('no DeepSpeed here')", encoding="utf-8")
+    path = os.pathsep.join([str(broken), str(Path(forks.__file__).parents[2])])
+    launcher = started(tmp_path, raylet, mine="one", PYTHONPATH=path)
+    worker = told(launcher)
+    assert (worker["pid"], worker["parent"], worker["imported"]) == (launcher.pid, os.getpid(), False)
+    launcher.kill()
+    (log,) = tmp_path.glob("raylet.*.log")
+    assert "no DeepSpeed here" in log.read_text(encoding="utf-8")
+
+
+def test_beside_a_gpu_nothing_is_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert forks.copied(Device.CUDA) == {}
+    ran: list[list[str]] = []
+    monkeypatch.setattr(forks, "OF_NVIDIA", str(tmp_path))
+    monkeypatch.setattr(os, "execv", lambda _, command: ran.append(command))
+    forks.launch(["worker.py", f"--raylet-name={tmp_path}/raylet"])
+    assert ran == [[sys.executable, "worker.py", f"--raylet-name={tmp_path}/raylet"]]
+    assert not list(tmp_path.glob("raylet.*"))
