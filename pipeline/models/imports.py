@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 
 def import_modeling() -> None:
@@ -10,7 +11,7 @@ def import_modeling() -> None:
 
     Without SciPy, a sixth of them: it is for losses of object detection alone, which stay without it in this process.
     """
-    utils = importlib.import_module("transformers.utils")
+    utils: Any = importlib.import_module("transformers.utils")
     is_available = utils.is_scipy_available
     utils.is_scipy_available = lambda: False
     try:
