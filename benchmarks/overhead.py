@@ -44,6 +44,8 @@ WARM_STEPS = 1
 class Idle(Worker):
     """Does nothing."""
 
+    imports_models = False
+
     def warm_up(self, device: Device) -> None:
         """Nothing to import."""
 

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import ray
 
-from actors.fleet import placement
+from actors.fleet import world
 from actors.fleet.forks import copied
 from benchmarks import machine
 from benchmarks.reusable import start
@@ -45,14 +45,14 @@ def descendants() -> dict[int, psutil.Process]:
 
 def measured(*, copies: bool) -> dict[str, float]:
     """What it takes to start the workers on a Ray of their own."""
-    placement.copied = copied if copies else lambda _: {}
+    world.copied = copied if copies else lambda _: {}
     connect(address="local", num_cpus=8, include_dashboard=False)
     try:
         recipe = load_recipe(None, ["cluster.device=cpu"])
         before = sum(sum(each.cpu_times()[:2]) for each in descendants().values())
         started = time.monotonic()
         worlds: Mapping[str, Any] = start(recipe, dict.fromkeys(ROLES, NUM_RANKS))
-        ray.get([warm for world in worlds.values() for warm in world.warm])
+        ray.get([warm for each in worlds.values() for warm in each.warm])
         seconds = time.monotonic() - started
         cpu_s, mib = -before, 0.0
         for each in descendants().values():

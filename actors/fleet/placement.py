@@ -25,7 +25,6 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.fleet.forks import copied
 from pipeline.config import Cluster, Device, Grader, Placement, Pooled, Workers
 
 TRAINING_SHARE = 0.95
@@ -290,7 +289,6 @@ def _held(bundles: list[Resources], until: float) -> Generator[None, None, None]
 
 def _options(workers: Workers, group: PlacementGroup, place: Share, device: Device) -> dict[str, Any]:
     return {
-        **copied(device),
         "num_cpus": workers.cpus_per_worker,
         # A hair less than the share, so that rounding never makes a bundle too small for its workers.
         "num_gpus": int(place.num_gpus * 1000) / 1000 if device is Device.CUDA else 0,

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from actors.fleet.forks import copied
 from actors.fleet.member import Member
 from actors.fleet.placement import ExtraSeat, Seating
 from actors.fleet.worker import Worker
@@ -50,7 +51,8 @@ class Staff:
     def _started(self, name: str, seat: int, options: Mapping[str, Any], extra: ExtraSeat | None = None) -> Member:
         remote: Any = ray.remote(self._worker)
         name = f"{self.role}-{name}-{id(self):x}-{next(_LIVES)}"
-        actor = remote.options(name=name, **options).remote(self.recipe, self.settings)
+        own = copied(self._device) if self._worker.imports_models else {}
+        actor = remote.options(name=name, **own, **options).remote(self.recipe, self.settings)
         return Member(seat, actor, actor.start.remote(self._device), options, extra)
 
     def replace(self, member: Member) -> Member:

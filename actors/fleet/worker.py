@@ -43,6 +43,8 @@ class Meter:
 class Worker:
     """Base of all roles' plain classes. `recipe` is whole; `settings` are this role's own."""
 
+    imports_models: ClassVar[bool] = True
+    """Whether a start is mostly imports of torch and transformers, which a copy has already."""
     keeps_weights: ClassVar[bool] = True
     """Whether a worker holds its checkpoint's weights as they are, so that a later stage need not load them again."""
 

@@ -15,6 +15,7 @@ from actors.engine.place import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
 from actors.fleet.failures import FEATURES, MISTAKES, InputsLost, Loss, WorldLost, cause_of, inputs_are_lost, is_death
+from actors.fleet.forks import copied
 from actors.fleet.placement import Seating
 from actors.fleet.worker import Meter, Spent, Worker
 from pipeline.config import Recipe, Workers
@@ -47,8 +48,9 @@ class World(Generic[W]):
     def _start(self) -> None:
         remote: Any = ray.remote(self._worker)
         life = next(_LIVES)
+        own = copied(self._seating.device) if self._worker.imports_models else {}
         self.actors: list[Any] = [
-            remote.options(name=f"{self.role}-{rank}-{id(self):x}-{life}", **options).remote(
+            remote.options(name=f"{self.role}-{rank}-{id(self):x}-{life}", **own, **options).remote(
                 self._recipe, self.settings
             )
             for rank, options in enumerate(self._seating.options[self.role])

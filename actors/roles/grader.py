@@ -100,6 +100,8 @@ class Source(Protocol):
 class GraderWorker(Worker):
     """Asks for rewards from outside, a part and some groups at a time."""
 
+    imports_models = False
+
     settings: Grader
 
     def __init__(self, recipe: Recipe, settings: Grader):

@@ -30,6 +30,8 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 class Adder(Worker):
     """Adds what it was told to numbers; some kill it, stop it, or cannot be added to."""
 
+    imports_models = False
+
     def warm_up(self, device: Device) -> None:
         pass
 

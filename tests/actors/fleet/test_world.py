@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 class Scale(Worker):
     """Says what something weighs."""
 
+    imports_models = False
+
     def warm_up(self, device: Device) -> None:
         pass
 
