@@ -39,6 +39,7 @@ import ray
 
 from actors.feedback import refit
 from actors.feedback import serve as page
+from actors.fleet.forks import descendants
 from benchmarks import machine, postgres
 from jobs import prepare
 from jobs.command import connect
@@ -198,7 +199,7 @@ def p99(values: Sequence[float]) -> float:
 def processes(*names: str) -> set[int]:
     """Processes of this process's own Ray that have one of these names."""
     found: set[int] = set()
-    for each in psutil.Process().children(recursive=True):
+    for each in descendants(psutil.Process()):
         try:
             command = "".join(each.cmdline())
         except psutil.Error:  # It has ended meanwhile.

@@ -23,7 +23,7 @@ import psutil
 import ray
 
 from actors.fleet import world
-from actors.fleet.forks import copied
+from actors.fleet.forks import SERVE, copied, descendants
 from benchmarks import machine
 from benchmarks.reusable import start
 from jobs.command import connect
@@ -31,16 +31,7 @@ from pipeline.config import load_recipe
 
 ROLES = ("policy", "critic", "reference", "reward")
 NUM_RANKS = 2
-OURS = ("ray::Reusable", "forks.py")
-
-
-def descendants() -> dict[int, psutil.Process]:
-    """All processes below this one, and those whose launchers are gone: fork servers and their copies."""
-    found = {each.pid: each for each in psutil.Process().children(recursive=True)}
-    for each in psutil.process_iter(["cmdline"]):
-        if "forks.py" in " ".join(each.info["cmdline"] or []):
-            found |= {one.pid: one for one in (each, *each.children(recursive=True))}
-    return found
+OURS = ("ray::Reusable", SERVE)
 
 
 def measured(*, copies: bool) -> dict[str, float]:
@@ -49,13 +40,13 @@ def measured(*, copies: bool) -> dict[str, float]:
     connect(address="local", num_cpus=8, include_dashboard=False)
     try:
         recipe = load_recipe(None, ["cluster.device=cpu"])
-        before = sum(sum(each.cpu_times()[:2]) for each in descendants().values())
+        before = sum(sum(each.cpu_times()[:2]) for each in descendants(psutil.Process()))
         started = time.monotonic()
         worlds: Mapping[str, Any] = start(recipe, dict.fromkeys(ROLES, NUM_RANKS))
         ray.get([warm for each in worlds.values() for warm in each.warm])
         seconds = time.monotonic() - started
         cpu_s, mib = -before, 0.0
-        for each in descendants().values():
+        for each in descendants(psutil.Process()):
             with suppress(psutil.Error):
                 # Those that a worker has waited for count too.
                 cpu_s += sum(each.cpu_times()[:4])

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from actors.fleet.forks import descendants
+
 POLL_S = 0.005
 STOP_TIMEOUT_S = 10.0
 DRIVER, RAY = "driver", "Ray"
@@ -73,7 +75,7 @@ class Tree:
     def moment(self) -> Moment:
         """CPU-seconds so far by kind of process: its Ray actor's class, `driver` for the root, or `Ray`."""
         now = time.time()
-        for process in [self.root, *self.root.children(recursive=True)]:
+        for process in [self.root, *descendants(self.root)]:
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 spent = process.cpu_times()
                 self._seen[process.pid] = process
@@ -87,7 +89,7 @@ class Tree:
     def stop(self) -> None:
         """Ends what is left of the tree, orphans too."""
         with suppress(psutil.NoSuchProcess):
-            self._seen |= {child.pid: child for child in [self.root, *self.root.children(recursive=True)]}
+            self._seen |= {child.pid: child for child in [self.root, *descendants(self.root)]}
         for process in self._seen.values():
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -33,6 +33,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from actors.fleet.forks import descendants
+
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
@@ -201,7 +203,7 @@ def _stop(head: subprocess.Popen[bytes]) -> None:
     # Listed while the head lives: workers have process groups of their own, and an orphan no longer shows its parent.
     # Nothing here outlives the head, so there is nothing to save and no reason to wait for goodbyes.
     processes = [psutil.Process(head.pid)] if head.poll() is None else []
-    processes += [child for process in processes for child in process.children(recursive=True)]
+    processes += [child for process in processes for child in descendants(process)]
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()

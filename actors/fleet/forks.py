@@ -31,6 +31,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import psutil
+
     from pipeline.config import Device
 
 PRELOADED = (
@@ -53,6 +55,7 @@ OF_A_PROCESS = ("RAY_", "_", "SHLVL", "OLDPWD", "PWD")
 OF_ARROW = "jemalloc_bg_thd"
 """The thread of Arrow's allocator, which starts its own again in a copy (`pthread_atfork`)."""
 
+SERVE = "--serve-forks"
 OF_NVIDIA = "/dev/nvidiactl"
 DONE = b"."
 
@@ -62,6 +65,19 @@ def copied(device: Device) -> dict[str, Any]:
     if device != "cpu" or sys.platform != "linux":
         return {}
     return {"runtime_env": {"py_executable": f"{sys.executable} -S -E {Path(__file__).resolve()}"}}
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """All processes that `process` has started, and the servers of raylets among them, whose launchers are gone."""
+    import psutil  # the launcher has none
+
+    found = process.children(recursive=True)
+    raylets = {str(each.pid) for each in found}
+    for each in psutil.process_iter(["cmdline"]):
+        command = each.info["cmdline"] or []
+        if SERVE in command and command[-1] in raylets:
+            found += [each, *each.children(recursive=True)]
+    return found
 
 
 def launch(command: Sequence[str]) -> None:
@@ -114,7 +130,7 @@ def _start_server(address: str, raylet: int) -> subprocess.Popen[bytes] | None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        command = [sys.executable, "-P", __file__, "--serve", address, str(raylet)]
+        command = [sys.executable, "-P", __file__, SERVE, address, str(raylet)]
         # It holds the lock as long as it lives.
         held = [lock.fileno()]
         none = subprocess.DEVNULL
@@ -197,7 +213,7 @@ def _become(files: Sequence[int], request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--serve":
+    if sys.argv[1] == SERVE:
         serve(sys.argv[2], int(sys.argv[3]))
     else:
         launch(sys.argv[1:])
