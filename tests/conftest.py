@@ -14,6 +14,9 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # What Ray looks at again and again, and nobody asks for here: a twentieth of all CPU time.
+    "LOG_NAME_UPDATE_INTERVAL_S": "3600",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
     # Heads and clients of this test run share a token of their own, and no file in the home directory.
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -127,7 +130,7 @@ def local_ray() -> None:
     """
     from jobs.command import connect
 
-    connect(address="local", num_cpus=8)
+    connect(address="local", num_cpus=8, include_dashboard=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -130,15 +130,17 @@ def _start_server(address: str, raylet: int) -> subprocess.Popen[bytes] | None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        command = [sys.executable, "-P", __file__, SERVE, address, str(raylet)]
-        # It holds the lock as long as it lives.
-        held = [lock.fileno()]
-        none = subprocess.DEVNULL
-        return subprocess.Popen(command, stdin=none, stdout=log, stderr=log, pass_fds=held, start_new_session=True)
+        held, none = lock.fileno(), subprocess.DEVNULL
+        command = [sys.executable, "-P", __file__, SERVE, address, str(held), str(raylet)]
+        return subprocess.Popen(command, stdin=none, stdout=log, stderr=log, pass_fds=[held], start_new_session=True)
 
 
-def serve(address: str, raylet: int) -> None:
-    """Imports, listens at `address`, and copies itself for everyone who asks, until the process `raylet` ends."""
+def serve(address: str, lock: int, raylet: int) -> None:
+    """Imports, listens at `address`, and copies itself for everyone who asks, until the process `raylet` ends.
+
+    lock: the open file that says, while this process lives, that there is a server.
+    """
+    os.set_inheritable(lock, False)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     gc.disable()  # A sixth of an import, and it finds nothing.
     from actors.engine.engine import import_deepspeed
@@ -174,6 +176,7 @@ def serve(address: str, raylet: int) -> None:
                 files, told = request
                 if os.fork() == 0:
                     listening.close()
+                    os.close(lock)
                     connection.send(DONE)
                     connection.close()
                     _become(files, told)
@@ -214,6 +217,6 @@ def _become(files: Sequence[int], request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == SERVE:
-        serve(sys.argv[2], int(sys.argv[3]))
+        serve(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
         launch(sys.argv[1:])

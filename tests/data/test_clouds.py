@@ -54,7 +54,7 @@ def store(request: pytest.FixtureRequest) -> Store:
 def near_s3(s3: Store) -> Iterator[Store]:
     """The store, and a Ray that was started when the environment named it: its workers inherit that."""
     ray.shutdown()
-    connect(address="local", num_cpus=8)
+    connect(address="local", num_cpus=8, include_dashboard=False)
     yield s3
     ray.shutdown()
 

@@ -28,7 +28,7 @@ def empty_ray() -> None:
     from jobs.command import connect
 
     ray.shutdown()
-    connect(address="local", num_cpus=8)
+    connect(address="local", num_cpus=8, include_dashboard=False)
 
 
 @pytest.fixture(scope="session")

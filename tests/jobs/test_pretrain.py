@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     directory = tmp_path_factory.mktemp("trained")
     if not ray.is_initialized():
-        connect(address="local", num_cpus=8)
+        connect(address="local", num_cpus=8, include_dashboard=False)
     warm = "pretrain.warm_up={kind: masked, num_steps: 2, num_spans: 6}"
     pretrain.run(_recipe(directory, "pretrain.num_workers=2", warm))
     return directory

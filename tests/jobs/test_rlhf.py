@@ -310,6 +310,6 @@ def test_all_roles_at_two_workers_and_three_rollout_workers_run_on_two_nodes(mak
     finally:
         ray.shutdown()
         cluster.shutdown()
-        connect(address="local", num_cpus=8)
+        connect(address="local", num_cpus=8, include_dashboard=False)
     assert [row["step"] for row in curve(recipe)] == [0, 1]
     assert len(used) == 2

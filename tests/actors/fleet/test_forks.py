@@ -93,8 +93,14 @@ def test_workers_are_copies_of_one_server_with_all_that_is_their_own_and_it_ends
     wait_until_gone(one["pid"])
     three = told(started(tmp_path, raylet, mine="three"))
     assert three["parent"] == two["parent"]
-    raylet.kill()
+    # Where the server dies its copies live on, and the next worker has another one made.
+    psutil.Process(two["parent"]).kill()
     wait_until_gone(two["parent"])
+    four = told(started(tmp_path, raylet, mine="four"))
+    assert four["parent"] not in (os.getpid(), two["parent"]) and four["imported"]
+    assert psutil.pid_exists(two["pid"])
+    raylet.kill()
+    wait_until_gone(four["parent"])
 
 
 def test_where_no_server_comes_a_worker_starts_by_itself(tmp_path: Path, raylet: subprocess.Popen[bytes]) -> None:
