@@ -42,17 +42,17 @@ RAY = (
     *(f"tests/test_{name}.py" for name in ("benchmarks_streaming", "command", "makefile", "tooling")),
 )
 """Where else they start a Ray, or many processes."""
-LAST = "tests/jobs/test_kills.py"
-"""Of these: its own workers take gigabytes as well, and find room once the shared ones have ended."""
+KILLS = "tests/jobs/test_kills.py"
+"""The longest of these: it follows those of `WORKERS`, of which there are fewer."""
 
 
 def place(nodeid: str) -> int:
     """Where in the order of all tests one comes, and with which others in the same process."""
-    if nodeid.startswith(WORKERS):
+    if nodeid.startswith(KILLS):
         return 2
-    if nodeid.startswith(RAY):
-        return 1 if nodeid.startswith(LAST) else 0
-    return 3
+    if nodeid.startswith(WORKERS):
+        return 1
+    return 0 if nodeid.startswith(RAY) else 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,7 +67,7 @@ class OneRayEach(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return ("ray", "ray", "workers", nodeid.partition("::")[0])[place(nodeid)]
+        return ("ray", "workers", "workers", nodeid.partition("::")[0])[place(nodeid)]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRayEach:
