@@ -43,25 +43,26 @@ def distillation(recipe: Recipe, student: Path) -> list[str]:
 def stages(config: Path, overrides: Sequence[str], directory: Path, seed: int) -> list[tuple[Path, list[str]]]:
     """What each stage leaves, and its command, in order."""
     teacher, student = directory / "teacher", directory / "student"
+    shared = f"data.path={teacher / 'data'}"
 
     def job(name: str, run: Path, *options: str) -> list[str]:
-        own = [f"run.directory={run}", f"run.seed={seed}", f"data.path={teacher / 'data'}", "evaluate.blind=false"]
+        own = [f"run.directory={run}", f"run.seed={seed}", "evaluate.blind=false"]
         return [f"jobs.{name}", "--config", str(config), *overrides, *own, *options]
 
     base = student / "checkpoints" / "base"
     learning = distillation(load_recipe(config, overrides), base)
     return [
-        (teacher / "data" / "test.parquet", job("prepare", teacher, "data.path=null")),
-        (teacher / "checkpoints" / "sft", job("sft", teacher)),
-        (base, job("prepare", student, "model.tiny_hidden=64")),
-        (student / "checkpoints" / "sft", job("sft", student)),
-        (teacher / "checkpoints" / "distilled", job("distill", teacher, *learning)),
+        (teacher / "data" / "test.parquet", job("prepare", teacher)),
+        (teacher / "checkpoints" / "sft", job("sft", teacher, shared)),
+        (base, job("prepare", student, "model.tiny_hidden=64", shared)),
+        (student / "checkpoints" / "sft", job("sft", student, shared)),
+        (teacher / "checkpoints" / "distilled", job("distill", teacher, shared, *learning)),
         # Each model runs its own towers, whatever the recipe's loop shares.
         (
             teacher / "summary.json",
-            job("evaluate", teacher, "evaluate.checkpoint=distilled", "rlhf.encoder.cache_mib=0"),
+            job("evaluate", teacher, shared, "evaluate.checkpoint=distilled", "rlhf.encoder.cache_mib=0"),
         ),
-        (student / "summary.json", job("evaluate", student, "evaluate.checkpoint=sft")),
+        (student / "summary.json", job("evaluate", student, shared, "evaluate.checkpoint=sft")),
     ]
 
 
