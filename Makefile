@@ -23,7 +23,7 @@ absolute = $$(realpath -ms "$(1)")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo people test lint format clean
+.PHONY: help install demo people test lint style format clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,13 +60,15 @@ people: RECIPE := jobs/recipes/people.yaml
 people: RUN := runs/people
 people: demo ## Steer the tiny omni model yourself: the same, with a page on which you judge its answers meanwhile.
 
-test: lint ## Run the linters, the type checker, the import contracts and the tests.
-	$(BIN)/pytest --numprocesses=2 --dist=loadscope
+test: style ## Run the linters, the import contracts, and the type checker beside the tests.
+	@$(BIN)/pyright & types=$$!; $(BIN)/pytest --numprocesses=2 --dist=loadscope; tests=$$?; wait $$types && exit $$tests
 
-lint: .venv/.installed ## Run the linters, the type checker and the import contracts.
+lint: style ## Run the linters, the import contracts and the type checker.
+	$(BIN)/pyright
+
+style: .venv/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 format: .venv/.installed ## Format the code and mend what the linter can mend.

@@ -20,6 +20,7 @@ import json
 import os
 import runpy
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -64,7 +65,8 @@ def copied(device: Device) -> dict[str, Any]:
     """Options of an actor that imports what roles do: it starts as a copy where that can be."""
     if device != "cpu" or sys.platform != "linux":
         return {}
-    return {"runtime_env": {"py_executable": f"{sys.executable} -S -E {Path(__file__).resolve()}"}}
+    # Ray gives it to a shell.
+    return {"runtime_env": {"py_executable": shlex.join([sys.executable, "-S", "-E", str(Path(__file__).absolute())])}}
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

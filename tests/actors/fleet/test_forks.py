@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -51,7 +52,7 @@ def started(
     """Starts a worker as Ray does."""
     program = directory / "worker.py"
     program.write_text(WORKER, encoding="utf-8")
-    launcher = forks.copied(Device.CPU)["runtime_env"]["py_executable"].split()
+    launcher = shlex.split(forks.copied(Device.CPU)["runtime_env"]["py_executable"])
     return subprocess.Popen(
         [*launcher, str(program), f"--raylet-name={directory}/raylet", mine],
         stdin=subprocess.PIPE,
@@ -124,3 +125,9 @@ def test_beside_a_gpu_nothing_is_copied(monkeypatch: pytest.MonkeyPatch, tmp_pat
     forks.launch(["worker.py", f"--raylet-name={tmp_path}/raylet"])
     assert ran == [[sys.executable, "worker.py", f"--raylet-name={tmp_path}/raylet"]]
     assert not list(tmp_path.glob("raylet.*"))
+
+
+def test_a_path_may_have_a_blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "__file__", "/my checkout/forks.py")
+    command = forks.copied(Device.CPU)["runtime_env"]["py_executable"]
+    assert shlex.split(command) == [sys.executable, "-S", "-E", "/my checkout/forks.py"]
