@@ -3,7 +3,7 @@
 raylet -> launch(), this file as Ray's `py_executable` --arguments, environment, files--> serve() --fork--> the worker
 
 Imports are most of what a start costs, 8 CPU-seconds and 800 MB a worker; a copy takes a tenth of a second, and shares
-the memory. There is one server a node, a cluster and an environment. It starts with the first worker, and ends with its
+the memory. There is one server a node, a job and an environment. It starts with the first worker, and ends with its
 raylet. What it cannot do (a GPU, whose driver survives no fork; another system; a server that does not come) is done as
 if it were not there: Ray's own way.
 
@@ -52,6 +52,10 @@ PATIENCE_S = 30.0
 """How long a worker waits for its server. Ray waits 60 seconds for a worker."""
 OF_A_PROCESS = ("RAY_", "_", "SHLVL", "OLDPWD", "PWD")
 """Begin names in the environment that say nothing of what is imported."""
+JOB = "RAY_JOB_ID"
+"""Ray reads it when it is imported: a copy for another job would never be given work."""
+IDLE_S = 1800.0
+"""A server of which nobody has asked anything for so long ends. Its copies do not need it."""
 
 OF_ARROW = "jemalloc_bg_thd"
 """The thread of Arrow's allocator, which starts its own again in a copy (`pthread_atfork`)."""
@@ -103,7 +107,7 @@ def launch(command: Sequence[str]) -> None:
 def _address(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """Where the server for such workers listens: beside the raylet's own socket."""
     raylet = next(each.partition("=")[2] for each in command if each.startswith("--raylet-name="))
-    kept = sorted(item for item in environment.items() if not item[0].startswith(OF_A_PROCESS))
+    kept = sorted(item for item in environment.items() if item[0] == JOB or not item[0].startswith(OF_A_PROCESS))
     return f"{raylet}.{hashlib.sha256(repr((sys.executable, kept)).encode()).hexdigest()[:12]}"
 
 
@@ -167,8 +171,8 @@ def serve(address: str, lock: int, raylet: int) -> None:
         listening.listen(128)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # No zombies.
         while True:
-            ready, _, _ = select.select([listening, parent], [], [])
-            if parent in ready:
+            ready, _, _ = select.select([listening, parent], [], [], IDLE_S)
+            if listening not in ready or parent in ready:
                 return
             connection, _ = listening.accept()
             with connection:

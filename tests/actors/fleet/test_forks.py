@@ -94,6 +94,9 @@ def test_workers_are_copies_of_one_server_with_all_that_is_their_own_and_it_ends
     wait_until_gone(one["pid"])
     three = told(started(tmp_path, raylet, mine="three"))
     assert three["parent"] == two["parent"]
+    # Another job has another one: Ray has read its name by then.
+    other = told(started(tmp_path, raylet, mine="other", RAY_JOB_ID="02000000"))
+    assert other["parent"] not in (os.getpid(), two["parent"]) and other["imported"]
     # Where the server dies its copies live on, and the next worker has another one made.
     psutil.Process(two["parent"]).kill()
     wait_until_gone(two["parent"])
