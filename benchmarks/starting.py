@@ -1,11 +1,11 @@
 """How long until a run's workers are up, and how much memory do they hold? As copies, and each by itself.
 
-    a Ray of its own each time, in turns -> eight workers of four sharded roles -> seconds, CPU-seconds, MiB
+    a Ray of its own each time, in turns -> eight workers of four sharded roles -> seconds, MiB
 
     python -m benchmarks.starting
 
-Seconds end when every worker has imported what it needs, and do not count Ray's own start. CPU-seconds are those of all
-processes of the Ray. MiB are proportional (PSS): what processes share is divided between them, and the server counts.
+Seconds end when every worker has imported what it needs, and do not count Ray's own start. MiB are proportional
+(PSS): what processes share is divided between them, and the server counts.
 """
 
 from __future__ import annotations
@@ -40,21 +40,18 @@ def measured(*, copies: bool) -> dict[str, float]:
     connect(address="local", num_cpus=8, include_dashboard=False)
     try:
         recipe = load_recipe(None, ["cluster.device=cpu"])
-        before = sum(sum(each.cpu_times()[:2]) for each in descendants(psutil.Process()))
         started = time.monotonic()
         worlds: Mapping[str, Any] = start(recipe, dict.fromkeys(ROLES, NUM_RANKS))
         ray.get([warm for each in worlds.values() for warm in each.warm])
         seconds = time.monotonic() - started
-        cpu_s, mib = -before, 0.0
+        mib = 0.0
         for each in descendants(psutil.Process()):
-            with suppress(psutil.Error):
-                # Those that a worker has waited for count too.
-                cpu_s += sum(each.cpu_times()[:4])
+            with suppress(psutil.Error):  # It has ended meanwhile.
                 if any(name in " ".join(each.cmdline()) for name in OURS):
                     mib += each.memory_full_info().pss / 2**20
     finally:
         ray.shutdown()
-    return {"seconds": seconds, "cpu_s": cpu_s, "mib": mib}
+    return {"seconds": seconds, "mib": mib}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

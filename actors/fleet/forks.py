@@ -2,10 +2,10 @@
 
 raylet -> launch(), this file as Ray's `py_executable` --arguments, environment, files--> serve() --fork--> the worker
 
-Imports are most of what a start costs, 8 CPU-seconds and 800 MB a worker; a copy takes a tenth of a second, and shares
-the memory. There is one server a node, a job and an environment. It starts with the first worker, and ends with its
-raylet. What it cannot do (a GPU, whose driver survives no fork; another system; a server that does not come) is done as
-if it were not there: Ray's own way.
+Imports are most of what a start costs, 8 CPU-seconds and 800 MB a worker; copies have them at once, and share the
+memory (`benchmarks.starting`). There is one server a node, a job and an environment. It starts with the first worker,
+and ends with its raylet. What it cannot do (a GPU, whose driver survives no fork; another system; a server that does
+not come) is done as if it were not there: Ray's own way.
 
 The launcher runs without site-packages: above all functions that it calls there is only the standard library.
 """
@@ -175,33 +175,35 @@ def serve(address: str, lock: int, raylet: int) -> None:
             if listening not in ready or parent in ready:
                 return
             connection, _ = listening.accept()
-            with connection:
-                request = _received(connection)
-                if request is None:
-                    continue
-                files, told = request
-                if os.fork() == 0:
-                    listening.close()
-                    os.close(lock)
-                    connection.send(DONE)
-                    connection.close()
-                    _become(files, told)
-                for file in files:
-                    os.close(file)
+            connection.settimeout(PATIENCE_S)  # A launcher that is stopped stops no others.
+            files: list[int] = []
+            request: dict[str, Any] | None = None
+            try:
+                request = _received(connection, files)
+            except OSError as error:
+                print(f"a launcher has gone: {error}", file=sys.stderr, flush=True)
+            if request is not None and os.fork() == 0:
+                listening.close()
+                os.close(lock)
+                connection.send(DONE)
+                connection.close()
+                _become(files, request)
+            connection.close()
+            for file in files:
+                os.close(file)
 
 
-def _received(connection: socket.socket) -> tuple[list[int], dict[str, Any]] | None:
-    """The standard files and the request of a launcher; None where it has ended."""
-    head, files, _, _ = socket.recv_fds(connection, 4, 3)
-    if len(head) < 4 or len(files) < 3:
-        return None
-    missing, content = struct.unpack("!I", head)[0], b""
+def _received(connection: socket.socket, files: list[int]) -> dict[str, Any]:
+    """The request of a launcher, whose standard files are added to `files`."""
+    head, found, _, _ = socket.recv_fds(connection, 4, 3)
+    files += found
+    missing, content = struct.unpack("!I", head)[0] if len(head) == 4 and len(found) == 3 else 1, b""
     while len(content) < missing:
         part = connection.recv(missing - len(content))
         if not part:
-            return None
+            raise OSError("it told too little")
         content += part
-    return files, json.loads(content)
+    return json.loads(content)
 
 
 def _become(files: Sequence[int], request: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -94,6 +95,12 @@ def test_workers_are_copies_of_one_server_with_all_that_is_their_own_and_it_ends
     wait_until_gone(one["pid"])
     three = told(started(tmp_path, raylet, mine="three"))
     assert three["parent"] == two["parent"]
+    # One that goes before it has told all stops nobody.
+    (address,) = (each for each in tmp_path.glob("raylet.*") if each.suffixes[-1] not in (".lock", ".log"))
+    with socket.socket(socket.AF_UNIX) as half:
+        half.connect(str(address))
+        half.send(b"..")
+    assert told(started(tmp_path, raylet, mine="more"))["parent"] == two["parent"]
     # Another job has another one: Ray has read its name by then.
     other = told(started(tmp_path, raylet, mine="other", RAY_JOB_ID="02000000"))
     assert other["parent"] not in (os.getpid(), two["parent"]) and other["imported"]
