@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.once_model import Models, pictures, prompts_with
+from benchmarks.once_model import Models, ceilings, pictures, prompts_with
 from pipeline.algorithms.aggregation import token_mean
 from pipeline.algorithms.losses import clipped_value_loss
 from pipeline.algorithms.surrogates import ppo
@@ -111,14 +111,24 @@ class Step:
             for each in self.prompts
         ]
 
-    def _generate(self, encoded: Sequence[Any]) -> list[list[np.ndarray[Any, Any]]]:
+    def decoding_s(self) -> float:
+        """Seconds of one more token for all completions: without prefill, which two lengths have in common."""
+        encoded, few, many = self._encode(), NUM_TOKENS, 4 * NUM_TOKENS
+        seconds: dict[int, float] = {}
+        for num_tokens in (few, few, many):  # The first one warms up.
+            started = self.models.clock()
+            self._generate(encoded, num_tokens)
+            seconds[num_tokens] = self.models.clock() - started
+        return (seconds[many] - seconds[few]) / (many - few)
+
+    def _generate(self, encoded: Sequence[Any], num_tokens: int = NUM_TOKENS) -> list[list[np.ndarray[Any, Any]]]:
         samples = generate(
             self.models.policy,
             self._prompts(encoded),
             group_size=self.group_of_row,
             seeds=list(range(NUM_PROMPTS * self.group_size)),
             temperature=1.0,
-            max_new_tokens=NUM_TOKENS,
+            max_new_tokens=num_tokens,
             end_ids=[],
         )
         ids = [sample.token_ids for sample in samples]
@@ -183,6 +193,8 @@ def _apart(prompt: ProcessedPrompt, row: int) -> ProcessedPrompt:
 def measure(models: Models, *, media_tokens: int, group_size: int, once: bool, repeats: int) -> Measured:
     """The median step of `repeats`, after one that warms up."""
     prompts = prompts_with(models, pictures(NUM_PROMPTS, media_tokens))
+    if models.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     before = _peak_mib(models)
     found: list[Measured] = []
     for _ in range(repeats + 1):
@@ -226,6 +238,28 @@ def in_child(work: Callable[[], Measured]) -> Measured:
     if not answer:
         raise RuntimeError("the measuring process failed; its error stands above")
     return Measured(**json.loads(answer))
+
+
+def speed(models: Models, rows: Sequence[tuple[int, int, Measured, Measured]]) -> str:
+    """Of a GPU: MFU of the policy's update, and decoding against what reading all weights once a token takes."""
+    flops, bandwidth = ceilings(models.device)
+    weights = models.num_weights
+    lines = [
+        f"{torch.cuda.get_device_name()}: {flops / 1e12:.0f} TFLOP/s (product), {bandwidth / 1e12:.2f} TB/s (copy), "
+        f"both measured; {weights / 1e9:.2f} B weights of the language model"
+    ]
+    bound_s = 2 * weights / bandwidth
+    for media_tokens, group_size, _, on in rows:
+        prompts = prompts_with(models, pictures(NUM_PROMPTS, media_tokens))
+        tokens = sum(len(each.input_ids) for each in prompts) + NUM_PROMPTS * group_size * NUM_TOKENS
+        mfu = 6 * weights * tokens / on.phase_s["policy update"] / flops
+        token_s = Step(models, prompts, group_size=group_size, once=True).decoding_s()
+        lines.append(
+            f"- {media_tokens} media tokens, n = {group_size}: MFU of the update {mfu:.2f} ({tokens} tokens); "
+            f"a token of {NUM_PROMPTS * group_size} completions takes {1000 * token_s:.1f} ms, "
+            f"{bound_s / token_s:.2f} of the bandwidth bound"
+        )
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[tuple[int, int, Measured, Measured]]) -> str:
@@ -286,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(table(rows[-1:]).splitlines()[-1], flush=True)
     text = f"{table(rows)}\n\n{phases(rows)}"
     if on_gpu:
-        text += "\n\n" + "\n".join(models.speed(row[3], group_size=row[1], num_tokens=NUM_TOKENS) for row in rows)
+        text += f"\n\n{speed(models, rows)}"
     print(text)
     host = machine.describe()
     with options.results.open("a", encoding="utf-8") as file:

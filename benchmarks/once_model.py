@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,6 @@ from pipeline.records import MediaKind, MediumTensors, ProcessedPrompt
 
 IMAGE, AUDIO, VIDEO, START = 4, 5, 6, 7
 TEXT_TOKENS = 24
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 operations a second, by the makers' data sheets."""
-BANDWIDTH_BYTES = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
-"""Memory bandwidth, bytes a second, by the makers' data sheets (SXM)."""
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -53,8 +49,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(size: str, dtype: torch.dtype) -> Any:
-    """An omni thinker with random weights."""
+def build(size: str, device: torch.device) -> Any:
+    """An omni thinker with random weights, bfloat16 on a GPU."""
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
     parts = SIZES[size]
@@ -73,8 +69,9 @@ def build(size: str, dtype: torch.dtype) -> Any:
         vision_start_token_id=START,  # pyright: ignore[reportCallIssue]
     )
     torch.manual_seed(0)
-    model: Any = Qwen2_5OmniThinkerForConditionalGeneration(config)
-    return model.to(dtype).eval()
+    with device:  # Where 4.7 billion random numbers are drawn: one CPU thread takes half a minute for them.
+        model: Any = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    return model.to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
 
 
 class Models:
@@ -84,7 +81,7 @@ class Models:
         self.device = device
         self.architecture = ARCHITECTURES["qwen2_5_omni_thinker"]
         self.patch = int(SIZES[size]["vision"]["patch_size"])
-        model = build(size, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        model = build(size, device)
         hidden = int(SIZES[size]["text"]["hidden_size"])
         self.reward = RewardModel(copy.deepcopy(model), self.architecture, RewardHead(hidden)).to(device)
         self.critic = ValueModel(copy.deepcopy(model), self.architecture, ScalarHead(hidden)).to(device)
@@ -123,19 +120,30 @@ class Models:
 
             decoder.embed = counted
 
-    def speed(self, measured: Any, *, group_size: int, num_tokens: int) -> str:
-        """MFU of the policy's update, and decoding against the bound that reading all weights once a token sets."""
-        name = torch.cuda.get_device_name(self.device)
-        kind = next((known for known in PEAK_FLOPS if known in name), None)
-        if kind is None:
-            return f"{name}: no peak known, no MFU"
-        weights = sum(p.numel() for n, p in self.policy.named_parameters() if ".language_model." in n or "lm_head" in n)
-        update_s, generate_s = measured.phase_s["policy update"], measured.phase_s["generate"]
-        tokens = measured.prompt_tokens / 5 + 4 * group_size * num_tokens
-        mfu = 6 * weights * tokens / update_s / PEAK_FLOPS[kind]
-        bound_s = num_tokens * 2 * weights / BANDWIDTH_BYTES[kind]
-        share = bound_s / generate_s
-        return f"{name}, n = {group_size}: MFU of the update {mfu:.2f}; decoding at {share:.2f} of the bandwidth bound"
+    @property
+    def num_weights(self) -> int:
+        """Of the language model, which all tokens pass."""
+        return sum(p.numel() for n, p in self.policy.named_parameters() if ".language_model." in n or "lm_head" in n)
+
+
+def ceilings(device: torch.device) -> tuple[float, float]:
+    """Of a GPU, measured: bfloat16 operations a second of a large product, bytes a second of a large copy."""
+    one, other = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
+    large = torch.empty(2**32, dtype=torch.uint8, device=device)
+    target = torch.empty_like(large)
+    product_s, copy_s = (_seconds(work) for work in (lambda: one @ other, lambda: target.copy_(large)))
+    return 2 * 8192**3 / product_s, 2 * 2**32 / copy_s
+
+
+def _seconds(work: Callable[[], Any], repeats: int = 10) -> float:
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - started) / repeats
 
 
 def pictures(number: int, num_tokens: int) -> list[tuple[int, int]]:

@@ -43,11 +43,8 @@ PRELOADED = (
     "actors.roles.reward",
     "actors.roles.rollout",
     "actors.training.training",
-    "transformers.models.auto.processing_auto",
-    "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni",
-    "transformers.models.qwen2_5_omni.processing_qwen2_5_omni",
 )
-"""By name: what lies above this room, and models that are there on any machine."""
+"""By name: what lies above this room."""
 PATIENCE_S = 30.0
 """How long a worker waits for its server. Ray waits 60 seconds for a worker."""
 OF_A_PROCESS = ("RAY_", "_", "SHLVL", "OLDPWD", "PWD")
@@ -151,11 +148,11 @@ def serve(address: str, lock: int, raylet: int) -> None:
     gc.disable()  # A sixth of an import, and it finds nothing.
     from actors.engine.engine import import_deepspeed
     from pipeline.config import Device
-    from pipeline.models.imports import import_modeling
+    from pipeline.models.imports import TINY, import_modeling
 
     import_deepspeed(Device.CPU)
     import_modeling()
-    for name in PRELOADED:
+    for name in (*PRELOADED, *TINY):
         importlib.import_module(name)
     tasks = sorted(map(int, os.listdir("/proc/self/task")))[1:]
     names = [Path(f"/proc/self/task/{each}/comm").read_text(encoding="utf-8").strip() for each in tasks]

@@ -5,6 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+TINY = (
+    "transformers.models.auto.processing_auto",
+    "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni",
+    "transformers.models.qwen2_5_omni.processing_qwen2_5_omni",
+)
+"""What the default tiny model is made of."""
+
 
 def import_modeling() -> None:
     """Imports `transformers.modeling_utils`, which takes seconds.

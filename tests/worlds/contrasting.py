@@ -9,16 +9,16 @@ import torch
 from numpy.typing import NDArray
 
 from actors.engine.engine import Engine
-from actors.engine.place import Place
 from actors.training.contrastive import pair_step, shared
 from actors.training.gathering import gathered
 from actors.training.warm_up import WarmingTowers, warm_step
-from pipeline.config import Device, Dtype
+from pipeline.config import Dtype
 from pipeline.config.fusion import Modality
 from pipeline.config.pretrain import Pretrain
 from pipeline.models.dual_encoder import DualEncoder, JointEncoder
 from pipeline.models.fusion.samples import Sample
 from pipeline.records import Audio, Image
+from tests import worlds
 
 
 def rows(seed: int) -> list[Sample]:
@@ -33,16 +33,11 @@ def rows(seed: int) -> list[Sample]:
     return found
 
 
-def _world() -> Place:
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return Place(rank=rank, size=size, address="", port=0, device=Device.CPU, timeout_s=60)
-
-
 def learned(settings: Pretrain, num_steps: int) -> tuple[dict[str, NDArray[Any]], list[dict[str, float]]]:
     """Embeddings of other rows by modality, and the scale, after some steps; and what each step showed."""
     torch.manual_seed(0)
     encoder = DualEncoder(settings.embedding, settings.modalities)
-    engine = Engine(encoder, world=_world(), settings=settings, dtype=Dtype.FLOAT32)
+    engine = Engine(encoder, world=worlds.here(), settings=settings, dtype=Dtype.FLOAT32)
     shown = [pair_step(engine, settings, 0, step, rows(step)) for step in range(num_steps)]
     return _seen(shared(engine, settings)), shown
 
@@ -52,7 +47,7 @@ def warmed(settings: Pretrain, num_steps: int) -> tuple[dict[str, NDArray[Any]],
     torch.manual_seed(0)
     encoder = DualEncoder(settings.embedding, (Modality.TEXT, Modality.IMAGE, Modality.AUDIO))
     towers = WarmingTowers(encoder, settings.warm_up)
-    engine = Engine(towers, world=_world(), settings=settings, dtype=Dtype.FLOAT32)
+    engine = Engine(towers, world=worlds.here(), settings=settings, dtype=Dtype.FLOAT32)
     shown = [warm_step(engine, settings.warm_up, 0, step, rows(step)) for step in range(num_steps)]
     return _seen(shared(engine, settings, prefix="encoder.")), shown
 
@@ -66,7 +61,7 @@ def _seen(encoder: JointEncoder) -> dict[str, NDArray[Any]]:
 
 def gradient_of_gathered() -> list[float]:
     """Of this rank's one row x, where each rank's loss is (rank + 1) times the weighted sum of all rows."""
-    world = _world()
+    world = worlds.here()
     row = torch.tensor([[float(world.rank)]], requires_grad=True)
     (column,) = gathered({"x": row}, world.size).values()
     weights = torch.arange(1.0, world.size + 1)[:, None]

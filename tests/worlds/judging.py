@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from actors.engine.engine import Engine
-from actors.engine.place import Place
 from actors.roles.encoder import PromptRef
 from actors.training import reward_model
 from actors.training.opinions import Example, OpinionLosses, Totals
 from actors.training.reward_model import example_size, raw_scores
 from actors.training.supervised import take_step
-from pipeline.config import Device, Dtype, Trained
+from pipeline.config import Dtype, Trained
 from pipeline.data.datasets import RowKey
 from pipeline.models.checkpoint import load_reward_model
 from pipeline.records import EncodedPrompt, Opinion, PromptInfo
+from tests import worlds
 
 CRITERIA = ("helpful", "grounded")
 
@@ -33,8 +33,7 @@ def trained(
     by_id = {prompt.id: prompt for prompt in prompts}
     fetch: Any = lambda refs, live: [by_id[ref.id] for ref in refs]  # noqa: E731
     reward_model.fetch_encoded = fetch
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    world = Place(rank=rank, size=size, address="", port=0, device=Device.CPU, timeout_s=60)
+    world = worlds.here()
     torch.manual_seed(0)
     module = load_reward_model(
         Path(checkpoint), dtype=Dtype.FLOAT32, trust_remote_code=False, criteria=CRITERIA, num_members=2

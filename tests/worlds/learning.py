@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from actors.engine import state
 from actors.engine.engine import Engine
 from actors.engine.files import Folder
-from actors.engine.place import Place
 from actors.engine.state import TensorFiles
-from pipeline.config import ConfigError, Device, Dtype, Trained
+from pipeline.config import ConfigError, Dtype, Trained
+from tests import worlds
 
 NUM_STEPS = 3
 
@@ -40,8 +40,7 @@ class Learner(nn.Module):
 
 def make(stage: int, dtype: Dtype = Dtype.FLOAT32, *, seed: int = 0, module: nn.Module | None = None) -> Engine:
     settings = Trained(zero_stage=stage, learning_rate=0.05, weight_decay=0.1, warmup_steps=2, decay_steps=9)
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    world = Place(rank=rank, size=size, address="", port=0, device=Device.CPU, timeout_s=60)
+    world = worlds.here()
     return Engine(module or Learner(seed), world=world, settings=settings, dtype=dtype)
 
 
@@ -49,7 +48,7 @@ def train(engine: Engine, steps: Sequence[int]) -> None:
     """Optimizer steps on four rows, split over the ranks; the rows follow from the step."""
     dtype = next(engine.module.parameters()).dtype
     for step in steps:
-        rows = torch.randn(4, 5, generator=torch.Generator().manual_seed(step)).to(dtype)
+        rows = torch.randn(4, 5, generator=torch.Generator().manual_seed(step)).to(engine.device, dtype)
         share = rows.chunk(engine.world.size)[engine.world.rank]
         engine.train(lambda share=share: engine(share).sum() / 4, last=True)
 

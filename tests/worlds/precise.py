@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from actors.engine import state
 from actors.engine.engine import Engine
 from actors.engine.files import Folder
-from actors.engine.place import Place
-from pipeline.config import Device, Dtype, Sharded, Trained
+from pipeline.config import Dtype, Sharded, Trained
 from pipeline.models.batch import CompletionBatch, PromptBatch, collate_completions, collate_prompts
 from pipeline.models.checkpoint import load_reward_model, save_checkpoint
 from pipeline.models.float32 import keep_masters
 from pipeline.models.forward import ScalarHead
 from pipeline.records import ProcessedPrompt
+from tests import worlds
 from tests.worlds import learning
 
 NUM_SCORES = 4096
@@ -40,11 +40,6 @@ class Scorer(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.head(torch.tanh(self.body(rows.to(self.body.weight.dtype))))
-
-
-def _world() -> Place:
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return Place(rank=rank, size=size, address="", port=0, device=Device.CPU, timeout_s=60)
 
 
 def resumed(root: str, pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Any]:
@@ -101,7 +96,7 @@ def sums(stages: Sequence[int]) -> dict[int, tuple[float, float]]:
     Both against the same passes' gradients summed in float64.
     """
     found: dict[int, tuple[float, float]] = {}
-    world = _world()
+    world = worlds.here()
     for stage in stages:
         # The first step's first moment is (1 - beta) of the gradient, which nothing clips.
         settings = Trained(zero_stage=stage, learning_rate=1e-3, betas=(0.5, 0.9), max_grad_norm=1e9)
@@ -172,7 +167,7 @@ def reward_models(checkpoint: str, root: str, stages: Sequence[int]) -> dict[int
     """Trains a reward model at each stage, scores many completions, exports it, and scores them with the export."""
     batch = _completions()
     found: dict[int, Scored] = {}
-    world = _world()
+    world = worlds.here()
     for stage in stages:
         torch.manual_seed(0)
         module = load_reward_model(Path(checkpoint), dtype=Dtype.BFLOAT16, trust_remote_code=False)

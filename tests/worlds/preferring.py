@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from actors.engine.engine import Engine
-from actors.engine.place import Place
 from actors.roles.encoder import PromptRef
 from actors.training import preference
 from actors.training.lessons import all_asked, lessons_of
@@ -19,11 +18,12 @@ from actors.training.opinions import Example
 from actors.training.preference import Learner, lesson_size
 from actors.training.references import reference_key
 from actors.training.supervised import take_step
-from pipeline.config import Device, Dtype, load_recipe
+from pipeline.config import Dtype, load_recipe
 from pipeline.data.datasets import RowKey
 from pipeline.models.checkpoint import load_policy
 from pipeline.models.parts import parameter_groups, set_parts
 from pipeline.records import EncodedPrompt, Opinion, PromptInfo
+from tests import worlds
 
 Learned = tuple[list[dict[str, float]], dict[str, float], dict[str, float], dict[str, NDArray[Any]]]
 
@@ -47,8 +47,7 @@ def trained(
     fetch: Any = lambda refs, live: [by_id[ref.id] for ref in refs]  # noqa: E731
     preference.fetch_encoded = fetch
     settings = load_recipe(None, [f"preference.{override}" for override in overrides]).preference
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    world = Place(rank=rank, size=size, address="", port=0, device=Device.CPU, timeout_s=60)
+    world = worlds.here()
     torch.manual_seed(0)
     module = load_policy(Path(checkpoint), dtype=Dtype.FLOAT32, trust_remote_code=False)
     set_parts(module, settings.parts, field="preference.parts")
