@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from actors.feedback import serve as page
 from actors.loop.crew import TRAININGS, crew_of, loop_paths
 from jobs import evaluate, prepare, reward_model, rlhf, sft
 from jobs.command import main, read_stages, record_stage
@@ -37,8 +36,7 @@ def run(recipe: Recipe) -> Path:
     """Runs all stages that are not done and returns the report's path."""
     done = Done(recipe, STAGES)
     # Opened before the loop: whoever is to judge has something to look at while the model learns to answer.
-    asking = page.shown(recipe) if recipe.feedback.enabled and not done.has("rlhf") else nullcontext()
-    with crew_of(recipe) as workers, asking:
+    with crew_of(recipe) as workers, nullcontext() if done.has("rlhf") else _page(recipe):
         crew = workers if workers.fits_whole() else None
         if crew is not None and not done.all():
             first, *others = [each for each in TRAININGS if not done.has(each)] or ["rollout"]
@@ -66,6 +64,14 @@ def run(recipe: Recipe) -> Path:
     print("\n" + "  ".join(f"{stage} {seconds:.0f} s" for stage, seconds in stage_s.items()), end="  ")
     print(f"total {sum(stage_s.values()):.0f} s\n\nreport: {report.absolute()}", flush=True)
     return report
+
+
+def _page(recipe: Recipe) -> AbstractContextManager[object]:
+    if not recipe.feedback.enabled:
+        return nullcontext()
+    from actors.feedback import serve  # imports Ray Serve, which other runs do without
+
+    return serve.shown(recipe)
 
 
 if __name__ == "__main__":

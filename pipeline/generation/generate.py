@@ -111,8 +111,8 @@ def generate(
         if stops is not None:
             ended |= stops.reached(rows, chosen)
         # A row that ended before runs on until it leaves: its first end counts.
-        lengths[rows[ended]] = lengths[rows[ended]].clamp(max=step + 1)
-        stopped[rows[ended]] = True
+        lengths[rows] = torch.where(ended & ~stopped[rows], step + 1, lengths[rows])
+        stopped[rows] |= ended
         growing = (~stopped[rows]).nonzero()[:, 0]
         if len(growing) == 0 or step + 1 == max_new_tokens:
             break
