@@ -162,7 +162,7 @@ class EncoderWorker(Worker):
         """Loads processor and towers; what other towers encoded is forgotten."""
         trust = self.recipe.model.trust_remote_code
         self._model, self._architecture = load_model(path, dtype=self.recipe.model.dtype, trust_remote_code=trust)
-        self._model.to(place.torch_device)
+        self._policy = Policy(self._model, self._architecture).to(place.torch_device)
         self._towers = tower_fingerprint(self._model, self._architecture)[:16]
         # Features that are not shared are not kept either; prompts are, within the least bound.
         self._cache: FeatureCache[PromptKey, PromptRef | Quarantined, StoredMedium] = FeatureCache(
@@ -228,13 +228,12 @@ class EncoderWorker(Worker):
         Nothing of ours takes part: the model runs its towers, finds its positions and keeps no cache.
         """
         rows = self._read(split, [RowRef(prompt.row) for prompt, _ in groups])
-        policy = Policy(self._model, self._architecture)
         found: list[NDArray[np.float32]] = []
         for row, (_, (token_ids, *_)) in zip(rows, groups, strict=True):
             inputs = self._processor.stock_inputs(cast(Prompt, row), token_ids)
             hidden = self._model.model(**{name: tensor.to(self._model.device) for name, tensor in inputs.items()})
             states = hidden.last_hidden_state[0, -len(token_ids) - 1 : -1]
-            logprobs = policy.logits(states, temperature=temperature).log_softmax(-1)
+            logprobs = self._policy.logits(states, temperature=temperature).log_softmax(-1)
             found.append(logprobs.cpu().numpy()[np.arange(len(token_ids)), token_ids])
         return found
 

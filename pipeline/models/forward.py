@@ -30,7 +30,8 @@ class Decoder(nn.Module):
         self.model = model
         self.architecture = architecture
         self.placeholders = architecture.placeholder_ids(model.config)
-        placeholder_ids = torch.tensor(list(self.placeholders.values()), dtype=torch.int64)
+        place = next(model.parameters()).device
+        placeholder_ids = torch.tensor(list(self.placeholders.values()), dtype=torch.int64, device=place)
         self.register_buffer("placeholder_ids", placeholder_ids, persistent=False)
         self.blank_media: Mapping[MediaKind, MediumTensors] = {}
         """Something small for each kind whose tower trains."""

@@ -29,7 +29,8 @@ class VocabularyHead(nn.Module):
         super().__init__()
         self.weight = linear.weight
         self.bias = cast(nn.Parameter | None, linear.bias)
-        self.register_buffer("forbidden", torch.tensor(forbidden, dtype=torch.int64), persistent=False)
+        place = linear.weight.device
+        self.register_buffer("forbidden", torch.tensor(forbidden, dtype=torch.int64, device=place), persistent=False)
         self.chunk_bytes = CHUNK_BYTES
 
     def forward(

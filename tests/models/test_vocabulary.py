@@ -99,3 +99,7 @@ def test_logits_of_all_tokens_never_exist_whole() -> None:
         logprobs, _ = head(hidden, torch.zeros(num_tokens, dtype=torch.int64))
         logprobs.sum().backward()
     assert largest == rows * size
+
+
+def test_what_is_forbidden_lies_where_the_weights_do() -> None:
+    assert VocabularyHead(nn.Linear(12, 20, device="meta"), FORBIDDEN).forbidden.device.type == "meta"
