@@ -47,7 +47,7 @@ def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) 
     groups: list[Group] = [
         (prompt, [rollout.completions[0].token_ids]) for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
-    logprobs: dict[str, list[NDArray[np.float32]]] = {
+    logprobs: dict[str, list[NDArray[np.float32] | None]] = {
         "rollout": [rollout.completions[0].behaviour_logprobs for rollout in rollouts]
     }
     temperature = recipe.rlhf.sampling.temperature
@@ -67,6 +67,8 @@ def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) 
         for index, prompt in enumerate(prompts)
     ]
     report = compare(rows, tolerance=tolerance)
+    if lacking := sum("stock" not in row.logprobs for row in rows) if stock else 0:
+        print(f"{lacking} completions open a medium, at which the checkpoint's own forward would look", flush=True)
     print(f"parity of {', '.join(logprobs)} on {len(rows)} rows, {stage}:\n{report.table()}", flush=True)
     if report.differences:
         raise ParityError(f"{stage}: copies of the model disagree\n{report.table()}")
@@ -91,4 +93,4 @@ def _completions(roles: Roles, recipe: Recipe, prompts: Sequence[PromptRef]) -> 
 
 
 def _at(columns: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:
-    return {name: column[index] for name, column in columns.items()}
+    return {name: column[index] for name, column in columns.items() if column[index] is not None}

@@ -222,14 +222,19 @@ class EncoderWorker(Worker):
     @torch.no_grad()
     def stock_logprobs(
         self, groups: Sequence[tuple[PromptRef, Sequence[NDArray[np.int64]]]], split: str, *, temperature: float
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[NDArray[np.float32] | None]:
         """Logprobs [T] of each group's first completion by the checkpoint's own forward on the raw row.
 
-        Nothing of ours takes part: the model runs its towers, finds its positions and keeps no cache.
+        Nothing of ours takes part: the model runs its towers, finds its positions and keeps no cache. None where a
+        completion says that a medium begins, as that of a model that has learned little may: it would look for one.
         """
+        openings = self._architecture.opening_ids(self._model.config)
         rows = self._read(split, [RowRef(prompt.row) for prompt, _ in groups])
-        found: list[NDArray[np.float32]] = []
+        found: list[NDArray[np.float32] | None] = []
         for row, (_, (token_ids, *_)) in zip(rows, groups, strict=True):
+            if not openings.isdisjoint(token_ids.tolist()):
+                found.append(None)
+                continue
             inputs = self._processor.stock_inputs(cast(Prompt, row), token_ids)
             hidden = self._model.model(**{name: tensor.to(self._model.device) for name, tensor in inputs.items()})
             states = hidden.last_hidden_state[0, -len(token_ids) - 1 : -1]

@@ -70,6 +70,11 @@ class Architecture(ABC):
     def encode(self, model: Any, kind: MediaKind, media: Sequence[Arrays]) -> list[Tensor]:
         """Tower features [num_tokens, hidden] of each of several media of one kind, in one call of the tower."""
 
+    def opening_ids(self, config: Any) -> frozenset[int]:
+        """Tokens behind which the model's own forward expects a medium, as far as its config names them."""
+        named = (getattr(config, f"{each}_start_token_id", None) for each in ("vision", "audio"))
+        return frozenset(token for token in named if token is not None)
+
     def language_model(self, model: Any) -> Any:
         """The decoder that takes embeddings, positions and a cache and gives hidden states."""
         return model.model.language_model

@@ -23,11 +23,12 @@ def start(
     function: Callable[..., Any], num_ranks: int, *args: Any, device: Device = Device.CPU
 ) -> list[tuple[BaseProcess, Connection]]:
     """Starts `function(*args)` on the ranks of a new world; each process with what it sends its result through."""
-    # What the server of forks imports is for worlds on the CPU.
-    context = multiprocessing.get_context("forkserver" if device is Device.CPU else "spawn")
-    # Imports take 10 s: the server does them once, and forks before there is a thread or a process group.
     if device is Device.CPU:
+        context = multiprocessing.get_context("forkserver")
+        # Imports take 10 s: the server does them once, and forks before there is a thread or a process group.
         context.set_forkserver_preload([WARM_MODULE])
+    else:
+        context = multiprocessing.get_context("spawn")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])

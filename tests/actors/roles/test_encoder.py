@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,17 @@ def features(worker: EncoderWorker, name: str, showing: Showing | None = None) -
     found = shown(worker, name, showing or Showing())
     assert isinstance(found, PromptRef) and found.id == name
     return [cast("np.ndarray[Any, Any]", medium) for medium in fetch_encoded([found])[0].media]
+
+
+def test_a_completion_that_opens_a_medium_is_not_for_the_models_own_forward(
+    worker: EncoderWorker, tiny_checkpoint: Path
+) -> None:
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    prompt = shown(worker, "pair", Showing())
+    assert isinstance(prompt, PromptRef)
+    words, opened = np.array([70, 71, 72]), np.array([70, config["audio_start_token_id"], 72])
+    found = worker.stock_logprobs([(prompt, [words]), (prompt, [opened])], "train", temperature=1.0)
+    assert found[0] is not None and found[0].shape == (3,) and found[1] is None
 
 
 def test_a_prompt_with_the_media_of_another_row_keeps_its_words_and_sees_what_that_row_shows(
