@@ -26,8 +26,8 @@ SCANNED_ROWS = 2048
 TOLERANCES = {Dtype.FLOAT32: 1e-4, Dtype.BFLOAT16: 0.02}
 """Mean absolute difference of a row's logprobs, in nats, that rounding explains.
 
-In bfloat16 the tiny model's rows are at most 0.0044 apart on a CPU, 0.0034 on an H200 (`benchmarks.precision`). Rounding
-errors of layers add up like a random walk: 36 layers in place of 3 would make that 0.015."""
+In bfloat16 the tiny model's rows are at most 0.0044 apart on a CPU, 0.0034 on an H200 (`benchmarks.precision`).
+Rounding errors of layers add up like a random walk: 36 layers in place of 3 would make that 0.015."""
 
 
 def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) -> ParityReport:
