@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -146,14 +147,7 @@ def serve(address: str, lock: int, raylet: int) -> None:
     os.set_inheritable(lock, False)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     gc.disable()  # A sixth of an import, and it finds nothing.
-    from actors.engine.engine import import_deepspeed
-    from pipeline.config import Device
-    from pipeline.models.imports import TINY, import_modeling
-
-    import_deepspeed(Device.CPU)
-    import_modeling()
-    for name in (*PRELOADED, *TINY):
-        importlib.import_module(name)
+    _import()
     tasks = sorted(map(int, os.listdir("/proc/self/task")))[1:]
     names = [Path(f"/proc/self/task/{each}/comm").read_text(encoding="utf-8").strip() for each in tasks]
     if lost := [name for name in names if name != OF_ARROW]:
@@ -188,6 +182,26 @@ def serve(address: str, lock: int, raylet: int) -> None:
             connection.close()
             for file in files:
                 os.close(file)
+
+
+def _import() -> None:
+    """What copies have from the start; Ray draws no id meanwhile.
+
+    It seeds its generator of ids with the first one, such as that of a class of actors: all copies would draw the same
+    ids, of placement groups among others.
+    """
+    actors: Any = importlib.import_module("ray.actor")
+    drawing = actors.ActorClassID
+    actors.ActorClassID = SimpleNamespace(from_random=lambda: drawing(os.urandom(drawing.size())))
+    from actors.engine.engine import import_deepspeed
+    from pipeline.config import Device
+    from pipeline.models.imports import TINY, import_modeling
+
+    import_deepspeed(Device.CPU)
+    import_modeling()
+    for name in (*PRELOADED, *TINY):
+        importlib.import_module(name)
+    actors.ActorClassID = drawing
 
 
 def _received(connection: socket.socket, files: list[int]) -> dict[str, Any]:

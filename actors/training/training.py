@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.util.queue import Queue
 
-from actors.fleet.failures import MISTAKES, Loss, TrainingLost, is_death
+from actors.fleet.failures import MISTAKES, Loss, TrainingLost, cause_of, is_death
 from actors.fleet.forks import copied
 from actors.fleet.placement import rank_resources, resolve_device
 from actors.training.preference import train_preference
@@ -48,6 +48,14 @@ LOOPS = {
 _LOOK_S = 0.5
 STEPS_AHEAD = 3
 """Batches that lie ready for the workers."""
+
+
+class Lead:
+    """Asks for a training. What Ray Train starts besides the ranks starts as its asker did: as copies."""
+
+    def fit(self, trainer: TorchTrainer) -> None:
+        """Trains."""
+        trainer.fit()
 
 
 class Training:
@@ -105,7 +113,7 @@ class Training:
         self._is_cancelled = False
         self.has_ended = False
         self._failures: list[BaseException] = []
-        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self._thread = threading.Thread(target=self._fit, args=(trainer, device), daemon=True)
         self._thread.start()
 
     def run(
@@ -184,6 +192,8 @@ class Training:
 
     def _meaning(self, failure: BaseException) -> BaseException:
         """What a failure of Train is to whoever asked: ranks that die, or meet what others did, may do so no more."""
+        if is_death(failure):
+            return TrainingLost(self._stage, f"who leads its ranks is gone: {failure}", Loss.DIED)
         if not isinstance(failure, WorkerGroupError):
             return failure
         causes = {
@@ -214,11 +224,16 @@ class Training:
                 raise self._failures[0]
         self.cancel()
 
-    def _fit(self, trainer: TorchTrainer) -> None:
+    def _fit(self, trainer: TorchTrainer, device: Device) -> None:
         try:
-            trainer.fit()
+            if copies := copied(device):
+                here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+                lead: Any = ray.remote(Lead).options(num_cpus=0, label_selector=here, **copies).remote()
+                ray.get(lead.fit.remote(trainer))
+            else:
+                trainer.fit()
         except BaseException as error:
-            self._failures.append(error)
+            self._failures.append(cause_of(error))
 
     def _send_next(self, data: Iterator[dict[str, Any]]) -> None:
         try:

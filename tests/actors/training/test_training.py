@@ -35,3 +35,10 @@ def test_a_queue_that_does_not_answer_is_a_loss_and_lets_nobody_wait(how: signal
     # Its ranks, which wait at the other queue, end as well.
     with pytest.raises(RayActorError):
         ray.get(waiting, timeout=30)
+
+
+def test_where_who_leads_the_ranks_dies_the_training_is_lost_and_can_begin_again() -> None:
+    training: Any = object.__new__(Training)
+    training._stage = "sft"
+    lost = training._meaning(RayActorError())
+    assert isinstance(lost, TrainingLost) and lost.kind is Loss.DIED and lost.role == "sft"
