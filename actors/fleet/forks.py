@@ -52,8 +52,8 @@ OF_A_PROCESS = ("RAY_", "_", "SHLVL", "OLDPWD", "PWD")
 """Begin names in the environment that say nothing of what is imported."""
 JOB = "RAY_JOB_ID"
 """Ray reads it when it is imported: a copy for another job would never be given work."""
-IDLE_S = 1800.0
-"""A server of which nobody has asked anything for so long ends. Its copies do not need it."""
+IDLE_S = 120.0
+"""A server without copies of which nobody has asked anything for so long ends: its job has, most likely."""
 
 OF_ARROW = "jemalloc_bg_thd"
 """The thread of Arrow's allocator, which starts its own again in a copy (`pthread_atfork`)."""
@@ -163,8 +163,10 @@ def serve(address: str, lock: int, raylet: int) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # No zombies.
         while True:
             ready, _, _ = select.select([listening, parent], [], [], IDLE_S)
-            if listening not in ready or parent in ready:
+            if parent in ready or not (ready or _has_children()):
                 return
+            if not ready:
+                continue
             connection, _ = listening.accept()
             connection.settimeout(PATIENCE_S)  # A launcher that is stopped stops no others.
             files: list[int] = []
@@ -202,6 +204,14 @@ def _import() -> None:
     for name in (*PRELOADED, *TINY):
         importlib.import_module(name)
     actors.ActorClassID = drawing
+
+
+def _has_children() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _received(connection: socket.socket, files: list[int]) -> dict[str, Any]:

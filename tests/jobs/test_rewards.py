@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
 from jobs import rlhf
 from pipeline.config import ConfigError
 from pipeline.grading.records import TooManyFailures
+from tests.grading.servers import Answer, served
 from tests.jobs.ready import ReadyWorkers
 from tests.jobs.small import MakeRecipe, curve
 
@@ -54,6 +56,35 @@ def test_a_function_in_a_file_rewards_every_step_with_what_the_table_says_of_its
         assert row["counts/reward_calls:brevity"] == 1 and row["time/grader_brevity_s"] > 0
         assert not any("failed" in name for name in row)
     assert "[brevity] kinds: Audio Image Video" in capfd.readouterr().out
+
+
+def test_a_server_and_a_judge_reward_every_step_and_are_sent_every_medium(
+    workers: ReadyWorkers, make_recipe: MakeRecipe
+) -> None:
+    def answer(method: str, path: str, body: Any) -> Answer:
+        if path == "/lengths":
+            return Answer({"rewards": [-float(len(each["token_ids"])) for each in body["completions"]]})
+        usage = {"prompt_tokens": 10, "completion_tokens": 2}
+        return Answer({"choices": [{"message": {"role": "assistant", "content": "Score: 4"}}], "usage": usage})
+
+    with served(answer) as told:
+        length = f"{{weight: 2.0, server: {{url: {told.address}/lengths, media: inline}}}}"
+        judge = f"{{url: {told.address}/v1, model: wise, rubric: Is it right?, agreement_pairs: 0}}"
+        judged = f"{{weight: 1.0, judge: {judge}}}"
+        recipe = make_recipe(*NO_KL, f"rlhf.rewards={{length: {length}, judged: {judged}}}")
+        rlhf.run(recipe, crew=workers.crew(recipe))
+    for row in curve(recipe, whole=True):
+        assert row["reward/judged"] == 0.75 and -6 <= row["reward/length"] < 0
+        assert row["reward/mean"] == pytest.approx(2 * row["reward/length"] + 0.75)
+        assert row["counts/reward_calls:length"] == 1 and row["counts/reward_calls:judged"] == 12
+        assert row["counts/reward_prompt_tokens:judged"] == 120
+        assert not any("failed" in name for name in row)
+    sent = [body for _, path, body, _ in told.requests if path == "/lengths"]
+    kinds = {medium["kind"] for body in sent for prompt in body["prompts"] for medium in prompt["media"]}
+    shown = [body["messages"][-1]["content"] for _, path, body, _ in told.requests if path != "/lengths"]
+    assert kinds == {"image", "audio", "video"}
+    types = {part["type"] for content in shown if isinstance(content, list) for part in content}
+    assert types == {"text", "image_url", "input_audio", "video_url"}
 
 
 def test_a_function_that_fails_is_counted_and_its_completions_teach_nothing_or_the_run_stops(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -113,6 +115,40 @@ def test_workers_are_copies_of_one_server_with_all_that_is_their_own_and_it_ends
     assert psutil.pid_exists(two["pid"])
     raylet.kill()
     wait_until_gone(four["parent"])
+
+
+SERVER = """
+import sys
+from actors.fleet import forks
+forks.IDLE_S, forks._import = 0.2, lambda: __import__("numpy")
+with open(sys.argv[1] + ".lock", "w") as lock:
+    forks.serve(sys.argv[1], lock.fileno(), int(sys.argv[2]))
+"""
+
+
+def test_a_server_ends_when_its_copies_have_gone_and_nobody_asks(
+    tmp_path: Path, raylet: subprocess.Popen[bytes]
+) -> None:
+    worker, address = tmp_path / "worker.py", tmp_path / "socket"
+    worker.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(1000)", encoding="utf-8")
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(address), str(raylet.pid)])
+    until = time.monotonic() + 30
+    reading, writing = os.pipe()
+    while not address.exists():
+        assert time.monotonic() < until and server.poll() is None
+        time.sleep(0.02)
+    request = {"command": [str(worker)], "environment": dict(os.environ), "directory": str(tmp_path)}
+    content = json.dumps(request).encode()
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(address))
+        socket.send_fds(asking, [struct.pack("!I", len(content))], [0, writing, writing])
+        asking.sendall(content)
+        assert asking.recv(1) == forks.DONE
+    copy = int(os.read(reading, 100))
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.wait(2)
+    os.kill(copy, signal.SIGKILL)
+    assert server.wait(10) == 0
 
 
 def test_where_no_server_comes_a_worker_starts_by_itself(tmp_path: Path, raylet: subprocess.Popen[bytes]) -> None:

@@ -11,11 +11,14 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
+from actors.fleet.failures import WorldLost
 from actors.fleet.placement import NotEnoughResources, Ranks, rank_resources, seat
+from actors.fleet.world import World
 from jobs.command import connect
 from jobs.evaluate import ROLES
 from pipeline.config import Device, Recipe, Workers, load_recipe
 from tests.actors.fleet.test_pool import Adder, adders, wait_until
+from tests.actors.fleet.test_world import Scale
 
 RECIPES = Path(__file__).parents[3] / "jobs" / "recipes"
 ONE, CLUSTER = (RECIPES / f"qwen2_5_omni_3b_{name}.yaml" for name in ("gpu", "cluster"))
@@ -23,11 +26,12 @@ STAGES: dict[str, tuple[str, ...]] = {
     "sft": ("encoder",),
     "reward_model": ("encoder", "rollout"),
     "preference": ("encoder", "rollout"),
+    "distill": ("encoder", "rollout", "reward"),
     "rlhf": ("encoder", "rollout", "policy", "reference", "reward", "critic"),
     "evaluate": tuple(ROLES),
 }
 
-TRAININGS = ("sft", "reward_model", "preference")
+TRAININGS = ("sft", "reward_model", "preference", "distill")
 
 
 class Node(NamedTuple):
@@ -115,6 +119,35 @@ def test_a_node_that_goes_takes_a_pools_worker_and_no_result() -> None:
         assert [sum_ for sum_, _, _ in found.result()] == list(range(300))
         wait_until(lambda: len(pool.recoveries.all) == homes.count(homes[0]))
         pool.shutdown()
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def test_a_node_that_goes_takes_a_rank_and_the_world_starts_again_on_another(tmp_path: Path) -> None:
+    ray.shutdown()
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+        connect(address=made.address)
+        recipe = load_recipe(None, ["cluster.device=cpu", "rlhf.reward.num_workers=2"])
+        seating = seat({"reward": recipe.rlhf.reward}, recipe.cluster)
+        world = World(Scale, "reward", seating, recipe, recipe.rlhf.reward)
+        world.setup(tmp_path).result()
+        homes: list[str] = ray.get([actor.__ray_call__.remote(node_of) for actor in world.actors])
+        assert len({*homes}) == 2
+        answer = world.on_all(Scale.weights, 7)
+        made.add_node(num_cpus=1)
+        made.remove_node(next(node for node in nodes if node.node_id == homes[1]), allow_graceful=False)
+        with pytest.raises(WorldLost, match="reward: rank 1 died"):
+            answer.result()
+            world.on_all(Scale.weights, 8).result()  # Where it was quicker than the node's end.
+        world.setup(world.restart()).result()
+        assert world.on_all(Scale.weights, 9).result() == [9, 9]
+        after: list[str] = ray.get([actor.__ray_call__.remote(node_of) for actor in world.actors])
+        assert len({*after}) == 2 and homes[1] not in after
+        world.shutdown()
+        seating.release()
     finally:
         ray.shutdown()
         made.shutdown()
