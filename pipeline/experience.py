@@ -63,9 +63,11 @@ def make_experience(
     completions = [completion for rollout in rollouts for completion in rollout.completions]
     lengths = torch.tensor([len(completion.token_ids) for completion in completions])
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-    behaviour = _pad([completion.behaviour_logprobs[None] for completion in completions], mask)
-    own = [completion.policy_logprobs[None] for completion in completions]
-    proximal = _pad(own if proximal_logprobs is None else proximal_logprobs, mask)
+    behaviour = _spread([completion.behaviour_logprobs for completion in completions], mask)
+    if proximal_logprobs is None:
+        proximal = _spread([completion.policy_logprobs for completion in completions], mask)
+    else:
+        proximal = _pad(proximal_logprobs, mask)
     reference = proximal if reference_logprobs is None else _pad(reference_logprobs, mask)
     value = torch.zeros_like(behaviour) if values is None else _pad(values, mask)
 
@@ -97,7 +99,7 @@ def make_experience(
         "advantages": advantages,
         "returns": returns,
     }
-    token_ids = _pad([completion.token_ids[None] for completion in completions], mask)
+    token_ids = _spread([completion.token_ids for completion in completions], mask)
     groups = _groups(rollouts, {"token_ids": token_ids, **columns}, left_out)
     if algorithm.advantage is AdvantageEstimator.BEST_WORST:
         groups = list(map(_pair, groups))
@@ -220,6 +222,13 @@ def collate_experience(groups: Sequence[Experience], *, device: torch.device) ->
     )
 
 
+def _spread(rows: Sequence[NDArray[Any]], mask: Tensor) -> Tensor:
+    """Rows [T_i] below each other where `mask` [N, T] is True, zero elsewhere."""
+    spread = np.zeros(mask.shape, rows[0].dtype)
+    spread[mask.numpy()] = np.concatenate(rows)
+    return torch.from_numpy(spread)
+
+
 def _pad(blocks: Sequence[NDArray[Any]], mask: Tensor) -> Tensor:
     """Blocks [n, T_g] stacked into [N, T], zero where `mask` is False."""
     return _stack(blocks).masked_fill(~mask, 0)
@@ -237,14 +246,12 @@ def _stack(blocks: Sequence[NDArray[Any]]) -> Tensor:
 
 def _groups(rollouts: Sequence[Rollout], columns: Mapping[str, Tensor], left_out: Tensor) -> list[Experience]:
     groups: list[Experience] = []
-    start = 0
+    wholes, is_left_out, start = {name: column.numpy() for name, column in columns.items()}, left_out.numpy(), 0
     for rollout in rollouts:
         length = max(len(completion.token_ids) for completion in rollout.completions)
         rows = slice(start, start + len(rollout.completions))
-        arrays: dict[str, Any] = {
-            name: np.ascontiguousarray(column[rows, :length].numpy()) for name, column in columns.items()
-        }
-        groups.append(Experience(rollout.prompt_id, **arrays, left_out=left_out[rows].numpy()))
+        arrays: dict[str, Any] = {name: np.ascontiguousarray(each[rows, :length]) for name, each in wholes.items()}
+        groups.append(Experience(rollout.prompt_id, **arrays, left_out=is_left_out[rows]))
         start = rows.stop
     return groups
 

@@ -9,9 +9,10 @@ Arrays are NumPy, so that Ray shares them between processes without copies.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -192,12 +193,41 @@ class Completion:
         return self.behaviour_logprobs if self.raw_logprobs is None else self.raw_logprobs
 
 
+class Arrays(list[NDArray[Any]]):
+    """Arrays [T_i] of one type, which travel between processes as one: there each costs as much as a thousand bytes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_apart, (np.concatenate(self), [len(each) for each in self])) if self else (Arrays, ())
+
+
+def _apart(whole: NDArray[Any], lengths: list[int]) -> Arrays:
+    ends = accumulate(lengths)
+    return Arrays(whole[end - length : end] for end, length in zip(ends, lengths, strict=True))
+
+
 @dataclass(frozen=True)
 class Rollout:
     """A group: the completions of one prompt."""
 
     prompt_id: str
     completions: tuple[Completion, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        of = self.completions
+        raw = [each.raw_logprobs for each in of if each.raw_logprobs is not None]
+        columns = (
+            Arrays(each.token_ids for each in of),
+            Arrays(each.behaviour_logprobs for each in of),
+            [each.finish_reason for each in of],
+            [each.weights_version for each in of],
+            [each.text for each in of],
+            Arrays(raw) if len(raw) == len(of) else [each.raw_logprobs for each in of],
+        )
+        return _rollout, (self.prompt_id, columns)
+
+
+def _rollout(prompt_id: str, columns: tuple[Sequence[Any], ...]) -> Rollout:
+    return Rollout(prompt_id, tuple(map(Completion, *columns)))
 
 
 @dataclass(frozen=True)
@@ -223,6 +253,10 @@ class Experience:
     weight: float = 1.0
     left_out: NDArray[np.bool_] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        floats = np.stack([getattr(self, name) for name in _FLOATS])  # One array, as of `Arrays`.
+        return _experience, (self.prompt_id, self.token_ids, self.mask, floats, self.weight, self.left_out)
+
     @property
     def loss_mask(self) -> NDArray[np.bool_]:
         """Bool [n, T], True on the tokens that losses and their normalisers count."""
@@ -233,6 +267,20 @@ class Experience:
     def num_learned(self) -> int:
         """How many completions losses count."""
         return len(self.mask) if self.left_out is None else int((~self.left_out).sum())
+
+
+_FLOATS = ("behaviour_logprobs", "proximal_logprobs", "reference_logprobs", "values", "advantages", "returns")
+
+
+def _experience(
+    prompt_id: str,
+    token_ids: NDArray[np.int64],
+    mask: NDArray[np.bool_],
+    floats: NDArray[np.float32],
+    weight: float,
+    left_out: NDArray[np.bool_] | None,
+) -> Experience:
+    return Experience(prompt_id, token_ids, mask, *floats, weight=weight, left_out=left_out)
 
 
 Ids = tuple[int, ...]
