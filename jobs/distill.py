@@ -56,11 +56,13 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     split = recipe.distill.split
     check_rows(recipe, Datasets(recipe.datasets, split).check("distill.split"), split)
     table = recipe.run.directory / "distilled.parquet"
-    with crew_of(recipe, crew, training="distill") as workers:
-        if table.is_file():
-            print(f"{table}: what was kept before is learned; delete it to sample anew", flush=True)
-        else:
+    if table.is_file():
+        print(f"{table}: what was kept before is learned; delete it to sample anew", flush=True)
+    else:
+        # On GPUs who judges and who learns take turns.
+        with crew_of(recipe, crew) as workers:
             write_preferences(table, workers.insist("distill", partial(best, recipe, workers)))
+    with crew_of(recipe, crew, training="distill") as workers:
         workers.insist("distill", partial(train, recipe, workers, table))
     return recipe.checkpoint("distilled")
 

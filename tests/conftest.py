@@ -42,13 +42,13 @@ RAY = (
     *(f"tests/test_{name}.py" for name in ("benchmarks_streaming", "command", "makefile", "tooling")),
 )
 """Where else they start a Ray, or many processes."""
-KILLS = "tests/jobs/test_kills.py"
-"""The longest of these: it follows those of `WORKERS`, of which there are fewer."""
+AFTERWARDS = tuple(f"tests/jobs/test_{name}.py" for name in ("kills", "autoscaling", "classify", "rewards_page"))
+"""Long ones of these, that share nothing: they follow those of `WORKERS`, of which there are fewer."""
 
 
 def place(nodeid: str) -> int:
     """Where in the order of all tests one comes, and with which others in the same process."""
-    if nodeid.startswith(KILLS):
+    if nodeid.startswith(AFTERWARDS):
         return 2
     if nodeid.startswith(WORKERS):
         return 1

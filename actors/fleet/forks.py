@@ -46,8 +46,8 @@ PRELOADED = (
     "actors.training.training",
 )
 """By name: what lies above this room."""
-PATIENCE_S = 30.0
-"""How long a worker waits for its server. Ray waits 60 seconds for a worker."""
+PATIENCE_S = 50.0
+"""How long a worker waits for its server and its answer. Ray waits 60 seconds for a worker."""
 OF_A_PROCESS = ("RAY_", "_", "SHLVL", "OLDPWD", "PWD")
 """Begin names in the environment that say nothing of what is imported."""
 JOB = "RAY_JOB_ID"
@@ -115,7 +115,7 @@ def _connected(address: str, raylet: int) -> socket.socket:
     while time.monotonic() < until:
         server = socket.socket(socket.AF_UNIX)
         try:
-            server.settimeout(PATIENCE_S)
+            server.settimeout(until - time.monotonic())
             server.connect(address)
             return server
         except (FileNotFoundError, ConnectionRefusedError):
@@ -168,7 +168,7 @@ def serve(address: str, lock: int, raylet: int) -> None:
             if not ready:
                 continue
             connection, _ = listening.accept()
-            connection.settimeout(PATIENCE_S)  # A launcher that is stopped stops no others.
+            connection.settimeout(PATIENCE_S / 5)  # A launcher that is stopped stops no others.
             files: list[int] = []
             request: dict[str, Any] | None = None
             try:

@@ -135,7 +135,7 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 600.0) -> None:
 def test_a_rank_of_a_training_that_hangs_is_killed_and_costs_the_stage_its_steps_and_no_bit(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ["sft.num_workers=2", "sft.num_steps=4", "sft.batch_size=4"]
+    settings = ["sft.num_workers=2", "sft.num_steps=8", "sft.batch_size=4"]
     settings += ["cluster.deadlines={first_s: 90, least_s: 10, factor: 4}"]
     expected = trained(make_recipe(*settings))
 

@@ -68,15 +68,15 @@ def test_a_server_and_a_judge_reward_every_step_and_are_sent_every_medium(
         return Answer({"choices": [{"message": {"role": "assistant", "content": "Score: 4"}}], "usage": usage})
 
     with served(answer) as told:
-        length = f"{{weight: 2.0, server: {{url: {told.address}/lengths, media: inline}}}}"
-        judge = f"{{url: {told.address}/v1, model: wise, rubric: Is it right?, agreement_pairs: 0}}"
+        length = f"{{weight: 2.0, server: {{url: '{told.address}/lengths', media: inline}}}}"
+        judge = f"{{url: '{told.address}/v1', model: wise, rubric: Be fair., agreement_pairs: 0}}"
         judged = f"{{weight: 1.0, judge: {judge}}}"
-        recipe = make_recipe(*NO_KL, f"rlhf.rewards={{length: {length}, judged: {judged}}}")
+        recipe = make_recipe(*NO_KL, f"rlhf.rewards={{brief: {length}, judged: {judged}}}")
         rlhf.run(recipe, crew=workers.crew(recipe))
     for row in curve(recipe, whole=True):
-        assert row["reward/judged"] == 0.75 and -6 <= row["reward/length"] < 0
-        assert row["reward/mean"] == pytest.approx(2 * row["reward/length"] + 0.75)
-        assert row["counts/reward_calls:length"] == 1 and row["counts/reward_calls:judged"] == 12
+        assert row["reward/judged"] == 0.75 and -6 <= row["reward/brief"] < 0
+        assert row["reward/mean"] == pytest.approx(2 * row["reward/brief"] + 0.75)
+        assert row["counts/reward_calls:brief"] == 1 and row["counts/reward_calls:judged"] == 12
         assert row["counts/reward_prompt_tokens:judged"] == 120
         assert not any("failed" in name for name in row)
     sent = [body for _, path, body, _ in told.requests if path == "/lengths"]

@@ -104,17 +104,37 @@ def test_workers_are_copies_of_one_server_with_all_that_is_their_own_and_it_ends
         half.connect(str(address))
         half.send(b"..")
     assert told(started(tmp_path, raylet, mine="more"))["parent"] == two["parent"]
-    # Another job has another one: Ray has read its name by then.
-    other = told(started(tmp_path, raylet, mine="other", RAY_JOB_ID="02000000"))
-    assert other["parent"] not in (os.getpid(), two["parent"]) and other["imported"]
+
+
+def without_imports(directory: Path) -> str:
+    """Where a server finds modules of ours in which there is nothing, so that it is there at once."""
+    contents = {
+        "actors.engine.engine": "def import_deepspeed(device): pass",
+        "pipeline.config": "import numpy\nclass Device: CPU = 'cpu'",
+        "pipeline.models.imports": "TINY = ()\ndef import_modeling(): pass",
+    }
+    for name in (*forks.PRELOADED, *contents):
+        module = directory.joinpath(*name.split(".")).with_suffix(".py")
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(contents.get(name, ""), encoding="utf-8")
+    return str(directory)
+
+
+def test_each_job_has_a_server_and_copies_outlive_it(tmp_path: Path, raylet: subprocess.Popen[bytes]) -> None:
+    path = without_imports(tmp_path / "empty")
+    # Ray has read a job's name by then.
+    launchers = [started(tmp_path, raylet, mine=mine, PYTHONPATH=path, RAY_JOB_ID=f"0{mine}000000") for mine in "12"]
+    one, other = map(told, launchers)
+    assert len({one["parent"], other["parent"], os.getpid()}) == 3
     # Where the server dies its copies live on, and the next worker has another one made.
-    psutil.Process(two["parent"]).kill()
-    wait_until_gone(two["parent"])
-    four = told(started(tmp_path, raylet, mine="four"))
-    assert four["parent"] not in (os.getpid(), two["parent"]) and four["imported"]
-    assert psutil.pid_exists(two["pid"])
+    psutil.Process(one["parent"]).kill()
+    wait_until_gone(one["parent"])
+    launchers.append(started(tmp_path, raylet, mine="1", PYTHONPATH=path, RAY_JOB_ID="01000000"))
+    two = told(launchers[-1])
+    assert two["parent"] not in (os.getpid(), one["parent"], other["parent"])
+    assert psutil.pid_exists(one["pid"])
     raylet.kill()
-    wait_until_gone(four["parent"])
+    wait_until_gone(two["parent"], other["parent"])
 
 
 SERVER = """
