@@ -57,7 +57,7 @@ class Measured:
     prompt_tokens: int
     peak_mib: float
     apart: float
-    """Nats by which the mean logprob of the first step's completions under the reference differs between on and off."""
+    """Of the same completions: nats by which their mean logprob under the reference differs between on and off."""
 
 
 class Step:
