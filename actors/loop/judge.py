@@ -48,6 +48,7 @@ class Judged:
     unrewarded: bool [N], completions of which no part says anything: they teach nothing, and have the mean reward of
         the others of their group, which changes nothing for those. None where there is none.
     weights: what each part was multiplied by.
+    factors: of parts whose weight differs by task, what it was multiplied by on the rows of each.
     """
 
     prompts: list[PromptRef]
@@ -61,6 +62,7 @@ class Judged:
     uncertainty: Tensor | None = None
     unrewarded: Tensor | None = None
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
 
     @property
     def rewards(self) -> Tensor:
@@ -72,35 +74,36 @@ class Judged:
         size = len(self.unshaped) // max(1, len(self.rollouts))
         index = torch.tensor(groups, dtype=torch.int64)
         rows = (index[:, None] * size + torch.arange(size)).flatten()
-        return Judged(
-            [self.prompts[group] for group in groups],
-            [self.rollouts[group] for group in groups],
-            {name: part[rows] for name, part in self.parts.items()},
-            self.unshaped[rows],
-            None if self.greedy is None else self.greedy[index],
-            self.counts + Counter({reason: len(self.prompts) - len(groups)}),
-            self.seconds,
-            self.reward_version,
-            None if self.uncertainty is None else self.uncertainty[rows],
-            None if self.unrewarded is None else self.unrewarded[rows],
-            self.weights,
+        return replace(
+            self,
+            prompts=[self.prompts[group] for group in groups],
+            rollouts=[self.rollouts[group] for group in groups],
+            parts={name: part[rows] for name, part in self.parts.items()},
+            unshaped=self.unshaped[rows],
+            greedy=None if self.greedy is None else self.greedy[index],
+            counts=self.counts + Counter({reason: len(self.prompts) - len(groups)}),
+            uncertainty=None if self.uncertainty is None else self.uncertainty[rows],
+            unrewarded=None if self.unrewarded is None else self.unrewarded[rows],
         )
 
     def joined(self, other: Judged) -> Judged:
         """The groups of both, and what both counted and took."""
-        return Judged(
-            self.prompts + other.prompts,
-            self.rollouts + other.rollouts,
-            {name: torch.cat([part, other.parts[name]]) for name, part in self.parts.items()},
-            torch.cat([self.unshaped, other.unshaped]),
-            _joined(self.greedy, other.greedy),
-            self.counts + other.counts,
-            {role: spent + other.seconds[role] for role, spent in self.seconds.items()},
-            self.reward_version,
-            _joined(self.uncertainty, other.uncertainty),
-            _joined(self.unrewarded, other.unrewarded),
-            self.weights,
+        return replace(
+            self,
+            prompts=self.prompts + other.prompts,
+            rollouts=self.rollouts + other.rollouts,
+            parts={name: torch.cat([part, other.parts[name]]) for name, part in self.parts.items()},
+            unshaped=torch.cat([self.unshaped, other.unshaped]),
+            greedy=_joined(self.greedy, other.greedy),
+            counts=self.counts + other.counts,
+            seconds={role: spent + other.seconds[role] for role, spent in self.seconds.items()},
+            uncertainty=_joined(self.uncertainty, other.uncertainty),
+            unrewarded=_joined(self.unrewarded, other.unrewarded),
         )
+
+    def weights_by_group(self) -> dict[str, Tensor]:
+        """What each part was multiplied by in each group, [G]."""
+        return _by_group(self.weights, self.factors, self.prompts)
 
     def means(self) -> dict[str, float]:
         """The mean of each part over the completions to which it applies; a part that applies to none is missing."""
@@ -115,6 +118,16 @@ class Judged:
         """The groups whose rewards differ before length enters: alike right or wrong, they do not vary (DAPO)."""
         is_varied = varied_groups(rewards=self.unshaped.view(len(self.rollouts), -1))
         return self.select(is_varied.nonzero()[:, 0].tolist(), reason="groups_without_variance")
+
+
+def _by_group(
+    weights: Mapping[str, float], factors: Mapping[str, Mapping[str, float]], prompts: Sequence[PromptRef]
+) -> dict[str, Tensor]:
+    """The weight of each part on the rows of each prompt's task, [G]."""
+    return {
+        name: torch.tensor([weight * factors.get(name, {}).get(prompt.info.task, 1.0) for prompt in prompts])
+        for name, weight in weights.items()
+    }
 
 
 def _joined(one: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -206,16 +219,18 @@ def judge(
     split = split or recipe.rlhf.split
     parts, named, uncertainty, counts, seconds = _parts(roles, recipe, sampled.prompts, sampled.rollouts, said, split)
     weights = recipe.rlhf.reward_weights if weights is None else weights
+    factors = {name: each.factors for name, each in recipe.rlhf.rewards.items()}
+    by_group = _by_group(weights, factors, sampled.prompts)
     is_shaped = recipe.rlhf.algorithm.overlong_buffer > 0
     num = sum(len(rollout.completions) for rollout in sampled.rollouts)
-    unshaped, unrewarded = _total(parts, weights, num)
+    unshaped, unrewarded = _total(parts, by_group, num)
     shown: dict[str, Tensor] = {**parts, **named}
     if is_shaped:
         shown[OVERLONG] = _overlong(recipe, sampled.rollouts)
     greedy = None
     if sampled.greedy:
         greedy_parts, _, _, failures, spent = _parts(roles, recipe, sampled.prompts, sampled.greedy, said, split)
-        greedy, without = _total(greedy_parts, weights, len(sampled.greedy))
+        greedy, without = _total(greedy_parts, by_group, len(sampled.greedy))
         if is_shaped:
             # Else a completion as long as the greedy one would be worse than it for its length alone.
             greedy = greedy + _overlong(recipe, sampled.greedy)
@@ -237,17 +252,20 @@ def judge(
         uncertainty=uncertainty,
         unrewarded=unrewarded,
         weights=weights,
+        factors=factors,
     )
 
 
-def _total(parts: Mapping[str, Tensor], weights: Mapping[str, float], num: int) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the parts [N], and bool [N]: the completions of which no part that weighs anything says any.
+def _total(parts: Mapping[str, Tensor], weights: Mapping[str, Tensor], num: int) -> tuple[Tensor, Tensor]:
+    """The sum of the parts [N] by the weights of their groups [G], and bool [N]: the completions of which no part that
+    weighs anything says any.
 
     Without any part, as where a teacher alone says what is good, all have a reward of 0.
     """
-    weighing = [part.isnan() for name, part in parts.items() if weights[name]]
+    weighing = [part.isnan() for name, part in parts.items() if weights[name].any()]
     unrewarded = torch.stack(weighing).all(0) if weighing else torch.zeros(num, dtype=torch.bool)
-    return combine(parts=parts, weights=weights) if parts else torch.zeros(num), unrewarded
+    rows = {name: each.repeat_interleave(num // len(each)) for name, each in weights.items()}
+    return combine(parts=parts, weights=rows) if parts else torch.zeros(num), unrewarded
 
 
 def _with_means(rewards: Tensor, unrewarded: Tensor, *, num_groups: int) -> Tensor:

@@ -25,7 +25,7 @@ def learned_rewards(batch: Judged, algorithm: Algorithm) -> Tensor:
     """
     if algorithm.part_normalisation is PartNormalisation.NONE or not batch.weights:
         return batch.rewards
-    rewards = gdpo(parts=_weighted_parts(batch), weights=batch.weights).flatten()
+    rewards = gdpo(parts=_weighted_parts(batch), weights=_weights(batch)).flatten()
     return rewards + batch.parts[OVERLONG] if OVERLONG in batch.parts else rewards
 
 
@@ -68,7 +68,7 @@ def _contributions(batch: Judged, algorithm: Algorithm) -> dict[str, Tensor]:
     parts = _weighted_parts(batch)
     if algorithm.part_normalisation is PartNormalisation.GROUP:
         parts = {name: normalised_in_group(values=part) for name, part in parts.items()}
-    added = {name: batch.weights[name] * part for name, part in parts.items()}
+    added = {name: weight * parts[name] for name, weight in _weights(batch).items()}
     if OVERLONG in batch.parts:
         size = 1.0
         if algorithm.part_normalisation is PartNormalisation.GROUP and added:
@@ -76,6 +76,11 @@ def _contributions(batch: Judged, algorithm: Algorithm) -> dict[str, Tensor]:
             size = float(torch.stack([*added.values()]).nansum(0).std(unbiased=False))
         added[OVERLONG] = size * batch.parts[OVERLONG].view(len(batch.rollouts), -1)
     return added
+
+
+def _weights(batch: Judged) -> dict[str, Tensor]:
+    """What each part is multiplied by in each group, [G, 1]."""
+    return {name: each[:, None] for name, each in batch.weights_by_group().items()}
 
 
 def _weighted_parts(batch: Judged) -> dict[str, Tensor]:

@@ -179,9 +179,9 @@ def potentials(
     """
     if scores is None:
         return None
-    weight = batch.weights[RewardName.LEARNED] / (scale.std if algorithm.scale_rewards else 1.0)
+    weights = batch.weights_by_group()[RewardName.LEARNED] / (scale.std if algorithm.scale_rewards else 1.0)
     applies = (~batch.parts[RewardName.LEARNED].isnan()).view(len(scores), -1, 1).numpy()
-    return [weight * of * each for of, each in zip(applies, scores, strict=True)]
+    return [weight * of * each for weight, of, each in zip(weights.tolist(), applies, scores, strict=True)]
 
 
 def next_kl(controller: KlController, settings: Rlhf, step: int, *, kl: float, num_completions: int) -> KlController:

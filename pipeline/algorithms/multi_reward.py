@@ -37,7 +37,10 @@ def normalised_in_group(*, values: Float[Tensor, "P n"], eps: float = 1e-6) -> F
 
 
 def gdpo(
-    *, parts: Mapping[str, Float[Tensor, "P n"]], weights: Mapping[str, float], eps: float = 1e-6
+    *,
+    parts: Mapping[str, Float[Tensor, "P n"]],
+    weights: Mapping[str, Float[Tensor, "P 1"] | float],
+    eps: float = 1e-6,
 ) -> Float[Tensor, "P n"]:
     """GDPO: each part is normalised in its group, then their weighted sum over the step (arXiv 2601.05242).
 
@@ -47,7 +50,7 @@ def gdpo(
 
     Args:
         parts: name -> [P, n], n completions of each of P prompts; NaN where a part does not apply, which adds nothing.
-        weights: name -> weight, for the same names.
+        weights: name -> weight, or that of each prompt [P, 1], for the same names.
         eps: added to standard deviations.
 
     Returns:

@@ -16,12 +16,14 @@ from torch import Tensor
 Part = TypeVar("Part", bound=str)
 
 
-def combine(*, parts: Mapping[Part, Float[Tensor, " B"]], weights: Mapping[Part, float]) -> Float[Tensor, " B"]:
+def combine(
+    *, parts: Mapping[Part, Float[Tensor, " B"]], weights: Mapping[Part, Float[Tensor, " B"] | float]
+) -> Float[Tensor, " B"]:
     """Weighted sum of reward parts: sum over names of weights[name] * parts[name], of those that apply to a row.
 
     Args:
         parts: name -> [B], all of one dtype; NaN where a part does not apply.
-        weights: name -> weight, for the same names.
+        weights: name -> weight, or that of each row [B], for the same names.
 
     Raises:
         ValueError: a weight has no part, a part has no weight, or there is none at all; the message names them.

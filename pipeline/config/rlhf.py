@@ -19,6 +19,8 @@ from pipeline.config.section import Section
 from pipeline.config.validation import VALIDATION, Validation, check_metric
 from pipeline.config.workers import Encoder, Learner, Reference, Rollout, Sharded
 
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
 
 class RewardName(StrEnum):
     LEARNED = "learned"
@@ -45,8 +47,11 @@ class RewardWeight(Section):
     """What the part is multiplied by in the sum; or what at which step, such as `{0: 1.0, 20: 0.2}`."""
     schedule: dict[Annotated[int, Field(ge=0)], float] = Field(default={})
     """Where `weight` is given by step: straight lines between the steps. Empty: it stays."""
-    tasks: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Tasks to whose rows it applies; null is all."""
+    tasks: tuple[str, ...] | dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
+        default=None, min_length=1
+    )
+    """Tasks to whose rows it applies, null is all; or what `weight` is multiplied by on the rows of each, such as
+    `{speech: 0.5, count: 2.0}`."""
     floor: float | None = None
     """Mean that it is to keep: its weight is then a Lagrange multiplier that starts at `weight`, rises while the part
     is below and falls while it is above, by `algorithm.multiplier_rate` (Safe RLHF)."""
@@ -71,6 +76,11 @@ class RewardWeight(Section):
         """Whether rows of this task have this part."""
         return self.tasks is None or task in self.tasks
 
+    @property
+    def factors(self) -> Mapping[str, float]:
+        """What the weight is multiplied by on rows of these tasks; 1 on those of others."""
+        return self.tasks if isinstance(self.tasks, dict) else NOTHING
+
     @model_validator(mode="before")
     @classmethod
     def _of_number(cls, value: object) -> object:
@@ -82,7 +92,7 @@ class RewardWeight(Section):
 
     @model_serializer
     def _as_written(self) -> float | dict[str, object]:
-        tasks = None if self.tasks is None else list(self.tasks)
+        tasks = list(self.tasks) if isinstance(self.tasks, tuple) else self.tasks
         beside = {
             "tasks": tasks,
             "floor": self.floor,
@@ -104,6 +114,12 @@ class RewardWeight(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_tasks(self) -> RewardWeight:
+        if without := [task for task, factor in self.factors.items() if not factor]:
+            raise ValueError(f"tasks.{without[0]}=0: it would not count there; leave the task out, or give it a factor")
+        return self
+
+    @model_validator(mode="after")
     def _check_outside(self) -> RewardWeight:
         given = [name for name in ("function", "server", "judge") if getattr(self, name) is not None]
         if len(given) > 1:
@@ -112,7 +128,6 @@ class RewardWeight(Section):
 
 
 _ONE = RewardWeight(weight=1.0)
-NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Parity(Section):

@@ -1,5 +1,6 @@
 """The parts of a step's reward: weighted by schedule and multiplier, normalised apart, and told of."""
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -30,6 +31,15 @@ ROLES = cast(Any, type("RolesWithoutRewardModel", (), {"reward": None}))()
 def _rollout(name: str, *texts: str) -> Rollout:
     made = (Completion(np.array([1]), np.zeros(1, np.float32), FinishReason.STOP, 0, text) for text in texts)
     return Rollout(name, tuple(made))
+
+
+def _of_two_tasks() -> Sampled:
+    """A group of two completions for each of two tasks: right, wrong and shorter."""
+    refs = [prompt_ref(task, task=task, answer="four") for task in ("speech", "count")]
+    return Sampled(refs, [_rollout(task, "four", "one") for task in ("speech", "count")], [], {})
+
+
+BY_TASK = "{contains: {weight: 2.0, tasks: {speech: 0.25, count: -3.0}}, length: {weight: 1.0, tasks: [speech, count]}}"
 
 
 def _batch(weights: dict[str, float], **parts: list[float]) -> Judged:
@@ -111,6 +121,30 @@ def test_a_batch_is_judged_by_the_weights_of_its_step() -> None:
     assert later.select([0], reason="x").joined(later).weights == {"contains": 0.25}
 
 
+def test_a_weight_is_multiplied_by_the_factor_of_the_rows_task() -> None:
+    recipe = load_recipe(None, [f"rlhf.rewards={BY_TASK}", "rlhf.algorithm.advantage=rloo"])
+    assert type(recipe).model_validate_json(recipe.model_dump_json()) == recipe
+    found = judge(ROLES, recipe, _of_two_tasks(), weights={"contains": 4.0, "length": 0.0})
+    assert found.parts["contains"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert found.rewards.tolist() == [1.0, 0.0, -12.0, 0.0]
+    alone = found.joined(found).select([3], reason="x")
+    assert alone.rewards.tolist() == [-12.0, 0.0] and alone.weights_by_group()["contains"].tolist() == [-12.0]
+    # The group normalises the value and not the weight: +-1 times 1 and -12, over the size of all four.
+    normalised = [each / math.sqrt(72.5) for each in (1.0, -1.0, -12.0, 12.0)]
+    assert learned_rewards(found, GDPO).tolist() == pytest.approx(normalised, abs=1e-5)
+    # What distinguishes completions is of this part alone; that the groups differ in size does not matter.
+    metrics = part_metrics(found, SUMMED)
+    assert (metrics["reward_weight/contains"], metrics["reward_share/contains"]) == (4.0, 1.0)
+
+
+def test_the_greedy_completion_has_the_weights_of_its_task() -> None:
+    recipe = load_recipe(None, [f"rlhf.rewards={BY_TASK}", "rlhf.algorithm.advantage=remax"])
+    sampled = _of_two_tasks()
+    greedy = [_rollout(task, "four") for task in ("speech", "count")]
+    found = judge(ROLES, recipe, dataclasses.replace(sampled, greedy=greedy), weights={"contains": 2.0, "length": 0.0})
+    assert found.greedy is not None and found.greedy.tolist() == [0.5, -6.0]
+
+
 def test_a_multiplier_rises_while_its_part_is_below_its_floor_and_falls_above_it() -> None:
     recipe = load_recipe(None, ["rlhf.rewards={wer: {weight: 2, floor: 0.5}, length: 1}", "rlhf.critic_warmup_steps=1"])
     settings, below = recipe.rlhf, _batch({"wer": 2.0}, wer=[0.0, NAN])
@@ -140,6 +174,9 @@ def test_multipliers_are_in_the_state_that_a_checkpoint_holds() -> None:
         ("rlhf.rewards={wer: {weight: 0, floor: 0.9}}", "the multiplier starts there"),
         ("rlhf.rewards={wer: {weight: {0: 1, 5: 2}, floor: 0.9}}", "the multiplier starts there"),
         ("rlhf.rewards={wer: {weight: {-1: 1}}}", "greater than or equal to 0"),
+        ("rlhf.rewards={wer: {weight: 1, tasks: {speech: 0}}}", "tasks.speech=0: it would not count there"),
+        ("rlhf.rewards={wer: {weight: 1, tasks: {speech: .inf}}}", "finite"),
+        ("rlhf.rewards={wer: {weight: 1, tasks: {}}}", "at least 1"),
         ("rlhf.rewards={wer: {weight: {0: 0, 9: 0}}}", "without a part whose weight is not 0"),
     ],
 )

@@ -22,13 +22,14 @@ ROLLOUT = Rollout("a", (COMPLETION, COMPLETION))
 PLAIN: dict[str, Any] = {"whiten_advantages": False, "kl": {"weight": 0.0}, "clip_reward": None}
 
 
-def _judged(rewards: tuple[float, float], *, greedy: float | None = None) -> Judged:
-    """A right completion and a wrong one, judged by the learned reward, which weighs 2."""
-    parts: dict[str, Any] = {RewardName.LEARNED: torch.tensor(rewards) / 2}
+def _judged(rewards: tuple[float, float], *, greedy: float | None = None, factor: float = 1.0) -> Judged:
+    """A right completion and a wrong one, by the learned reward, which weighs 2, times the factor of their task."""
+    parts: dict[str, Any] = {RewardName.LEARNED: torch.tensor(rewards) / 2 / factor}
     likeliest = None if greedy is None else torch.tensor([greedy])
     unshaped = torch.tensor(rewards)
     weights: dict[str, float] = {RewardName.LEARNED: 2.0}
-    return Judged([prompt_ref("a")], [ROLLOUT], parts, unshaped, likeliest, Counter(), {}, weights=weights)
+    given: dict[str, Any] = {"weights": weights, "factors": {RewardName.LEARNED: {"task": factor}}}
+    return Judged([prompt_ref("a")], [ROLLOUT], parts, unshaped, likeliest, Counter(), {}, **given)
 
 
 def _advantages(judged: Judged, scored: dict[str, Any] | None = None, **algorithm: Any) -> list[list[float]]:
@@ -58,3 +59,5 @@ def test_a_first_token_that_raises_the_learned_reward_has_earned_it() -> None:
     process = [np.array([[0.25, 0.5], [-0.5, 0.0]], np.float32)]
     found = _advantages(_judged((1.0, 0.0)), {"process": process}, advantage="reinforce", gamma=0.0)
     assert found == [[0.5, 0.5], [-1.0, 1.0]]
+    twice = _judged((1.0, 0.0), factor=2.0)
+    assert _advantages(twice, {"process": process}, advantage="reinforce", gamma=0.0) == [[1.0, 0.0], [-2.0, 2.0]]
