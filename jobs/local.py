@@ -118,6 +118,8 @@ def _prepare_environment() -> None:
         # Roles take turns on few cores, so many processes are meant: Ray warns of four times as many as this number,
         # which is that of the cores unless it is set here.
         "RAY_worker_maximum_startup_concurrency": "8",
+        # Workers that Ray starts before anybody asks, without what ours are started with.
+        "RAY_prestart_worker_first_driver": "0",
         # A process of Ray Train that waits for notices of preemption, which nobody gives here.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +20,18 @@ os.environ |= {
     # What Ray looks at again and again, and nobody asks for here: a twentieth of all CPU time.
     "LOG_NAME_UPDATE_INTERVAL_S": "3600",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    # Processes that nobody asks for either.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Heads and clients of this test run share a token of their own, and no file in the home directory.
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(16),
 }
+if "POLYPHONY_FORKS" not in os.environ:
+    # Workers of all clusters are copies of one process: its imports are done once. The processes of xdist inherit it.
+    forks = tempfile.mkdtemp(prefix="forks-")
+    atexit.register(shutil.rmtree, forks, ignore_errors=True)
+    os.environ["POLYPHONY_FORKS"] = f"{forks}/server@{os.getpid()}"
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "DS_ACCELERATOR"):
     os.environ.pop(name, None)
 

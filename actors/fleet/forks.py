@@ -1,11 +1,13 @@
 """Workers that start with all their imports done: as copies of a process that has them, on Linux without a GPU.
 
-raylet -> launch(), this file as Ray's `py_executable` --arguments, environment, files--> serve() --fork--> the worker
+raylet -> launch(), this file as Ray's `py_executable` --arguments, environment, files--> serve(), all but Ray imported
+    --fork, once a job--> serve_job(), Ray imported as well --fork--> the worker
 
 Imports are most of what a start costs, 8 CPU-seconds and 800 MB a worker; copies have them at once, and share the
-memory (`benchmarks.starting`). There is one server a node, a job and an environment. It starts with the first worker,
-and ends with its raylet. What it cannot do (a GPU, whose driver survives no fork; another system; a server that does
-not come) is done as if it were not there: Ray's own way.
+memory (`benchmarks.starting`). Ray is apart since it reads the job's name when it is imported: a copy for another job
+would never be given work. There is one server a node and an environment. It starts with the first worker, and ends with
+its raylet; several clusters on one machine may share one (`SHARED`). What it cannot do (a GPU, whose driver survives no
+fork; another system; a server that does not come) is done as if it were not there: Ray's own way.
 
 The launcher runs without site-packages: above all functions that it calls there is only the standard library.
 """
@@ -23,11 +25,10 @@ import select
 import shlex
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -48,12 +49,13 @@ PRELOADED = (
 """By name: what lies above this room."""
 PATIENCE_S = 50.0
 """How long a worker waits for its server and its answer. Ray waits 60 seconds for a worker."""
-OF_A_PROCESS = ("RAY_", "_", "SHLVL", "OLDPWD", "PWD")
+SHARED = "POLYPHONY_FORKS"
+"""In the environment: where the server listens and whose end is its own, as `path@pid`, in place of the raylet's."""
+OF_A_PROCESS = ("RAY_", "PYTEST_", "PYTHONBREAKPOINT", "_", "SHLVL", "OLDPWD", "PWD")
 """Begin names in the environment that say nothing of what is imported."""
-JOB = "RAY_JOB_ID"
-"""Ray reads it when it is imported: a copy for another job would never be given work."""
 IDLE_S = 120.0
 """A server without copies of which nobody has asked anything for so long ends: its job has, most likely."""
+REQUEST_BYTES = 2**20
 
 OF_ARROW = "jemalloc_bg_thd"
 """The thread of Arrow's allocator, which starts its own again in a copy (`pthread_atfork`)."""
@@ -78,7 +80,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
     found = process.children(recursive=True)
     raylets = {str(each.pid) for each in found}
     for each in psutil.process_iter(["cmdline"]):
-        command = each.info["cmdline"] or []
+        command = " ".join(each.info["cmdline"] or []).split()  # What a process calls itself is one word.
         if SERVE in command and command[-1] in raylets:
             found += [each, *each.children(recursive=True)]
     return found
@@ -89,12 +91,9 @@ def launch(command: Sequence[str]) -> None:
     try:
         if os.path.exists(OF_NVIDIA):
             raise OSError(f"there is {OF_NVIDIA}")
-        address, raylet = _address(command, os.environ), int(os.environ["RAY_RAYLET_PID"])
         request = {"command": [*command], "environment": dict(os.environ), "directory": os.getcwd()}
-        with _connected(address, raylet) as server:
-            content = json.dumps(request).encode()
-            socket.send_fds(server, [struct.pack("!I", len(content))], [0, 1, 2])
-            server.sendall(content)
+        with _connected(*_address(command, os.environ)) as server:
+            socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
             if server.recv(1) != DONE:
                 raise OSError("the fork server has ended")
     except (OSError, KeyError, StopIteration, ValueError) as error:
@@ -102,32 +101,33 @@ def launch(command: Sequence[str]) -> None:
         os.execv(sys.executable, [sys.executable, *command])
 
 
-def _address(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Where the server for such workers listens: beside the raylet's own socket."""
+def _address(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, int]:
+    """Where the server for such workers listens, beside the raylet's own socket, and with which process it ends."""
     raylet = next(each.partition("=")[2] for each in command if each.startswith("--raylet-name="))
-    kept = sorted(item for item in environment.items() if item[0] == JOB or not item[0].startswith(OF_A_PROCESS))
-    return f"{raylet}.{hashlib.sha256(repr((sys.executable, kept)).encode()).hexdigest()[:12]}"
+    place, _, owner = environment.get(SHARED, f"{raylet}@{environment['RAY_RAYLET_PID']}").rpartition("@")
+    kept = sorted(item for item in environment.items() if not item[0].startswith(OF_A_PROCESS))
+    return f"{place}.{hashlib.sha256(repr((sys.executable, kept)).encode()).hexdigest()[:12]}", int(owner)
 
 
-def _connected(address: str, raylet: int) -> socket.socket:
+def _connected(address: str, owner: int) -> socket.socket:
     """A connection to the server at `address`, which is started where there is none."""
     until, started = time.monotonic() + PATIENCE_S, None
     while time.monotonic() < until:
-        server = socket.socket(socket.AF_UNIX)
+        server = _socket()
         try:
             server.settimeout(until - time.monotonic())
             server.connect(address)
             return server
         except (FileNotFoundError, ConnectionRefusedError):
             server.close()
-        started = started or _start_server(address, raylet)
+        started = started or _start_server(address, owner)
         if started is not None and started.poll() is not None:
             raise OSError(f"the fork server ended with status {started.returncode}: {address}.log")
         time.sleep(0.05)
     raise TimeoutError(f"no fork server after {PATIENCE_S:.0f} s")
 
 
-def _start_server(address: str, raylet: int) -> subprocess.Popen[bytes] | None:
+def _start_server(address: str, owner: int) -> subprocess.Popen[bytes] | None:
     """Starts a server; None where there is one that holds the lock: it will listen when its imports are done."""
     with open(f"{address}.lock", "a", encoding="utf-8") as lock, open(f"{address}.log", "ab") as log:
         try:
@@ -135,75 +135,98 @@ def _start_server(address: str, raylet: int) -> subprocess.Popen[bytes] | None:
         except BlockingIOError:
             return None
         held, none = lock.fileno(), subprocess.DEVNULL
-        command = [sys.executable, "-P", __file__, SERVE, address, str(held), str(raylet)]
+        command = [sys.executable, "-P", __file__, SERVE, address, str(held), str(owner)]
         return subprocess.Popen(command, stdin=none, stdout=log, stderr=log, pass_fds=[held], start_new_session=True)
 
 
-def serve(address: str, lock: int, raylet: int) -> None:
-    """Imports, listens at `address`, and copies itself for everyone who asks, until the process `raylet` ends.
+def serve(address: str, lock: int, owner: int) -> None:
+    """Imports all but Ray, listens at `address`, and copies itself for each job, until the process `owner` ends.
 
     lock: the open file that says, while this process lives, that there is a server.
     """
     os.set_inheritable(lock, False)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    gc.disable()  # A sixth of an import, and it finds nothing.
-    _import()
-    tasks = sorted(map(int, os.listdir("/proc/self/task")))[1:]
-    names = [Path(f"/proc/self/task/{each}/comm").read_text(encoding="utf-8").strip() for each in tasks]
-    if lost := [name for name in names if name != OF_ARROW]:
-        raise RuntimeError(f"threads {lost} run after the imports, which would not be in a copy")
-    gc.enable()
-    gc.freeze()
+    _prepare(_import_all_but_ray)
     if os.path.exists(address):
         os.unlink(address)
-    parent = os.pidfd_open(raylet)
-    with socket.socket(socket.AF_UNIX) as listening:
+    jobs: dict[tuple[str, str], socket.socket] = {}
+    with _socket() as listening:
         listening.bind(address)
         listening.listen(128)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # No zombies.
-        while True:
-            ready, _, _ = select.select([listening, parent], [], [], IDLE_S)
-            if parent in ready or not (ready or _has_children()):
-                return
-            if not ready:
-                continue
+        for _ in _asked(listening, owner):
             connection, _ = listening.accept()
             connection.settimeout(PATIENCE_S / 5)  # A launcher that is stopped stops no others.
             files: list[int] = []
-            request: dict[str, Any] | None = None
-            try:
-                request = _received(connection, files)
-            except OSError as error:
-                print(f"a launcher has gone: {error}", file=sys.stderr, flush=True)
-            if request is not None and os.fork() == 0:
-                listening.close()
-                os.close(lock)
-                connection.send(DONE)
-                connection.close()
-                _become(files, request)
-            connection.close()
-            for file in files:
-                os.close(file)
+            with connection:
+                try:
+                    content, files, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 3)
+                    environment = json.loads(content)["environment"]
+                    job = environment["RAY_JOB_ID"], environment["RAY_RAYLET_PID"]
+                    passed = [connection.fileno(), *files]
+                    if not (job in jobs and _tell(jobs[job], content, passed)):
+                        jobs[job], given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                        jobs[job].settimeout(PATIENCE_S)
+                        if os.fork() == 0:
+                            for each in (listening, connection, *jobs.values()):
+                                each.close()
+                            for file in (lock, *files):
+                                os.close(file)
+                            files.clear()
+                            return serve_job(given, environment)
+                        given.close()
+                        _tell(jobs[job], content, passed)
+                except (OSError, ValueError, KeyError) as error:
+                    print(f"a launcher has gone: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                finally:
+                    for file in files:
+                        os.close(file)
 
 
-def _import() -> None:
-    """What copies have from the start; Ray draws no id meanwhile.
+def serve_job(given: socket.socket, environment: Mapping[str, str]) -> None:
+    """Imports Ray for a job, and copies itself for everyone whom the server tells of, until its raylet ends."""
+    os.environ.clear()
+    os.environ.update(environment)
+    raylet = environment["RAY_RAYLET_PID"]
+    _prepare(_import_ray)
+    importlib.import_module("ray._raylet").setproctitle(f"{SERVE} {raylet}")
+    for _ in _asked(given, int(raylet)):
+        content, files, _, _ = socket.recv_fds(given, REQUEST_BYTES, 4)
+        if not content:
+            return
+        if os.fork() == 0:
+            given.close()
+            answered, *standard = files
+            os.write(answered, DONE)
+            os.close(answered)
+            _become(standard, json.loads(content))
+        for file in files:
+            os.close(file)
 
-    It seeds its generator of ids with the first one, such as that of a class of actors: all copies would draw the same
-    ids, of placement groups among others.
-    """
-    actors: Any = importlib.import_module("ray.actor")
-    drawing = actors.ActorClassID
-    actors.ActorClassID = SimpleNamespace(from_random=lambda: drawing(os.urandom(drawing.size())))
-    from actors.engine.engine import import_deepspeed
-    from pipeline.config import Device
-    from pipeline.models.imports import TINY, import_modeling
 
-    import_deepspeed(Device.CPU)
-    import_modeling()
-    for name in (*PRELOADED, *TINY):
-        importlib.import_module(name)
-    actors.ActorClassID = drawing
+def _tell(server: socket.socket, content: bytes, files: Sequence[int]) -> bool:
+    """Whether the server of a job, which may have ended, has been sent a request."""
+    try:
+        socket.send_fds(server, [content], files)
+        return True
+    except OSError:
+        return False
+
+
+def _socket() -> socket.socket:
+    """One on which a request is one message."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _asked(asked: socket.socket, owner: int) -> Iterator[None]:
+    """Once for each that asks, until the process `owner` ends, or nobody asks any more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # No zombies.
+    end = os.pidfd_open(owner)
+    while True:
+        ready, _, _ = select.select([asked, end], [], [], IDLE_S)
+        if end in ready or not (ready or _has_children()):
+            return
+        if ready:
+            yield
 
 
 def _has_children() -> bool:
@@ -214,17 +237,47 @@ def _has_children() -> bool:
     return True
 
 
-def _received(connection: socket.socket, files: list[int]) -> dict[str, Any]:
-    """The request of a launcher, whose standard files are added to `files`."""
-    head, found, _, _ = socket.recv_fds(connection, 4, 3)
-    files += found
-    missing, content = struct.unpack("!I", head)[0] if len(head) == 4 and len(found) == 3 else 1, b""
-    while len(content) < missing:
-        part = connection.recv(missing - len(content))
-        if not part:
-            raise OSError("it told too little")
-        content += part
-    return json.loads(content)
+def _prepare(imports: Callable[[], None]) -> None:
+    """Imports what copies have from the start.
+
+    Raises:
+        RuntimeError: a thread runs now.
+    """
+    gc.disable()  # A sixth of an import, and it finds nothing.
+    imports()
+    tasks = sorted(map(int, os.listdir("/proc/self/task")))[1:]
+    names = [Path(f"/proc/self/task/{each}/comm").read_text(encoding="utf-8").strip() for each in tasks]
+    if lost := [name for name in names if name != OF_ARROW]:
+        raise RuntimeError(f"threads {lost} run after the imports, which would not be in a copy")
+    gc.enable()
+    gc.freeze()
+
+
+def _import_all_but_ray() -> None:
+    from actors.engine.engine import import_deepspeed
+    from pipeline.config import Device
+    from pipeline.models.imports import TINY, import_modeling
+
+    import_deepspeed(Device.CPU)
+    import_modeling()
+    for name in TINY:
+        importlib.import_module(name)
+    if "ray" in sys.modules:
+        raise RuntimeError("what a model stands on imports Ray, which reads a job's name when it is imported")
+
+
+def _import_ray() -> None:
+    """Ray draws no id meanwhile.
+
+    It seeds its generator of ids with the first one, such as that of a class of actors: all copies would draw the same
+    ids, of placement groups among others.
+    """
+    actors: Any = importlib.import_module("ray.actor")
+    drawing = actors.ActorClassID
+    actors.ActorClassID = SimpleNamespace(from_random=lambda: drawing(os.urandom(drawing.size())))
+    for name in PRELOADED:
+        importlib.import_module(name)
+    actors.ActorClassID = drawing
 
 
 def _become(files: Sequence[int], request: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -63,7 +62,10 @@ def started(
         stdout=subprocess.PIPE,
         text=True,
         cwd=directory,
-        env={**os.environ, "RAY_RAYLET_PID": str(raylet.pid), "RAY_MINE": mine, **environment},
+        env={
+            **{name: value for name, value in os.environ.items() if name != forks.SHARED},
+            **{"RAY_RAYLET_PID": str(raylet.pid), "RAY_JOB_ID": "01000000", "RAY_MINE": mine, **environment},
+        },
     )
 
 
@@ -100,15 +102,15 @@ def test_workers_are_copies_of_one_server_with_all_that_is_their_own_and_it_ends
     assert three["parent"] == two["parent"]
     # One that goes before it has told all stops nobody.
     (address,) = (each for each in tmp_path.glob("raylet.*") if each.suffixes[-1] not in (".lock", ".log"))
-    with socket.socket(socket.AF_UNIX) as half:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as half:
         half.connect(str(address))
-        half.send(b"..")
+        half.send(b'{"environment": ')
     assert told(started(tmp_path, raylet, mine="more"))["parent"] == two["parent"]
 
 
 def without_imports(directory: Path) -> str:
     """Where a server finds modules of ours in which there is nothing, so that it is there at once."""
-    contents = {
+    contents: dict[str, str] = {
         "actors.engine.engine": "def import_deepspeed(device): pass",
         "pipeline.config": "import numpy\nclass Device: CPU = 'cpu'",
         "pipeline.models.imports": "TINY = ()\ndef import_modeling(): pass",
@@ -116,6 +118,8 @@ def without_imports(directory: Path) -> str:
     for name in (*forks.PRELOADED, *contents):
         module = directory.joinpath(*name.split(".")).with_suffix(".py")
         module.parent.mkdir(parents=True, exist_ok=True)
+        for package in module.relative_to(directory).parents[:-1]:
+            (directory / package / "__init__.py").touch()
         module.write_text(contents.get(name, ""), encoding="utf-8")
     return str(directory)
 
@@ -137,10 +141,29 @@ def test_each_job_has_a_server_and_copies_outlive_it(tmp_path: Path, raylet: sub
     wait_until_gone(two["parent"], other["parent"])
 
 
+def test_clusters_that_share_a_server_have_one_below_it_each(tmp_path: Path, raylet: subprocess.Popen[bytes]) -> None:
+    shared = {forks.SHARED: f"{tmp_path}/shared@{os.getpid()}", "PYTHONPATH": without_imports(tmp_path / "empty")}
+    with subprocess.Popen(["sleep", "60"]) as second:
+        launchers = [started(tmp_path, each, mine="1", **shared) for each in (raylet, second)]
+        one, other = map(told, launchers)
+        servers = [psutil.Process(worker["parent"]) for worker in (one, other)]
+        assert servers[0] != servers[1] and servers[0].ppid() == servers[1].ppid() != os.getpid()
+        assert {*servers} <= {*forks.descendants(psutil.Process())}
+        raylet.kill()
+        wait_until_gone(one["parent"])
+        # Another job of the second cluster finds the server that is shared.
+        launchers.append(started(tmp_path, second, mine="1", **shared, RAY_JOB_ID="02000000"))
+        third = told(launchers[-1])
+        assert psutil.Process(third["parent"]).ppid() == servers[1].ppid() and third["parent"] != other["parent"]
+        second.kill()
+        wait_until_gone(other["parent"], third["parent"])
+
+
 SERVER = """
 import sys
 from actors.fleet import forks
-forks.IDLE_S, forks._import = 0.2, lambda: __import__("numpy")
+forks.IDLE_S = 0.2
+forks._import_all_but_ray = forks._import_ray = lambda: __import__("numpy")
 with open(sys.argv[1] + ".lock", "w") as lock:
     forks.serve(sys.argv[1], lock.fileno(), int(sys.argv[2]))
 """
@@ -152,17 +175,16 @@ def test_a_server_ends_when_its_copies_have_gone_and_nobody_asks(
     worker, address = tmp_path / "worker.py", tmp_path / "socket"
     worker.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(1000)", encoding="utf-8")
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(address), str(raylet.pid)])
+    environment = {**os.environ, "RAY_RAYLET_PID": str(raylet.pid), "RAY_JOB_ID": "01000000"}
     until = time.monotonic() + 30
     reading, writing = os.pipe()
     while not address.exists():
         assert time.monotonic() < until and server.poll() is None
         time.sleep(0.02)
-    request = {"command": [str(worker)], "environment": dict(os.environ), "directory": str(tmp_path)}
-    content = json.dumps(request).encode()
-    with socket.socket(socket.AF_UNIX) as asking:
+    request = {"command": [str(worker)], "environment": environment, "directory": str(tmp_path)}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
         asking.connect(str(address))
-        socket.send_fds(asking, [struct.pack("!I", len(content))], [0, writing, writing])
-        asking.sendall(content)
+        socket.send_fds(asking, [json.dumps(request).encode()], [0, writing, writing])
         assert asking.recv(1) == forks.DONE
     copy = int(os.read(reading, 100))
     with pytest.raises(subprocess.TimeoutExpired):
