@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from actors.fleet.failures import CannotSave, KillsWorkers, TooManyRecoveries
+from actors.fleet.forks import started_as
 from actors.fleet.placement import NotEnoughResources
 from jobs.directory import held
 from jobs.local import STANDS, print_in_any_locale
@@ -147,7 +148,7 @@ def main(
             os.environ["DS_ACCELERATOR"] = "cpu"
         with held(recipe.run.directory):
             if needs_ray or os.environ.get("RAY_ADDRESS"):
-                connect()
+                connect(recipe.cluster.device)
             if resume:
                 run(recipe, resume=True)
             else:
@@ -156,15 +157,18 @@ def main(
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def connect(**options: Any) -> None:
-    """Joins the cluster that this job was submitted to, or starts a local one; `options` go to `ray.init`."""
+def connect(device: Device = Device.CPU, **options: Any) -> None:
+    """Joins the cluster that this job was submitted to, or starts a local one; `options` go to `ray.init`.
+
+    device: of the workers, whoever starts them: on CPUs all are copies.
+    """
     if not ray.is_initialized():
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         ray.init(
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **SERVE}},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **SERVE}, **started_as(device)},
             **options,
         )
 

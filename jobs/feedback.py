@@ -40,7 +40,7 @@ BROUGHT = ("jsonl", "label_studio", "arena", "preferences")
 
 def serve(recipe: Recipe, options: argparse.Namespace) -> None:
     """Serves the page until it is interrupted."""
-    connect()
+    connect(recipe.cluster.device)
     page.announce(recipe, page.start(recipe))
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.default_int_handler)
@@ -79,7 +79,7 @@ def preferences(recipe: Recipe, options: argparse.Namespace) -> None:
 
 def refit(recipe: Recipe, options: argparse.Namespace) -> None:
     """Refits the reward model from all that people have said; a run that goes on takes it up by itself."""
-    connect()
+    connect(recipe.cluster.device)
     refitter = Refitter(recipe)
     try:
         print(refitter.look(is_asked=True))

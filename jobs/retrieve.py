@@ -86,7 +86,7 @@ def evaluate(recipe: Recipe, options: argparse.Namespace) -> None:
     """Measures retrieval, and zero- and few-shot classification, on unseen rows."""
     pretrain.make_table(recipe)
     if recipe.retrieve.encoder is None and not recipe.checkpoint("pretrain").is_dir():
-        connect()
+        connect(recipe.cluster.device)
         pretrain.run(recipe)
     run(recipe)
 

@@ -65,12 +65,18 @@ OF_NVIDIA = "/dev/nvidiactl"
 DONE = b"."
 
 
-def copied(device: Device) -> dict[str, Any]:
-    """Options of an actor that imports what roles do: it starts as a copy where that can be."""
+def started_as(device: Device) -> dict[str, str]:
+    """What a runtime environment has so that workers start as copies where that can be."""
     if device != "cpu" or sys.platform != "linux":
         return {}
     # Ray gives it to a shell.
-    return {"runtime_env": {"py_executable": shlex.join([sys.executable, "-S", "-E", str(Path(__file__).absolute())])}}
+    return {"py_executable": shlex.join([sys.executable, "-S", "-E", str(Path(__file__).absolute())])}
+
+
+def copied(device: Device) -> dict[str, Any]:
+    """Options of an actor that imports what roles do."""
+    environment = started_as(device)
+    return {"runtime_env": environment} if environment else {}
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:
@@ -147,13 +153,14 @@ def serve(address: str, lock: int, owner: int) -> None:
     os.set_inheritable(lock, False)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _prepare(_import_all_but_ray)
+    idle_s = None if SHARED in os.environ else IDLE_S
     if os.path.exists(address):
         os.unlink(address)
     jobs: dict[tuple[str, str], socket.socket] = {}
     with _socket() as listening:
         listening.bind(address)
         listening.listen(128)
-        for _ in _asked(listening, owner):
+        for _ in _asked(listening, owner, idle_s):
             connection, _ = listening.accept()
             connection.settimeout(PATIENCE_S / 5)  # A launcher that is stopped stops no others.
             files: list[int] = []
@@ -189,7 +196,7 @@ def serve_job(given: socket.socket, environment: Mapping[str, str]) -> None:
     raylet = environment["RAY_RAYLET_PID"]
     _prepare(_import_ray)
     importlib.import_module("ray._raylet").setproctitle(f"{SERVE} {raylet}")
-    for _ in _asked(given, int(raylet)):
+    for _ in _asked(given, int(raylet), IDLE_S):
         content, files, _, _ = socket.recv_fds(given, REQUEST_BYTES, 4)
         if not content:
             return
@@ -217,12 +224,12 @@ def _socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def _asked(asked: socket.socket, owner: int) -> Iterator[None]:
-    """Once for each that asks, until the process `owner` ends, or nobody asks any more."""
+def _asked(asked: socket.socket, owner: int, idle_s: float | None) -> Iterator[None]:
+    """Once for each that asks, until the process `owner` ends, or there is no copy and nobody asks for `idle_s`."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # No zombies.
     end = os.pidfd_open(owner)
     while True:
-        ready, _, _ = select.select([asked, end], [], [], IDLE_S)
+        ready, _, _ = select.select([asked, end], [], [], idle_s)
         if end in ready or not (ready or _has_children()):
             return
         if ready:

@@ -62,11 +62,14 @@ def started(
         stdout=subprocess.PIPE,
         text=True,
         cwd=directory,
-        env={
-            **{name: value for name, value in os.environ.items() if name != forks.SHARED},
-            **{"RAY_RAYLET_PID": str(raylet.pid), "RAY_JOB_ID": "01000000", "RAY_MINE": mine, **environment},
-        },
+        env={**alone(raylet), "RAY_MINE": mine, **environment},
     )
+
+
+def alone(raylet: subprocess.Popen[bytes]) -> dict[str, str]:
+    """The environment of a worker whose cluster shares its server with no other."""
+    ours = {name: value for name, value in os.environ.items() if name != forks.SHARED}
+    return {**ours, "RAY_RAYLET_PID": str(raylet.pid), "RAY_JOB_ID": "01000000"}
 
 
 def told(launcher: subprocess.Popen[str]) -> dict[str, Any]:
@@ -174,8 +177,8 @@ def test_a_server_ends_when_its_copies_have_gone_and_nobody_asks(
 ) -> None:
     worker, address = tmp_path / "worker.py", tmp_path / "socket"
     worker.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(1000)", encoding="utf-8")
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(address), str(raylet.pid)])
-    environment = {**os.environ, "RAY_RAYLET_PID": str(raylet.pid), "RAY_JOB_ID": "01000000"}
+    environment = alone(raylet)
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(address), str(raylet.pid)], env=environment)
     until = time.monotonic() + 30
     reading, writing = os.pipe()
     while not address.exists():
