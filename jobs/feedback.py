@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from actors.feedback import serve as page
-from actors.feedback.refit import Refitter
 from jobs.command import USER_ERRORS, connect, recipe_of
 from jobs.local import print_in_any_locale
 from pipeline.config import ConfigError, Recipe
@@ -79,6 +78,8 @@ def preferences(recipe: Recipe, options: argparse.Namespace) -> None:
 
 def refit(recipe: Recipe, options: argparse.Namespace) -> None:
     """Refits the reward model from all that people have said; a run that goes on takes it up by itself."""
+    from actors.feedback.refit import Refitter  # It brings torch: seconds that only those pay who refit.
+
     connect(recipe.cluster.device)
     refitter = Refitter(recipe)
     try:

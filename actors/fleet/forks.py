@@ -1,13 +1,13 @@
 """Workers that start with all their imports done: as copies of a process that has them, on Linux without a GPU.
 
-raylet -> launch(), this file as Ray's `py_executable` --arguments, environment, files--> serve(), all but Ray imported
-    --fork, once a job--> serve_job(), Ray imported as well --fork--> the worker
+raylet -> launch(), this file as Ray's `py_executable` --arguments, environment, files--> serve() --fork--> the worker
 
 Imports are most of what a start costs, 8 CPU-seconds and 800 MB a worker; copies have them at once, and share the
-memory (`benchmarks.starting`). Ray is apart since it reads the job's name when it is imported: a copy for another job
-would never be given work. There is one server a node and an environment. It starts with the first worker, and ends with
-its raylet; several clusters on one machine may share one (`SHARED`). What it cannot do (a GPU, whose driver survives no
-fork; another system; a server that does not come) is done as if it were not there: Ray's own way.
+memory (`benchmarks.starting`). There is one server a node, a job and an environment: Ray reads the job's name when it
+is imported, and a copy for another job would never be given work. It starts with the first worker, and ends with its
+raylet. Clusters that come and go on one machine may share a server without Ray, below which each job has its own
+(`SHARED`). What it cannot do (a GPU, whose driver survives no fork; another system; a server that does not come) is
+done as if it were not there: Ray's own way.
 
 The launcher runs without site-packages: above all functions that it calls there is only the standard library.
 """
@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import psutil
@@ -60,9 +60,19 @@ REQUEST_BYTES = 2**20
 OF_ARROW = "jemalloc_bg_thd"
 """The thread of Arrow's allocator, which starts its own again in a copy (`pthread_atfork`)."""
 
+Request = tuple[bytes, list[int]]
+"""A worker's command, environment and directory; the connection to its launcher, and its standard files."""
 SERVE = "--serve-forks"
 OF_NVIDIA = "/dev/nvidiactl"
 DONE = b"."
+
+
+class Closable(Protocol):
+    """An open file or socket."""
+
+    def close(self) -> None:
+        """Closes it."""
+        ...
 
 
 def started_as(device: Device) -> dict[str, str]:
@@ -112,6 +122,8 @@ def _address(command: Sequence[str], environment: Mapping[str, str]) -> tuple[st
     raylet = next(each.partition("=")[2] for each in command if each.startswith("--raylet-name="))
     place, _, owner = environment.get(SHARED, f"{raylet}@{environment['RAY_RAYLET_PID']}").rpartition("@")
     kept = sorted(item for item in environment.items() if not item[0].startswith(OF_A_PROCESS))
+    if SHARED not in environment:
+        kept.append(("", environment["RAY_JOB_ID"]))
     return f"{place}.{hashlib.sha256(repr((sys.executable, kept)).encode()).hexdigest()[:12]}", int(owner)
 
 
@@ -146,68 +158,82 @@ def _start_server(address: str, owner: int) -> subprocess.Popen[bytes] | None:
 
 
 def serve(address: str, lock: int, owner: int) -> None:
-    """Imports all but Ray, listens at `address`, and copies itself for each job, until the process `owner` ends.
+    """Imports, listens at `address`, and copies itself for everyone who asks, until the process `owner` ends.
 
     lock: the open file that says, while this process lives, that there is a server.
     """
     os.set_inheritable(lock, False)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _prepare(_import_all_but_ray)
-    idle_s = None if SHARED in os.environ else IDLE_S
     if os.path.exists(address):
         os.unlink(address)
-    jobs: dict[tuple[str, str], socket.socket] = {}
-    with _socket() as listening:
+    with _socket() as listening, os.fdopen(lock) as held:
         listening.bind(address)
         listening.listen(128)
-        for _ in _asked(listening, owner, idle_s):
-            connection, _ = listening.accept()
-            connection.settimeout(PATIENCE_S / 5)  # A launcher that is stopped stops no others.
-            files: list[int] = []
-            with connection:
-                try:
-                    content, files, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 3)
-                    environment = json.loads(content)["environment"]
-                    job = environment["RAY_JOB_ID"], environment["RAY_RAYLET_PID"]
-                    passed = [connection.fileno(), *files]
-                    if not (job in jobs and _tell(jobs[job], content, passed)):
-                        jobs[job], given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                        jobs[job].settimeout(PATIENCE_S)
-                        if os.fork() == 0:
-                            for each in (listening, connection, *jobs.values()):
-                                each.close()
-                            for file in (lock, *files):
-                                os.close(file)
-                            files.clear()
-                            return serve_job(given, environment)
-                        given.close()
-                        _tell(jobs[job], content, passed)
-                except (OSError, ValueError, KeyError) as error:
-                    print(f"a launcher has gone: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                finally:
-                    for file in files:
-                        os.close(file)
+        if SHARED in os.environ:
+            _serve_jobs(_accepted(listening, owner, None), (listening, held))
+        else:
+            _serve_job(_accepted(listening, owner, IDLE_S), (listening, held), owner)
 
 
-def serve_job(given: socket.socket, environment: Mapping[str, str]) -> None:
-    """Imports Ray for a job, and copies itself for everyone whom the server tells of, until its raylet ends."""
-    os.environ.clear()
-    os.environ.update(environment)
-    raylet = environment["RAY_RAYLET_PID"]
+def _serve_jobs(requests: Iterator[Request], held: Sequence[Closable]) -> None:
+    """Copies this process, without Ray, for every job, and passes its requests on."""
+    jobs: dict[tuple[str, str], socket.socket] = {}
+    for content, files in requests:
+        try:
+            environment = json.loads(content)["environment"]
+            job = environment["RAY_JOB_ID"], environment["RAY_RAYLET_PID"]
+        except (ValueError, KeyError) as error:
+            print(f"no request: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        else:
+            if not (job in jobs and _tell(jobs[job], content, files)):
+                jobs[job], given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                jobs[job].settimeout(PATIENCE_S)
+                if os.fork() == 0:
+                    _close(*held, *jobs.values(), *files)
+                    os.environ.clear()
+                    os.environ.update(environment)
+                    raylet = int(environment["RAY_RAYLET_PID"])
+                    return _serve_job(_passed_on(given, raylet), (given,), raylet)
+                given.close()
+                _tell(jobs[job], content, files)
+        _close(*files)
+
+
+def _serve_job(requests: Iterator[Request], held: Sequence[Closable], raylet: int) -> None:
+    """Imports Ray as well, and copies this process for every worker of a job."""
     _prepare(_import_ray)
     importlib.import_module("ray._raylet").setproctitle(f"{SERVE} {raylet}")
-    for _ in _asked(given, int(raylet), IDLE_S):
+    for content, files in requests:
+        if os.fork() == 0:
+            asking, *standard = files
+            os.write(asking, DONE)
+            _close(*held, asking)
+            _become(standard, json.loads(content))
+        _close(*files)
+
+
+def _accepted(listening: socket.socket, owner: int, idle_s: float | None) -> Iterator[Request]:
+    """What launchers ask for, with the connection to each before its standard files."""
+    for _ in _asked(listening, owner, idle_s):
+        connection, _ = listening.accept()
+        connection.settimeout(PATIENCE_S / 5)  # A launcher that is stopped stops no others.
+        try:
+            content, files, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 3)
+        except OSError as error:
+            print(f"a launcher has gone: {error}", file=sys.stderr, flush=True)
+            connection.close()
+        else:
+            yield content, [connection.detach(), *files]
+
+
+def _passed_on(given: socket.socket, raylet: int) -> Iterator[Request]:
+    """What the server that is shared passes on, until that one ends."""
+    for _ in _asked(given, raylet, IDLE_S):
         content, files, _, _ = socket.recv_fds(given, REQUEST_BYTES, 4)
         if not content:
             return
-        if os.fork() == 0:
-            given.close()
-            answered, *standard = files
-            os.write(answered, DONE)
-            os.close(answered)
-            _become(standard, json.loads(content))
-        for file in files:
-            os.close(file)
+        yield content, files
 
 
 def _tell(server: socket.socket, content: bytes, files: Sequence[int]) -> bool:
@@ -217,6 +243,14 @@ def _tell(server: socket.socket, content: bytes, files: Sequence[int]) -> bool:
         return True
     except OSError:
         return False
+
+
+def _close(*files: Closable | int) -> None:
+    for file in files:
+        if isinstance(file, int):
+            os.close(file)
+        else:
+            file.close()
 
 
 def _socket() -> socket.socket:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from pipeline.data.datasets import Datasets
 from pipeline.records import Arrays, PromptInfo, Rollout
 from pipeline.rewards import can_compare, needs_answer, score_rules
 
+T = TypeVar("T")
 Said = Mapping[tuple[str, tuple[int, ...]], float]
 """What people said of completions, from -1 to 1, by prompt and tokens."""
 NOTHING_SAID: Said = {}
@@ -301,9 +302,9 @@ def _parts(
         ValueError: a score of the reward model is not finite.
         TooManyFailures: a part from outside failed too often.
     """
-    infos = [prompt.info for prompt, rollout in zip(prompts, rollouts, strict=True) for _ in rollout.completions]
+    sizes = [len(rollout.completions) for rollout in rollouts]
     applies = {
-        name: [each.applies(info.task) and _can_compare(name, info) for info in infos]
+        name: _each(sizes, [each.applies(prompt.info.task) and _can_compare(name, prompt.info) for prompt in prompts])
         for name, each in recipe.rlhf.own_rewards.items()
     }
     groups = groups_of(prompts, rollouts)
@@ -313,7 +314,7 @@ def _parts(
     rules = score_rules(
         names=[name for name in recipe.rlhf.own_rewards if needs_answer(name)],
         completions=[completion for rollout in rollouts for completion in rollout.completions],
-        answers=[info.answers for info in infos],
+        answers=_each(sizes, [prompt.info.answers for prompt in prompts]),
         applies=applies,
     )
     parts, uncertainty = dict(rules.values), None
@@ -350,6 +351,11 @@ def _parts(
         counts += found.counts
     counts += Counter({f"reward_not_applicable:{name}": each.count(False) for name, each in asked.items()})
     return shown, named, uncertainty, counts, seconds
+
+
+def _each(sizes: Sequence[int], values: Sequence[T]) -> list[T]:
+    """What each completion has of what there is for each prompt."""
+    return [value for size, value in zip(sizes, values, strict=True) for _ in range(size)]
 
 
 def _can_compare(name: RewardName, info: PromptInfo) -> bool:

@@ -145,7 +145,7 @@ def score_rules(
     values: dict[RewardName, Tensor] = {}
     failures: list[RuleFailure] = []
     for name in names:
-        values[name] = torch.zeros(len(completions))
+        given = [0.0] * len(completions)
         for row, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
             if applies and not applies[name][row]:
                 continue
@@ -154,12 +154,15 @@ def score_rules(
                 if not answers_of_row:
                     raise ValueError("no answer to compare with")
                 # Of several, those that the rule can compare with; of one, its error says why it cannot.
-                able = [each for each in answers_of_row if can_compare(name, each)] or answers_of_row[:1]
+                able = answers_of_row[:1]
+                if len(answers_of_row) > 1:
+                    able = [each for each in answers_of_row if can_compare(name, each)] or able
                 value = max(rules[name](completion, each) for each in able)
                 if not math.isfinite(value):
                     raise ValueError(f"the rule gave {value}")
             except Exception as error:  # a rule is user code: whatever it raises is counted, never passed over
                 failures.append(RuleFailure(name=name, row=row, detail=f"{type(error).__name__}: {error}"))
             else:
-                values[name][row] = value
+                given[row] = value
+        values[name] = torch.tensor(given)
     return RuleScores(values=values, failures=tuple(failures))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 import regex
 
@@ -26,6 +27,8 @@ SPACELESS = (
 )  # fmt: skip
 """Unicode's names of the scripts without blanks between words."""
 
+_REMEMBERED = 4096
+"""Texts whose forms are kept: an answer is compared with all completions of its group, which resemble each other."""
 _LETTERS = "".join(rf"\p{{{script}}}" for script in SPACELESS) + "ー"
 _PLAIN = re.compile(r"[a-z0-9 ]*")
 _DIGIT = regex.compile(r"[\p{Nd}--0-9]", regex.V1)
@@ -48,6 +51,7 @@ _BEFORE_PERCENT = regex.compile(r"(?<=\d) (?=[%‰])")
 _SPACELESS_WORD = regex.compile(rf"[{_LETTERS}]\p{{M}}*", regex.V1)
 
 
+@lru_cache(_REMEMBERED)
 def fold(text: str) -> str:
     """The text in NFKC and without case, digits as 0-9, runs of whitespace as one space and none at the ends."""
     if text.isascii():
@@ -60,6 +64,7 @@ def fold(text: str) -> str:
     return " ".join(text.split())
 
 
+@lru_cache(_REMEMBERED)
 def normalise(text: str) -> str:
     """The words of a text, one space between them. A text that is nothing but punctuation stays as it is."""
     folded = fold(text)

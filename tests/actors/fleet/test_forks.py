@@ -163,12 +163,11 @@ def test_clusters_that_share_a_server_have_one_below_it_each(tmp_path: Path, ray
 
 
 SERVER = """
-import sys
+import os, sys
 from actors.fleet import forks
 forks.IDLE_S = 0.2
 forks._import_all_but_ray = forks._import_ray = lambda: __import__("numpy")
-with open(sys.argv[1] + ".lock", "w") as lock:
-    forks.serve(sys.argv[1], lock.fileno(), int(sys.argv[2]))
+forks.serve(sys.argv[1], os.open(sys.argv[1] + ".lock", os.O_CREAT | os.O_RDWR), int(sys.argv[2]))
 """
 
 
