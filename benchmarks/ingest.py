@@ -131,7 +131,7 @@ def polyphony_on_ray(source: Path, target: Path, side: int) -> None:
     """`jobs.prepare` on a local Ray with two CPUs, as a submitted job runs it."""
     from jobs.command import connect
 
-    connect(address="local", num_cpus=2, object_store_memory=512 * 2**20)
+    connect(copies=False, address="local", num_cpus=2, object_store_memory=512 * 2**20)
     polyphony(source, target, side)
 
 

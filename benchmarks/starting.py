@@ -27,7 +27,7 @@ from actors.fleet.forks import SERVE, copied, descendants
 from benchmarks import machine
 from benchmarks.reusable import start
 from jobs.command import connect
-from pipeline.config import Device, load_recipe
+from pipeline.config import load_recipe
 
 ROLES = ("policy", "critic", "reference", "reward")
 NUM_RANKS = 2
@@ -37,7 +37,7 @@ OURS = ("ray::Reusable", SERVE)
 def measured(*, copies: bool) -> dict[str, float]:
     """What it takes to start the workers on a Ray of their own."""
     world.copied = copied if copies else lambda _: {}
-    connect(Device.CPU if copies else Device.AUTO, address="local", num_cpus=8, include_dashboard=False)
+    connect(copies=copies, address="local", num_cpus=8, include_dashboard=False)
     try:
         recipe = load_recipe(None, ["cluster.device=cpu"])
         started = time.monotonic()

@@ -148,7 +148,8 @@ def main(
             os.environ["DS_ACCELERATOR"] = "cpu"
         with held(recipe.run.directory):
             if needs_ray or os.environ.get("RAY_ADDRESS"):
-                connect(recipe.cluster.device)
+                # What needs no Ray has small workers: they would wait for imports that none of them needs.
+                connect(copies=needs_ray and recipe.cluster.device is Device.CPU)
             if resume:
                 run(recipe, resume=True)
             else:
@@ -157,18 +158,19 @@ def main(
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def connect(device: Device = Device.CPU, **options: Any) -> None:
+def connect(*, copies: bool = True, **options: Any) -> None:
     """Joins the cluster that this job was submitted to, or starts a local one; `options` go to `ray.init`.
 
-    device: of the workers, whoever starts them: on CPUs all are copies.
+    copies: whether all workers start as copies (`actors/fleet/forks.py`), whoever starts them.
     """
     if not ray.is_initialized():
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        started = started_as(Device.CPU) if copies else {}
         ray.init(
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **SERVE}, **started_as(device)},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **SERVE}, **started},
             **options,
         )
 

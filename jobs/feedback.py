@@ -25,7 +25,7 @@ from pathlib import Path
 from actors.feedback import serve as page
 from jobs.command import USER_ERRORS, connect, recipe_of
 from jobs.local import print_in_any_locale
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import ConfigError, Device, Recipe
 from pipeline.data.table import write_preferences
 from pipeline.feedback.exchange import arena, jsonl, label_studio, trl
 from pipeline.feedback.preferences import human_opinions
@@ -39,7 +39,7 @@ BROUGHT = ("jsonl", "label_studio", "arena", "preferences")
 
 def serve(recipe: Recipe, options: argparse.Namespace) -> None:
     """Serves the page until it is interrupted."""
-    connect(recipe.cluster.device)
+    connect(copies=recipe.cluster.device is Device.CPU)
     page.announce(recipe, page.start(recipe))
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.default_int_handler)
@@ -80,7 +80,7 @@ def refit(recipe: Recipe, options: argparse.Namespace) -> None:
     """Refits the reward model from all that people have said; a run that goes on takes it up by itself."""
     from actors.feedback.refit import Refitter  # It brings torch: seconds that only those pay who refit.
 
-    connect(recipe.cluster.device)
+    connect(copies=recipe.cluster.device is Device.CPU)
     refitter = Refitter(recipe)
     try:
         print(refitter.look(is_asked=True))

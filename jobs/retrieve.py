@@ -21,7 +21,7 @@ from jobs import pretrain
 from jobs.command import USER_ERRORS, connect, recipe_of
 from jobs.directory import held
 from jobs.local import print_in_any_locale
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import ConfigError, Device, Recipe
 from pipeline.config.fusion import Modality
 from pipeline.data.datasets import Datasets
 from pipeline.data.media import decode
@@ -86,7 +86,7 @@ def evaluate(recipe: Recipe, options: argparse.Namespace) -> None:
     """Measures retrieval, and zero- and few-shot classification, on unseen rows."""
     pretrain.make_table(recipe)
     if recipe.retrieve.encoder is None and not recipe.checkpoint("pretrain").is_dir():
-        connect(recipe.cluster.device)
+        connect(copies=recipe.cluster.device is Device.CPU)
         pretrain.run(recipe)
     run(recipe)
 
