@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 
+from actors.fleet.forks import SERVE
 from actors.fleet.recoveries import read_losses
 from actors.training import supervised
 from benchmarks.kills import fingerprint, recipe_of, run, settings_of
@@ -117,8 +118,10 @@ def workers(*titles: str) -> set[int]:
     starts = titles or tuple(f"ray::{role}Worker" for role in ROLES)
     found = {each.pid: (each.info["ppid"], _command(each)) for each in psutil.process_iter(["cmdline", "ppid"])}
     session = ray.get_runtime_context().get_session_name()
-    raylets = {pid for pid, (_, command) in found.items() if session in command}
-    return {pid for pid, (parent, title) in found.items() if parent in raylets and title.startswith(starts)}
+    parents = {pid for pid, (_, command) in found.items() if session in command}
+    servers = {f"{SERVE} {raylet}" for raylet in parents}
+    parents |= {pid for pid, (_, title) in found.items() if title.strip() in servers}
+    return {pid for pid, (parent, title) in found.items() if parent in parents and title.startswith(starts)}
 
 
 def _command(process: psutil.Process) -> str:

@@ -12,17 +12,22 @@ from jobs import command
 from pipeline.models import tiny
 
 
-@pytest.mark.parametrize(("device", "told"), [("cpu", "cpu"), ("auto", None)])
-def test_deepspeed_is_told_of_a_recipe_on_cpus_before_it_looks_for_a_gpu(
-    device: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("device", "needs_ray", "told", "copies"),
+    [("cpu", True, "cpu", True), ("auto", True, None, False), ("cpu", False, "cpu", False)],
+)
+def test_a_recipe_on_cpus_tells_deepspeed_before_it_looks_for_a_gpu_and_has_its_workers_copied(
+    device: str, needs_ray: bool, told: str | None, copies: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "")  # so that it is put back
     monkeypatch.delenv("DS_ACCELERATOR")
-    monkeypatch.setattr(command, "connect", lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    asked: list[bool] = []
+    monkeypatch.setattr(command, "connect", lambda *, copies: asked.append(copies))
     monkeypatch.setattr(sys, "argv", ["jobs.prepare", f"cluster.device={device}"])
     seen: list[str | None] = []
-    command.main(lambda recipe: seen.append(os.environ.get("DS_ACCELERATOR")), "A stage.")
-    assert seen == [told]
+    command.main(lambda _: seen.append(os.environ.get("DS_ACCELERATOR")), "A stage.", needs_ray=needs_ray)
+    assert (seen, asked) == ([told], [copies])
 
 
 def test_building_a_tiny_checkpoint_draws_no_progress_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
