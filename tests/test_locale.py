@@ -41,7 +41,7 @@ def test_recipes_arguments_and_files_are_utf_8_and_printing_never_stops(tmp_path
                 tracker.samples(0, [{"text": recipe.run.name}])
             print(recipe.run.name)
 
-        command.connect = lambda: None
+        command.connect = lambda **_: None
         command.main(run, "a stage \\u6f14")
     """
     arguments = ["--config", str(recipe), f"run.directory={tmp_path}", "prepare.tasks=[问答]", "run.sinks=[console]"]
