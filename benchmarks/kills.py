@@ -46,7 +46,7 @@ APART = tuple(f"rlhf.{role}.resources={{{SPOT if role in POOLS else STEADY}: 1}}
 SETTINGS = (
     "cluster.device=cpu",
     "cluster.max_recoveries_an_hour=100000",
-    # Ray takes some 20 s to notice that a node has gone: who waits for features that lay there does not hang.
+    # Ray takes some 15 s to notice that a node has gone: who waits for features that lay there does not hang.
     "cluster.deadlines={first_s: 90, least_s: 30, factor: 4}",
     "run.sinks=[jsonl]",
     "data.num_readers=1",

@@ -27,7 +27,7 @@ SPACELESS = (
 )  # fmt: skip
 """Unicode's names of the scripts without blanks between words."""
 
-_REMEMBERED = 4096
+_REMEMBERED = 512  # Texts may be long.
 """Texts whose forms are kept: an answer is compared with all completions of its group, which resemble each other."""
 _LETTERS = "".join(rf"\p{{{script}}}" for script in SPACELESS) + "ー"
 _PLAIN = re.compile(r"[a-z0-9 ]*")
