@@ -9,14 +9,16 @@ Arrays are NumPy, so that Ray shares them between processes without copies.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 class MediaKind(StrEnum):
@@ -194,15 +196,36 @@ class Completion:
 
 
 class Arrays(list[NDArray[Any]]):
-    """Arrays [T_i] of one type, which travel between processes as one: there each costs as much as a thousand bytes."""
+    """Arrays of one type, which travel between processes as one: there each costs as much as a thousand bytes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_apart, (np.concatenate(self), [len(each) for each in self])) if self else (Arrays, ())
+        whole = np.concatenate([each.ravel() for each in self]) if self else None
+        return _apart, (whole, [each.shape for each in self])
 
 
-def _apart(whole: NDArray[Any], lengths: list[int]) -> Arrays:
-    ends = accumulate(lengths)
-    return Arrays(whole[end - length : end] for end, length in zip(ends, lengths, strict=True))
+def _apart(whole: NDArray[Any], shapes: Sequence[tuple[int, ...]]) -> Arrays:
+    ends = accumulate(map(math.prod, shapes))
+    return Arrays(whole[end - math.prod(shape) : end].reshape(shape) for end, shape in zip(ends, shapes, strict=True))
+
+
+class Records(list[T]):
+    """Instances of one dataclass, which travel between processes field by field: one by one they cost far more."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = zip(*(vars(each).values() for each in self), strict=True)
+        return _records, (type(self[0]) if self else None, [_column(field) for field in fields])
+
+
+def _column(values: Sequence[Any]) -> list[Any]:
+    """The values of a field of several records, in the form in which they travel best."""
+    kinds = {*map(type, values)}
+    if kinds == {np.ndarray} and len({each.dtype for each in values}) == 1:
+        return Arrays(values)
+    return Records(values) if len(kinds) == 1 and is_dataclass(values[0]) else list(values)
+
+
+def _records(of: Callable[..., T], columns: Sequence[Sequence[Any]]) -> Records[T]:
+    return Records(of(*values) for values in zip(*columns, strict=True))
 
 
 @dataclass(frozen=True)
@@ -213,21 +236,11 @@ class Rollout:
     completions: tuple[Completion, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        of = self.completions
-        raw = [each.raw_logprobs for each in of if each.raw_logprobs is not None]
-        columns = (
-            Arrays(each.token_ids for each in of),
-            Arrays(each.behaviour_logprobs for each in of),
-            [each.finish_reason for each in of],
-            [each.weights_version for each in of],
-            [each.text for each in of],
-            Arrays(raw) if len(raw) == len(of) else [each.raw_logprobs for each in of],
-        )
-        return _rollout, (self.prompt_id, columns)
+        return _rollout, (self.prompt_id, Records(self.completions))
 
 
-def _rollout(prompt_id: str, columns: tuple[Sequence[Any], ...]) -> Rollout:
-    return Rollout(prompt_id, tuple(map(Completion, *columns)))
+def _rollout(prompt_id: str, completions: Sequence[Completion]) -> Rollout:
+    return Rollout(prompt_id, tuple(completions))
 
 
 @dataclass(frozen=True)
@@ -253,10 +266,6 @@ class Experience:
     weight: float = 1.0
     left_out: NDArray[np.bool_] | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        floats = np.stack([getattr(self, name) for name in _FLOATS])  # One array, as of `Arrays`.
-        return _experience, (self.prompt_id, self.token_ids, self.mask, floats, self.weight, self.left_out)
-
     @property
     def loss_mask(self) -> NDArray[np.bool_]:
         """Bool [n, T], True on the tokens that losses and their normalisers count."""
@@ -267,20 +276,6 @@ class Experience:
     def num_learned(self) -> int:
         """How many completions losses count."""
         return len(self.mask) if self.left_out is None else int((~self.left_out).sum())
-
-
-_FLOATS = ("behaviour_logprobs", "proximal_logprobs", "reference_logprobs", "values", "advantages", "returns")
-
-
-def _experience(
-    prompt_id: str,
-    token_ids: NDArray[np.int64],
-    mask: NDArray[np.bool_],
-    floats: NDArray[np.float32],
-    weight: float,
-    left_out: NDArray[np.bool_] | None,
-) -> Experience:
-    return Experience(prompt_id, token_ids, mask, *floats, weight=weight, left_out=left_out)
 
 
 Ids = tuple[int, ...]

@@ -23,7 +23,7 @@ from actors.roles.scoring import Group, score
 from pipeline.algorithms.shaping import combine, overlong_penalty, varied_groups
 from pipeline.config import ConfigError, Recipe, RewardName
 from pipeline.data.datasets import Datasets
-from pipeline.records import Arrays, PromptInfo, Rollout
+from pipeline.records import PromptInfo, Rollout
 from pipeline.rewards import can_compare, needs_answer, score_rules
 
 T = TypeVar("T")
@@ -365,6 +365,6 @@ def _can_compare(name: RewardName, info: PromptInfo) -> bool:
 def groups_of(prompts: Sequence[PromptRef], rollouts: Sequence[Rollout]) -> list[Group]:
     """Prompts with the token ids of their completions."""
     return [
-        (prompt, Arrays(completion.token_ids for completion in rollout.completions))
+        (prompt, [completion.token_ids for completion in rollout.completions])
         for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]

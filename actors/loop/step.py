@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,7 @@ from actors.loop.reward_parts import learned_rewards, next_multipliers
 from actors.loop.sampler import Sampled, Sampler
 from actors.roles.critic import CriticWorker
 from actors.roles.encoder import PromptRef
-from actors.roles.policy import Minibatch, PolicyWorker, plan_update
+from actors.roles.policy import Minibatches, PolicyWorker, plan_update
 from actors.roles.reference import ReferenceWorker
 from actors.roles.reward import RewardWorker
 from actors.roles.rollout import RolloutWorker
@@ -218,23 +219,22 @@ def update(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Policy and critic learn at the same time; returns their metrics and seconds."""
 
-    def plan(world: World[Any]) -> list[list[Minibatch]]:
-        settings: Any = world.settings
+    @cache
+    def plan(num_ranks: int, budget: int) -> list[Minibatches]:
         return plan_update(
-            rows,
-            num_ranks=len(world),
-            budget=settings.micro_batch_tokens,
-            algorithm=recipe.rlhf.algorithm,
-            seed=[recipe.run.seed, step],
+            rows, num_ranks=num_ranks, budget=budget, algorithm=recipe.rlhf.algorithm, seed=[recipe.run.seed, step]
         )
+
+    def begin(world: World[Any], method: Any) -> Answer[dict[str, float]]:
+        settings: Any = world.settings
+        shares = plan(len(world), settings.micro_batch_tokens)
+        return world.on_each(method, shares, step=step, kl_weight=kl_weight)
 
     answers: dict[str, Answer[dict[str, float]]] = {}
     if roles.critic:
-        shares = plan(roles.critic)
-        answers["critic"] = roles.critic.on_each(CriticWorker.update, shares, step=step, kl_weight=kl_weight)
+        answers["critic"] = begin(roles.critic, CriticWorker.update)
     if recipe.rlhf.policy_learns(step):
-        shares = plan(roles.policy)
-        answers["policy"] = roles.policy.on_each(PolicyWorker.update, shares, step=step, kl_weight=kl_weight)
+        answers["policy"] = begin(roles.policy, PolicyWorker.update)
     results, spent = gather(answers)
     metrics = {metric_name(role, name): value for role, parts in results.items() for name, value in parts[0].items()}
     return metrics, {f"{role}_update": each.busy_s for role, each in spent.items()}

@@ -17,9 +17,10 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import ObjectLostError
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from actors.engine.place import Place
+from actors.fleet.failures import FEATURES, InputsLost
 from actors.fleet.worker import Worker
 from actors.roles.feature_cache import CacheCounts, FeatureCache
 from pipeline.config import Dataset, Encoder, Parts, Recipe
@@ -103,16 +104,24 @@ class PromptRef:
         return self.info.id
 
 
-def fetch_encoded(prompts: Sequence[PromptRef], live: frozenset[MediaKind] = frozenset()) -> list[EncodedPrompt]:
+def fetch_encoded(
+    prompts: Sequence[PromptRef], live: frozenset[MediaKind] = frozenset(), *, within_s: float | None = None
+) -> list[EncodedPrompt]:
     """Prompts from the object store of this node, without copies where they already lie there.
 
     Media of the kinds in `live` come as tensors for the caller's own towers, others as features.
+
+    Raises:
+        InputsLost: they are not there after `within_s`, as when the encoder that put them there hangs: Ray asks it.
     """
-    stored: list[StoredPrompt] = ray.get([prompt.stored for prompt in prompts])
-    held: list[Any] = [
-        medium.tensors if medium.kind in live else medium.features for prompt in stored for medium in prompt.media
-    ]
-    objects = iter(ray.get([item for item in held if isinstance(item, ray.ObjectRef)]))
+    try:
+        stored: list[StoredPrompt] = ray.get([prompt.stored for prompt in prompts], timeout=within_s)
+        held: list[Any] = [
+            medium.tensors if medium.kind in live else medium.features for prompt in stored for medium in prompt.media
+        ]
+        objects = iter(ray.get([item for item in held if isinstance(item, ray.ObjectRef)], timeout=within_s))
+    except GetTimeoutError:
+        raise InputsLost(FEATURES, f"they have not come within {within_s:g} s: who holds them hangs") from None
     media = iter([next(objects) if isinstance(item, ray.ObjectRef) else item for item in held])
     return [
         EncodedPrompt(prompt.id, prompt.input_ids, prompt.position_ids, tuple(next(media) for _ in prompt.media))

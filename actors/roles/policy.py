@@ -18,7 +18,7 @@ from actors.engine.weights import Weights
 from actors.fleet.world import split
 from actors.roles.encoder import PromptRef
 from actors.roles.reference import ReferenceWorker
-from actors.roles.scoring import Group, ShardedWorker, group_size
+from actors.roles.scoring import Group, ShardedWorker
 from pipeline.algorithms.aggregation import Normalisers, aggregate, token_mean
 from pipeline.algorithms.direct_preference import dpo_loss
 from pipeline.algorithms.kl import estimate_kl, kl_k3
@@ -27,8 +27,8 @@ from pipeline.algorithms.surrogates import Surrogate, policy_surrogate
 from pipeline.config import Algorithm, ImportanceCorrection, KlPlace, OffPolicy, PolicyLossName
 from pipeline.experience import ExperienceBatch, collate_experience
 from pipeline.models.checkpoint import save_checkpoint
-from pipeline.packing import Pass, plan_passes
-from pipeline.records import Experience
+from pipeline.packing import GroupSize, Pass, plan_passes
+from pipeline.records import Experience, Records
 
 Row = tuple[PromptRef, Experience]
 
@@ -41,6 +41,30 @@ class Minibatch:
     normalisers: Normalisers
 
 
+class Minibatches(list[Minibatch]):
+    """Those of one rank, which travel to it in few arrays; a row that comes again, in another epoch, does so once."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rows = {id(row): row for each in self for rows in each.passes for row in rows}
+        places = {key: place for place, key in enumerate(rows)}
+        passes = [[[places[id(row)] for row in rows] for rows in each.passes] for each in self]
+        prompts, experience = Records(prompt for prompt, _ in rows.values()), Records(of for _, of in rows.values())
+        return _minibatches, (prompts, experience, passes, [each.normalisers for each in self])
+
+
+def _minibatches(
+    prompts: Sequence[PromptRef],
+    experience: Sequence[Experience],
+    passes: Sequence[Sequence[Sequence[int]]],
+    normalisers: Sequence[Normalisers],
+) -> Minibatches:
+    rows = [*zip(prompts, experience, strict=True)]
+    return Minibatches(
+        Minibatch(tuple(tuple(rows[place] for place in places) for places in each), of)
+        for each, of in zip(passes, normalisers, strict=True)
+    )
+
+
 def groups_of(rows: Sequence[Row]) -> list[Group]:
     """Prompts and completions of a pass, as the model takes them."""
     return [
@@ -51,14 +75,14 @@ def groups_of(rows: Sequence[Row]) -> list[Group]:
 
 def plan_update(
     rows: Sequence[Row], *, num_ranks: int, budget: int, algorithm: Algorithm, seed: Sequence[int]
-) -> list[list[Minibatch]]:
+) -> list[Minibatches]:
     """For each rank, its minibatches of all epochs, in passes of at most `budget` tokens.
 
     Order and make-up of the minibatches do not depend on the number of ranks. One whose completions are all left out
     of the loss is no optimizer step.
     """
-    shares: list[list[Minibatch]] = [[] for _ in range(num_ranks)]
-    sizes = [group_size(group) for group in groups_of(rows)]
+    shares = [Minibatches() for _ in range(num_ranks)]
+    sizes = [GroupSize(prompt.num_tokens, *experience.mask.shape) for prompt, experience in rows]
     for epoch in range(algorithm.num_epochs):
         order = np.random.default_rng([*seed, epoch]).permutation(len(rows))
         for indices in split(order.tolist(), min(algorithm.num_minibatches, len(rows))):

@@ -70,7 +70,7 @@ class RolloutWorker(Worker):
 
     def _generate(self, prompts: Sequence[PromptRef], sampling: Sampling, group_size: int, step: int) -> list[Rollout]:
         seed = self.recipe.run.seed
-        encoded = fetch_encoded(prompts, self._live)
+        encoded = fetch_encoded(prompts, self._live, within_s=self.recipe.cluster.deadlines.fetch_s)
         repeats = 1 if self.recipe.model.share_prefix else group_size
         batch = collate_prompts([prompt for prompt in encoded for _ in range(repeats)], pad_id=pad_id(self._tokenizer))
         samples = generate(
@@ -105,7 +105,7 @@ class RolloutWorker(Worker):
 
     def sights(self, prompts: Sequence[PromptRef]) -> list[Sight]:
         """What generation runs for each prompt."""
-        encoded = fetch_encoded(prompts, self._live)
+        encoded = fetch_encoded(prompts, self._live, within_s=self.recipe.cluster.deadlines.fetch_s)
         return sights(encoded, collate_prompts(encoded, pad_id=pad_id(self._tokenizer)))
 
     def _decode(self, token_ids: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
@@ -28,10 +29,32 @@ from pipeline.models.processing import PromptProcessor, load_processor
 from pipeline.models.tokens import pad_id
 from pipeline.packing import GroupSize, Pass, plan_passes
 from pipeline.parity import Sight, sights
-from pipeline.records import MediaKind, MediumTensors
+from pipeline.records import Arrays, MediaKind, MediumTensors, Records
 
 Group = tuple[PromptRef, Sequence[NDArray[np.int64]]]
 """A prompt and the token ids [T] of each of its completions."""
+
+
+class Passes(list[Sequence[Group]]):
+    """The groups of each pass of a rank, which travel to it in few arrays."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        groups = [group for each in self for group in each]
+        prompts = Records(prompt for prompt, _ in groups)
+        completions = Arrays(ids for _, completions in groups for ids in completions)
+        return _passes, ([*map(len, self)], prompts, [len(completions) for _, completions in groups], completions)
+
+
+def _passes(
+    lengths: Sequence[int],
+    prompts: Sequence[PromptRef],
+    sizes: Sequence[int],
+    completions: Sequence[NDArray[np.int64]],
+) -> Passes:
+    ids, groups = iter(completions), zip(prompts, sizes, strict=True)
+    return Passes([(prompt, [*islice(ids, size)]) for prompt, size in islice(groups, length)] for length in lengths)
+
+
 P = ParamSpec("P")
 W = TypeVar("W", bound="ShardedWorker")
 
@@ -71,7 +94,7 @@ def score(
     plan = plan_passes(
         [group_size(group) for group in groups], num_ranks=len(world), budget=settings.micro_batch_tokens
     )
-    shares = [[[groups[index] for index in each.groups] for each in passes] for passes in plan]
+    shares = [Passes([groups[index] for index in each.groups] for each in passes) for passes in plan]
     return Scoring(world.on_each(method, shares, *args, **kwargs), plan)
 
 
@@ -138,9 +161,9 @@ class ShardedWorker(Worker):
         """
         wanted, lost = list({prompt.stored: prompt for prompt in prompts}.values()), ""
         try:
-            encoded = fetch_encoded(wanted, self.live)
-        except RayError as error:
-            encoded, lost = [], str(error).splitlines()[0]
+            encoded = fetch_encoded(wanted, self.live, within_s=self.recipe.cluster.deadlines.fetch_s)
+        except (RayError, InputsLost) as error:
+            encoded, lost = [], error.detail if isinstance(error, InputsLost) else str(error).splitlines()[0]
         if self.engine.max_over_ranks(float(bool(lost))):
             raise InputsLost(FEATURES, lost or "those of another rank")
         self._fetched = {prompt.stored: found for prompt, found in zip(wanted, encoded, strict=True)}
@@ -151,7 +174,7 @@ class ShardedWorker(Worker):
 
     def sights(self, prompts: Sequence[PromptRef]) -> list[Sight]:
         """What the role runs for each prompt."""
-        encoded = fetch_encoded(prompts, self.live)
+        encoded = fetch_encoded(prompts, self.live, within_s=self.recipe.cluster.deadlines.fetch_s)
         return sights(encoded, collate_prompts(encoded, pad_id=self.pad_id))
 
     @torch.no_grad()

@@ -73,6 +73,11 @@ class Deadlines(Section):
     factor: float = Field(default=10.0, ge=1)
     """How many times as long as the longest of its kind so far a call may take."""
 
+    @property
+    def fetch_s(self) -> float:
+        """Seconds that a call waits for what others put into the object store, before these count as out of reach."""
+        return self.least_s / 4  # It waits twice: for prompts, and then for their media.
+
 
 class Cluster(Section):
     device: Device = Device.AUTO

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +16,23 @@ from numpy.typing import NDArray
 from ray.exceptions import ObjectLostError
 
 from actors.engine.place import Place
-from actors.roles.encoder import SAME_MEDIA, EncoderWorker, Needs, PromptRef, Showing, fetch_encoded
+from actors.fleet.failures import InputsLost
+from actors.roles.encoder import (
+    SAME_MEDIA,
+    EncoderWorker,
+    Needs,
+    PromptRef,
+    Showing,
+    StoredMedium,
+    StoredPrompt,
+    fetch_encoded,
+)
 from pipeline.config import Device, load_recipe
 from pipeline.data.datasets import RowKey, RowRef
 from pipeline.data.schema import to_row
 from pipeline.data.table import PromptTable, write_prompts
 from pipeline.records import MediaKind, Medium, Message, Prompt, Quarantined
+from tests.prompts import prompt_ref
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -172,3 +184,24 @@ def test_what_has_left_the_object_store_is_put_there_again_and_nothing_else(
     for one, other in zip(before, copied(cast(PromptRef, renewed)), strict=True):
         np.testing.assert_array_equal(one, other)
     assert worker.num_tower_calls() == num_calls + 2
+
+
+@ray.remote(num_cpus=0)
+def late(seconds: float, value: object) -> object:
+    """What its owner, as one that hangs on another node, has not got for so long."""
+    time.sleep(seconds)
+    return value
+
+
+@pytest.mark.parametrize("is_late", ["prompt", "medium"])
+def test_who_waits_for_an_encoder_that_hangs_says_so_and_does_not_hang_itself(is_late: str) -> None:
+    features, ids = np.ones((2, 4), np.float32), np.arange(3)
+
+    medium = late.remote(2.0 if is_late == "medium" else 0.0, features)
+    stored = StoredPrompt("a", ids, ids[None], (StoredMedium(IMAGE, cast(Any, medium), None),))
+    held = late.remote(2.0, stored) if is_late == "prompt" else ray.put(stored)
+    prompt = replace(prompt_ref("a"), stored=cast(Any, held))
+    with pytest.raises(InputsLost, match=r"have not come within 0\.3 s"):
+        fetch_encoded([prompt], within_s=0.3)
+    (found,) = fetch_encoded([prompt], within_s=30.0)
+    assert np.array_equal(cast(Any, found.media[0]), features)
