@@ -111,3 +111,9 @@ def cause_of(error: BaseException) -> BaseException:
 def inputs_are_lost(error: BaseException) -> bool:
     """Whether a call failed for what it was to read from the object store."""
     return isinstance(cause_of(error), ObjectLostError | InputsLost)
+
+
+def unread(role: str, error: BaseException) -> InputsLost:
+    """What such a failure of a role's call is to who asked."""
+    cause = cause_of(error)
+    return InputsLost(FEATURES, f"{role} cannot read them: {cause.detail if isinstance(cause, InputsLost) else cause}")

@@ -30,17 +30,7 @@ import ray
 from actors.engine.place import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
-from actors.fleet.failures import (
-    FEATURES,
-    InputsLost,
-    KillsWorkers,
-    Loss,
-    Lost,
-    StateLost,
-    cause_of,
-    inputs_are_lost,
-    is_death,
-)
+from actors.fleet.failures import KillsWorkers, Loss, Lost, StateLost, cause_of, inputs_are_lost, is_death, unread
 from actors.fleet.member import Member, State, Task
 from actors.fleet.placement import Seating
 from actors.fleet.recoveries import Recoveries, Recovery
@@ -228,11 +218,7 @@ class Pool(Generic[W]):
         """What an error of a task is to those who submitted it."""
         if isinstance(error, Lost):
             return error
-        return (
-            InputsLost(FEATURES, f"{self.role} cannot read them: {cause_of(error)}")
-            if inputs_are_lost(error)
-            else cause_of(error)
-        )
+        return unread(self.role, error) if inputs_are_lost(error) else cause_of(error)
 
     def hangs(self, places: Sequence[int], seconds: float) -> BaseException:
         """The pool looks after its deadlines itself."""

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from actors.engine.place import Place
 from actors.fleet.answer import Answer
 from actors.fleet.deadlines import Deadlines
-from actors.fleet.failures import FEATURES, MISTAKES, InputsLost, Loss, WorldLost, cause_of, inputs_are_lost, is_death
+from actors.fleet.failures import MISTAKES, Loss, WorldLost, cause_of, inputs_are_lost, is_death, unread
 from actors.fleet.forks import copied
 from actors.fleet.placement import Seating
 from actors.fleet.worker import Meter, Spent, Worker
@@ -129,7 +129,7 @@ class World(Generic[W]):
         """A death or an error of one rank is the world's: the others wait for it until they are started again."""
         cause = cause_of(error)
         if inputs_are_lost(error):
-            return InputsLost(FEATURES, f"{self.role} cannot read them: {cause}")
+            return unread(self.role, error)
         if is_death(error):
             return WorldLost(self.role, f"rank {place} died: {str(error).splitlines()[0]}")
         if isinstance(cause, MISTAKES):

@@ -15,9 +15,13 @@ from typing import Any
 import ray
 import ray.train
 from ray.exceptions import GetTimeoutError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    UserExceptionWithTraceback,
+    WorkerGroupStartupTimeoutError,
+)
 from ray.util.queue import Queue
 
 from actors.fleet.failures import MISTAKES, Loss, TrainingLost, cause_of, is_death
@@ -45,6 +49,8 @@ LOOPS = {
     "pretrain": train_contrastive,
 }
 """What runs in the workers of each stage."""
+_NO_ROOM = (WorkerGroupStartupTimeoutError, InsufficientClusterResourcesError)
+"""Why Train's controller gives up where another try would not help: it has waited for as long as the recipe says."""
 _LOOK_S = 0.5
 STEPS_AHEAD = 3
 """Batches that lie ready for the workers."""
@@ -103,9 +109,11 @@ class Training:
                 name=uuid.uuid4().hex,
                 storage_path=str((recipe.run.directory / "ray_train").absolute()),
                 worker_runtime_env=copied(device).get("runtime_env"),
-                # Train asks for its seats again each minute, by itself for ever.
+                # Train asks for its seats again each minute, by itself for ever. Where nodes are taken away it would
+                # start the ranks again by itself, too, in the midst of what they are sent.
                 failure_config=ray.train.FailureConfig(
-                    controller_failure_limit=math.ceil(recipe.cluster.resource_timeout_s / 60)
+                    controller_failure_limit=math.ceil(recipe.cluster.resource_timeout_s / 60),
+                    max_preemption_failures=0,
                 ),
             ),
         )
@@ -194,6 +202,13 @@ class Training:
         """What a failure of Train is to whoever asked: ranks that die, or meet what others did, may do so no more."""
         if is_death(failure):
             return TrainingLost(self._stage, f"who leads its ranks is gone: {failure}", Loss.DIED)
+        if isinstance(failure, PreemptionError):
+            return TrainingLost(self._stage, str(failure), Loss.DIED)
+        if isinstance(failure, ControllerError):
+            cause = failure.controller_failure
+            if isinstance(cause, (*_NO_ROOM, *MISTAKES)):
+                return failure
+            return TrainingLost(self._stage, f"its start: {type(cause).__name__}: {cause}", Loss.RAISED)
         if not isinstance(failure, WorkerGroupError):
             return failure
         causes = {

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import RayActorError
+from ray.train import ControllerError, PreemptionError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2.api.preemption import PreemptionInfo
 from ray.util.queue import Queue
 
 from actors.fleet.failures import Loss, TrainingLost
@@ -42,3 +45,33 @@ def test_where_who_leads_the_ranks_dies_the_training_is_lost_and_can_begin_again
     training._stage = "sft"
     lost = training._meaning(RayActorError())
     assert isinstance(lost, TrainingLost) and lost.kind is Loss.DIED and lost.role == "sft"
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_lost"),
+    [
+        (WorkerGroupStartupFailedError("a worker died while it started"), True),
+        (RuntimeError("the control plane does not answer"), True),
+        (WorkerGroupStartupTimeoutError(2), False),
+        (ValueError("no such backend"), False),
+    ],
+)
+def test_a_start_that_fails_is_tried_again_unless_there_is_no_room_or_the_mistake_would_come_again(
+    cause: Exception, is_lost: bool
+) -> None:
+    training: Any = object.__new__(Training)
+    training._stage = "sft"
+    failure = ControllerError(cause)
+    found = training._meaning(failure)
+    if is_lost:
+        assert isinstance(found, TrainingLost) and found.kind is Loss.RAISED and str(cause) in str(found)
+    else:
+        assert found is failure
+
+
+def test_a_training_whose_node_is_taken_away_begins_again() -> None:
+    training: Any = object.__new__(Training)
+    training._stage = "sft"
+    taken = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [1]}))
+    found = training._meaning(taken)
+    assert isinstance(found, TrainingLost) and found.kind is Loss.DIED
