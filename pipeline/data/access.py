@@ -20,7 +20,6 @@ import stat
 import sys
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Any, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
@@ -231,7 +230,7 @@ def _check_words(address: str) -> None:
 
 
 def _check_parts(path: str) -> None:
-    if ".." in PurePosixPath(path).parts:
+    if ".." in path.split("/"):
         raise RowError(
             Reason.OUTSIDE_ROOTS, f"{short(path)} climbs with '..'; write it relative to one of data.access.roots"
         )

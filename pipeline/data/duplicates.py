@@ -20,6 +20,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ def plain(text: str) -> str:
     return " ".join(folded.split())
 
 
+@lru_cache(64)  # Those of a row are asked for once to find its like, and once to find it in another split.
 def text_key(text: str) -> str:
     """sha256 (hex) of a text; the same for texts that differ in case, blanks and compatibility forms alone."""
     return hashlib.sha256(plain(text).encode("utf-8", "surrogatepass")).hexdigest()

@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, cast
 
 import pyarrow as pa
@@ -168,12 +170,13 @@ _TAGS = re.compile("(" + "|".join(re.escape(kind.tag) for kind in MediaKind) + "
 _KIND_OF_TAG = {kind.tag: kind for kind in MediaKind}
 
 
-def split_content(content: str) -> list[str | MediaKind]:
+@lru_cache(64)  # A row's texts are looked at again and again on their way.
+def split_content(content: str) -> tuple[str | MediaKind, ...]:
     """Text parts and media places of a message, in order; empty text is left out.
 
     `MediaKind` is itself a `str`: test `isinstance(part, MediaKind)` first.
     """
-    return [_KIND_OF_TAG.get(part, part) for part in _TAGS.split(content) if part]
+    return tuple(_KIND_OF_TAG.get(part, part) for part in _TAGS.split(content) if part)
 
 
 def media_places(messages: Sequence[Message]) -> list[MediaKind]:
@@ -187,13 +190,13 @@ def messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
     return tuple(Message(role=turn["role"] or "", content=turn["content"] or "") for turn in turns)
 
 
-def bare_prompt(row: Mapping[str, Any], media: tuple[Medium, ...] = ()) -> Prompt:
-    """The prompt of a row without its media, or with these, unchecked."""
+def bare_prompt(row: Mapping[str, Any]) -> Prompt:
+    """The prompt of a row without its media, unchecked."""
     return Prompt(
         id=row.get("id") or "",
         task=row.get("task") or "",
         messages=messages_of(row),
-        media=media,
+        media=(),
         answer=row.get("answer"),
         demonstration=row.get("demonstration") or None,
         accepted=tuple(row.get("accepted") or ()),
@@ -207,19 +210,36 @@ def from_row(row: Mapping[str, Any]) -> Prompt:
         RowError: no id, no messages, an unknown role or an end that is not the user's turn, a blank answer (null is
             none at all), tags that do not match the media, or a medium without bytes.
     """
-    messages = messages_of(row)
-    if not row.get("id"):
+    prompt = bare_prompt(row)
+    check_words(prompt)
+    return replace(prompt, media=_interleave(row, media_places(prompt.messages)))
+
+
+def check_words(prompt: Prompt) -> None:
+    """Checks all of a prompt but its media; see `from_row`."""
+    if not prompt.id:
         raise RowError(Reason.NO_ID, "column id is empty")
-    if not messages:
+    if not prompt.messages:
         raise RowError(Reason.NO_MESSAGES, "column prompt holds no message")
-    for message in messages:
+    for message in prompt.messages:
         if message.role not in ROLES:
             raise RowError(Reason.BAD_ROLE, f"role {message.role!r} is none of {', '.join(ROLES)}")
-    if messages[-1].role != "user":
-        raise RowError(Reason.BAD_ROLE, f"the last message is by {messages[-1].role!r}; a prompt ends with the user")
-    if row.get("answer") is not None and not row["answer"].strip():
+    if (last := prompt.messages[-1].role) != "user":
+        raise RowError(Reason.BAD_ROLE, f"the last message is by {last!r}; a prompt ends with the user")
+    if prompt.answer is not None and not prompt.answer.strip():
         raise RowError(Reason.EMPTY_ANSWER, "the answer is blank; where nobody knows one it must be null")
-    return bare_prompt(row, _interleave(row, media_places(messages)))
+
+
+def checked_medium(kind: MediaKind, data: bytes | None, path: str | None) -> Medium:
+    """A medium of a row.
+
+    Raises:
+        RowError: it is without bytes.
+    """
+    if not data:
+        where = f"{kind.value} {path or 'without a path'}"
+        raise RowError(Reason.MISSING_BYTES, f"{where} has no bytes; embed the file in the table")
+    return Medium(kind, data, path)
 
 
 def _interleave(row: Mapping[str, Any], places: Sequence[MediaKind]) -> tuple[Medium, ...]:
@@ -235,14 +255,8 @@ def _interleave(row: Mapping[str, Any], places: Sequence[MediaKind]) -> tuple[Me
     media: list[Medium] = []
     for kind in places:
         file = files[kind].pop(0) or {}
-        data = cast("bytes | None", file.get("bytes"))
-        path = cast("str | None", file.get("path"))
-        if not data:
-            raise RowError(
-                Reason.MISSING_BYTES,
-                f"{kind.value} {path or 'without a path'} has no bytes; embed the file in the table",
-            )
-        media.append(Medium(kind=kind, data=data, path=path))
+        data, path = cast("bytes | None", file.get("bytes")), cast("str | None", file.get("path"))
+        media.append(checked_medium(kind, data, path))
     return tuple(media)
 
 

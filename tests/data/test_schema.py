@@ -79,14 +79,14 @@ def test_the_schema_tells_hugging_face_which_columns_hold_pictures_sounds_and_vi
 
 
 def test_content_splits_into_text_and_media_places() -> None:
-    assert split_content("<image>What <b>is</b><audio><video> this?") == [
+    assert split_content("<image>What <b>is</b><audio><video> this?") == (
         IMAGE,
         "What <b>is</b>",
         AUDIO,
         VIDEO,
         " this?",
-    ]
-    assert split_content("") == []
+    )
+    assert split_content("") == ()
     assert media_places(MIXED.messages) == [IMAGE, AUDIO, IMAGE, VIDEO, AUDIO]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 from pipeline.data.ingest.choices import lettered
@@ -30,9 +31,8 @@ class Columns:
         self._raw = {column: value for column, value in raw.items() if column not in ignored}
         self._names = names
         self._ignored = ignored
-        self._held = {column for column, value in self._raw.items() if self._holds(column, value)}
-        self._columns: dict[str, str | None] = {}
-        """By our name, once it was asked for."""
+        held = frozenset(column for column, value in self._raw.items() if self._holds(column, value))
+        self._columns = _columns(held, tuple(names.items()))
         self._read: set[str] = set()
         self._keys: set[str] = set()
 
@@ -69,8 +69,6 @@ class Columns:
 
     def column(self, name: str) -> str | None:
         """Which column a name of ours stands for in this row."""
-        if name not in self._columns:
-            self._columns[name] = next((column for column in self._known(name) if column in self._held), None)
         return self._columns[name]
 
     def has_empty_text(self, name: str) -> bool:
@@ -85,8 +83,12 @@ class Columns:
         """The columns that hold a medium each, by the numbers in their names."""
         if MEDIA_COLUMNS[kind] in self._names:
             return {}
-        numbers = {column: number_in(column, kind) for column, value in self._raw.items() if not is_nothing(value)}
-        return {number: column for column, number in numbers.items() if number is not None}
+        numbers = {column: number_in(column, kind) for column in self._raw}
+        return {
+            number: column
+            for column, number in numbers.items()
+            if number is not None and not is_nothing(self._raw[column])
+        }
 
     def lettered(self) -> dict[str, Any]:
         """What there is to choose from, where each choice has a column of its own."""
@@ -114,10 +116,15 @@ class Columns:
         return not is_empty and (column not in LOOSE or column in self._names.values() or _is_like_media(value))
 
     def _given(self, name: str) -> list[Any]:
-        return [self._raw[column] for column in self._known(name) if self._raw.get(column) is not None]
+        known = (self._names[name],) if name in self._names else NAMES[name]
+        return [self._raw[column] for column in known if self._raw.get(column) is not None]
 
-    def _known(self, name: str) -> Sequence[str]:
-        return (self._names[name],) if name in self._names else NAMES[name]
+
+@lru_cache(1024)  # Rows of a source hold the same columns, or are of few kinds.
+def _columns(held: frozenset[str], names: tuple[tuple[str, str], ...]) -> Mapping[str, str | None]:
+    """By our name, the first of the columns called so that holds something."""
+    known = {**NAMES, **{ours: (theirs,) for ours, theirs in names}}
+    return {ours: next((column for column in theirs if column in held), None) for ours, theirs in known.items()}
 
 
 def _is_like_media(value: object) -> bool:

@@ -44,6 +44,9 @@ _SCHEMA = f"""
     CREATE TABLE refused (name UNIQUE, reason, detail, is_bad INTEGER);
 """
 
+_ADD = f"INSERT OR IGNORE INTO rows ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_ADD_UNREAD = "INSERT INTO unread VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET num_rows = num_rows + 1"
+
 
 class Index:
     """Rows of `worker.INDEX_COLUMNS` by their number in the order of the sources."""
@@ -73,26 +76,21 @@ class Index:
         values = {**row, "number": number, "modalities": "+".join(row["modalities"])}
         if self._keeps_unanswered and row["label"] is False:
             values["has_answer"] = False
-        marks = ", ".join("?" * len(_COLUMNS))
-        statement = f"INSERT OR IGNORE INTO rows ({', '.join(_COLUMNS)}) VALUES ({marks})"
         id: str = row["id"]
-        while not self.database.execute(statement, [values[column] for column in _COLUMNS]).rowcount:
+        while not self.database.execute(_ADD, [values[column] for column in _COLUMNS]).rowcount:
             id = values["id"] = f"{row['id']}-{self._times(row['id'])}"
-        self._add_many("contents", number, contents)
-        self._add_many("files", number, row["files"] or ())
-        self.database.executemany(
-            "INSERT INTO unread VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET num_rows = num_rows + 1",
-            [(row["dataset"], path) for path in row.get("unread") or ()],
-        )
+        for key in contents:
+            self.database.execute("INSERT OR IGNORE INTO contents VALUES (?, ?)", (key, number))
+        for name in row["files"] or ():
+            self.database.execute("INSERT OR IGNORE INTO files VALUES (?, ?)", (name, number))
+        for path in row.get("unread") or ():
+            self.database.execute(_ADD_UNREAD, (row["dataset"], path))
         return id
 
     def _times(self, id: str) -> int:
         """How often an id was met so far, with this time."""
         statement = "INSERT INTO repeats VALUES (?, 2) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
         return self.database.execute(statement, (id,)).fetchone()[0]
-
-    def _add_many(self, table: str, number: int, values: Iterable[bytes | str]) -> None:
-        self.database.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", [(value, number) for value in values])
 
     def leave_out(self, number: int) -> None:
         """The row does not stay."""

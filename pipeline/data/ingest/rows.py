@@ -10,12 +10,11 @@ import posixpath
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pipeline.config import Answers, Ids, MediaAs, Recipe, SplitBy
+from pipeline.config import Answers, Ids, MediaAs, Recipe, Source, SplitBy
 from pipeline.config.steps import TextPart, VideoKeepSound
 from pipeline.data.access import Reader
 from pipeline.data.duplicates import conversation_text, fingerprint, text_key
@@ -28,7 +27,17 @@ from pipeline.data.ingest.splits import split_of
 from pipeline.data.ingest.unread import note
 from pipeline.data.isolated import Decoder
 from pipeline.data.media import content_key, encode_png, encode_video, encode_wav, flat
-from pipeline.data.schema import KEPT, MEDIA_COLUMNS, Reason, RowError, from_row, split_content, to_row, turn_cells
+from pipeline.data.schema import (
+    KEPT,
+    MEDIA_COLUMNS,
+    Reason,
+    RowError,
+    check_words,
+    checked_medium,
+    split_content,
+    to_row,
+    turn_cells,
+)
 from pipeline.data.steps import apply_features, apply_medium, apply_text
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Message, Prompt, Quarantined, Video
 
@@ -72,6 +81,7 @@ class RowPreparer:
         self._decoder = Decoder(recipe.data.limits)
         self._readers: dict[tuple[str, str], Reader] = {}
         self._datasets = [dataset_name(recipe, number) for number in range(len(recipe.prepare.sources))]
+        self._terms = [self._terms_of(*each) for each in zip(recipe.prepare.sources, self._datasets, strict=True)]
         self._store = MediaStore(directory / "media") if self._settings.media is MediaAs.REFERENCES else None
         self._keeps_sound = any(isinstance(step, VideoKeepSound) for step in self._settings.steps)
         self._text_steps = [step for step in self._settings.steps if step.step.startswith("text.")]
@@ -96,24 +106,25 @@ class RowPreparer:
             return error.quarantined(name)
 
     def _draft(self, values: Mapping[str, Any], path: str, place: str, source: int) -> Draft:
-        settings, splitting = self._settings.sources[source], self._settings.split
-        dataset = self._datasets[source]
-        draft = draft_of(
-            values,
-            names={**self._settings.map, **settings.map},
-            id=place,
-            dataset=dataset,
-            task=settings.task or dataset,
-            question=settings.question,
-            split=split_in(posixpath.relpath(path, posixpath.dirname(directory_of(settings.path, path)) or ".")),
-            group_column=splitting.column if splitting.by is SplitBy.GROUP else None,
-            split_column=splitting.column if splitting.by is SplitBy.COLUMN else None,
-            sort_column=self._settings.sort_by,
-            split_by=splitting.by,
-            ignored=self._settings.ignore,
-            kept=self._recipe.data.columns,
-        )
+        settings = self._settings.sources[source]
+        draft = draft_of(values, id=place, split=_stated_split(settings.path, path), **self._terms[source])
         return replace(draft, id=place) if (settings.ids or self._settings.ids) is Ids.PLACE else draft
+
+    def _terms_of(self, settings: Source, dataset: str) -> dict[str, Any]:
+        """What `draft_of` is told of all rows of a source."""
+        splitting = self._settings.split
+        return {
+            "names": {**self._settings.map, **settings.map},
+            "dataset": dataset,
+            "task": settings.task or dataset,
+            "question": settings.question,
+            "group_column": splitting.column if splitting.by is SplitBy.GROUP else None,
+            "split_column": splitting.column if splitting.by is SplitBy.COLUMN else None,
+            "sort_column": self._settings.sort_by,
+            "split_by": splitting.by,
+            "ignored": self._settings.ignore,
+            "kept": self._recipe.data.columns,
+        }
 
     def _prepared(self, draft: Draft, prompt: Prompt, place: str) -> Prepared:
         steps = self._settings.steps
@@ -221,22 +232,22 @@ class RowPreparer:
 
     def _checked(self, draft: Draft, path: str, source: int) -> Prompt:
         """The draft as a prompt, its media fetched last: what is wrong with its text costs no fetch."""
-        answers = draft.answer, draft.demonstration, draft.accepted
-        without_tags = tuple(Message(turn.role, _without_tags(turn.content)) for turn in draft.messages)
-        from_row(to_row(Prompt(draft.id, draft.task, without_tags, (), *answers), ()))
+        answers = draft.answer, draft.demonstration or None, draft.accepted
+        words = Prompt(draft.id, draft.task, draft.messages, (), *answers)
+        check_words(words)
         if draft.answer is None and self._settings.answers is Answers.REQUIRED:
             cure = "prepare.answers=optional keeps prompts without one"
             raise RowError(Reason.EMPTY_ANSWER, f"no answer; {cure}{note(draft.unread)}")
         root = directory_of(self._settings.sources[source].path, path)
         media = tuple(self._fetched(medium, path, root) for medium in draft.media)
-        return from_row(to_row(Prompt(draft.id, draft.task, draft.messages, media, *answers), ()))
+        return replace(words, media=media)
 
     def _fetched(self, medium: MediumSource, path: str, root: str) -> Medium:
         if medium.data is not None:
-            return Medium(medium.kind, medium.data, medium.path)
+            return checked_medium(medium.kind, medium.data, medium.path)
         address, base = medium.path or "", posixpath.dirname(path)
         name = None if address.startswith("data:") else address
-        return Medium(medium.kind, self._reader(base, root).read(address), name)
+        return checked_medium(medium.kind, self._reader(base, root).read(address), name)
 
     def _reader(self, base: str, root: str) -> Reader:
         if (base, root) not in self._readers:
@@ -246,8 +257,8 @@ class RowPreparer:
         return self._readers[base, root]
 
     def _stepped(self, medium: _Medium, id: str, index: int, split: str) -> _Medium:
-        rng = np.random.default_rng([self._recipe.run.seed, zlib.crc32(id.encode("utf-8", "replace")), index])
-        changed = apply_medium(self._settings.steps, medium.decoded, rng=rng, is_training=split == "train")
+        seed = (self._recipe.run.seed, zlib.crc32(id.encode("utf-8", "replace")), index)
+        changed = apply_medium(self._settings.steps, medium.decoded, seed=seed, is_training=split == "train")
         if changed is medium.decoded:
             return medium
         return _Medium(_encoded(changed, medium.file), changed, medium.original, medium.key)
@@ -314,6 +325,12 @@ def dataset_name(recipe: Recipe, source: int) -> str:
     return f"{names[source]}-{before + 1}" if before else names[source]
 
 
+@lru_cache(64)
+def _stated_split(source: str, path: str) -> str | None:
+    """The split that the name of a source's file says, or a directory above it."""
+    return split_in(posixpath.relpath(path, posixpath.dirname(directory_of(source, path)) or "."))
+
+
 def directory_of(source: str, path: str) -> str:
     """The directory of a source with a file at `path`."""
     return posixpath.dirname(path) if path == source else source.rstrip("/")
@@ -335,7 +352,3 @@ def _encoded(decoded: DecodedMedium, like: Medium) -> Medium:
 def _seconds(decoded: DecodedMedium) -> float:
     _, array, rate = flat(decoded)
     return len(array) / rate if rate else 0.0
-
-
-def _without_tags(content: str) -> str:
-    return "".join(part for part in split_content(content) if not isinstance(part, MediaKind))

@@ -237,7 +237,7 @@ def content_of(content: object, field: str) -> tuple[str, list[Slot]]:
     """Text with tags, and what fills them."""
     if is_missing(content):
         return "", []
-    if not isinstance(content, Sequence) or isinstance(content, str | bytes):
+    if isinstance(content, str | bytes) or not isinstance(content, Sequence):
         text = text_of(content, field)
         return text, [None] * len(media_places([Message("", text)]))
     texts: list[str] = []

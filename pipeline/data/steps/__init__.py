@@ -53,30 +53,32 @@ def apply_text(steps: Sequence[Step], text: str, *, part: TextPart = TextPart.ME
 
 
 def apply_medium(
-    steps: Sequence[Step], decoded: DecodedMedium, *, rng: np.random.Generator, is_training: bool
+    steps: Sequence[Step], decoded: DecodedMedium, *, seed: Sequence[int], is_training: bool
 ) -> DecodedMedium:
     """A medium after all steps for its kind, in order; the very same object where none changed it.
 
-    Each augmentation draws from a generator of its own, made of one draw from `rng`, the step's name and how often the
-    name came before: other steps, wherever they stand, change none of its draws.
+    Each augmentation draws from a generator of its own, made of one draw from that of `seed`, the step's name and how
+    often the name came before: other steps, wherever they stand, change none of its draws.
 
     Args:
-        rng: drawn from once.
         is_training: whether the row is of the training split; augmentations leave others alone.
 
     Raises:
         RowError: the medium is out of bounds.
     """
-    base = int(rng.integers(2**63))
+    base: int | None = None
     num_seen: dict[str, int] = {}
     for step in steps:
         if not isinstance(step, Augmentation):
             decoded = _apply(step, decoded, seed=None)
             continue
         num_seen[step.step] = num_seen.get(step.step, 0) + 1
-        seed = (base, num_seen[step.step], *step.step.encode())
-        if is_training and np.random.default_rng(seed).random() < step.probability:
-            decoded = _apply(step, decoded, seed=(*seed, 0))
+        if not is_training:
+            continue
+        base = int(np.random.default_rng(seed).integers(2**63)) if base is None else base
+        own = (base, num_seen[step.step], *step.step.encode())
+        if np.random.default_rng(own).random() < step.probability:
+            decoded = _apply(step, decoded, seed=(*own, 0))
     return decoded
 
 

@@ -27,7 +27,7 @@ def parsed(*steps: dict[str, Any]) -> tuple[Step, ...]:
 
 
 def applied(medium: DecodedMedium, *steps: dict[str, Any], seed: int = 1, is_training: bool = True) -> DecodedMedium:
-    return apply_medium(parsed(*steps), medium, rng=np.random.default_rng(seed), is_training=is_training)
+    return apply_medium(parsed(*steps), medium, seed=(seed,), is_training=is_training)
 
 
 def array(medium: DecodedMedium) -> Any:
@@ -150,7 +150,7 @@ def test_every_step_takes_the_parameters_that_its_section_has() -> None:
     steps = parsed(*({"step": name} | needed.get(name, {}) for name in STEPS))
     assert apply_text(steps, "hello") == "hello"
     for medium in (IMAGE, AUDIO, VIDEO):
-        assert type(apply_medium(steps, medium, rng=np.random.default_rng(0), is_training=True)) is type(medium)
+        assert type(apply_medium(steps, medium, seed=(0,), is_training=True)) is type(medium)
 
 
 def test_features_are_kept_under_their_names_for_sounds_alone() -> None:
