@@ -121,7 +121,7 @@ def fetch_encoded(
         ]
         objects = iter(ray.get([item for item in held if isinstance(item, ray.ObjectRef)], timeout=within_s))
     except GetTimeoutError:
-        raise InputsLost(FEATURES, f"they have not come within {within_s:g} s: who holds them does not answer") from None
+        raise InputsLost(FEATURES, f"not there after {within_s:g} s: who holds them does not answer") from None
     media = iter([next(objects) if isinstance(item, ray.ObjectRef) else item for item in held])
     return [
         EncodedPrompt(prompt.id, prompt.input_ids, prompt.position_ids, tuple(next(media) for _ in prompt.media))

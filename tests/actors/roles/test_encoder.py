@@ -201,7 +201,7 @@ def test_who_waits_for_an_encoder_that_hangs_says_so_and_does_not_hang_itself(is
     stored = StoredPrompt("a", ids, ids[None], (StoredMedium(IMAGE, cast(Any, medium), None),))
     held = late.remote(2.0, stored) if is_late == "prompt" else ray.put(stored)
     prompt = replace(prompt_ref("a"), stored=cast(Any, held))
-    with pytest.raises(InputsLost, match=r"have not come within 0\.3 s"):
+    with pytest.raises(InputsLost, match=r"not there after 0\.3 s"):
         fetch_encoded([prompt], within_s=0.3)
     (found,) = fetch_encoded([prompt], within_s=30.0)
     assert np.array_equal(cast(Any, found.media[0]), features)
