@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from actors.fleet.failures import FEATURES
 from actors.fleet.recoveries import Recovery
+from actors.loop.crew import ROWS
 from benchmarks.kills_watch import Call, How, Kill, Phase
 
 LEARNERS = frozenset({"policy", "critic"})
@@ -37,7 +39,7 @@ def num_kills(outcomes: Sequence[Outcome]) -> int:
 
 def only_the_failed(outcome: Outcome) -> bool:
     """Whether no role was started again that was not hit; policy and critic go together."""
-    allowed = outcome.hit | {"features"} | (LEARNERS if outcome.hit & LEARNERS else set())
+    allowed = outcome.hit | {FEATURES, ROWS} | (LEARNERS if outcome.hit & LEARNERS else set())
     return {each.role for each in outcome.recoveries} <= allowed
 
 

@@ -47,6 +47,9 @@ WORKERS: Mapping[str, type[Worker]] = {
 TRAININGS = ("sft", "reward_model")
 """Those of the stages that follow each other; a stage that stands alone has its own."""
 
+ROWS = "rows"
+"""Whose a loss of rows is that lay read in the object store."""
+
 T = TypeVar("T")
 Fleet = Pool[Any] | World[Any]
 
@@ -109,7 +112,10 @@ class Roles:
         def encode(seat: int, share: list[RowRef]) -> Answer[list[PromptRef | Quarantined]]:
             return self.encoder.submit_to(EncoderWorker.encode, [seat], [share], split, needs, shown=shown, again=again)
 
-        return Encoding([row.key for row in rows], [_Share(seat, share, encode) for seat, share in shares.items()])
+        return Encoding(
+            [row.key for row in rows],
+            [_Share(seat, share, encode, self.recoveries) for seat, share in shares.items()],
+        )
 
 
 @dataclass(frozen=True)
@@ -129,25 +135,37 @@ Encode = Callable[[int, list[RowRef]], Answer[list[PromptRef | Quarantined]]]
 
 
 class _Share:
-    """Rows that the encoder in one seat is at. Where they kill it again and again, each is tried alone."""
+    """Rows that the encoder in one seat is at. Where they kill it again and again, each is tried alone; where they have
+    left the object store, they are read from the tables."""
 
-    def __init__(self, seat: int, rows: list[RowRef], encode: Encode):
+    def __init__(self, seat: int, rows: list[RowRef], encode: Encode, recoveries: Recoveries):
         self._seat = seat
         self._rows = rows
         self._encode = encode
+        self._recoveries = recoveries
         self._answer = encode(seat, rows)
 
     def result(self) -> dict[RowKey, PromptRef | Quarantined]:
         """The prompts by row."""
         try:
             (prompts,) = self._answer.result()
+        except InputsLost as lost:
+            if not any(row.block for row in self._rows):
+                raise
+            recovery = self._recoveries.begin(ROWS, lost.detail, lost.kind)
+            found = self._with([RowRef(row.key) for row in self._rows]).result()
+            recovery.done()
+            return found
         except KillsWorkers as error:
             if len(self._rows) > 1:
-                alone = [_Share(self._seat, [row], self._encode) for row in self._rows]
+                alone = [self._with([row]) for row in self._rows]
                 return {key: prompt for share in alone for key, prompt in share.result().items()}
             key = self._rows[0].key
             prompts = [Quarantined(f"row {key.row}", Reason.KILLS_WORKER.value, str(error))]
         return {row.key: prompt for row, prompt in zip(self._rows, prompts, strict=True)}
+
+    def _with(self, rows: list[RowRef]) -> _Share:
+        return _Share(self._seat, rows, self._encode, self._recoveries)
 
 
 class Crew:

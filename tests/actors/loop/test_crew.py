@@ -19,24 +19,53 @@ from tests.actors.at_once import AtOnce
 from tests.prompts import prompt_ref
 
 
+def failed(error: Exception) -> Answer[Any]:
+    """What was asked for, and ended in an error."""
+    answer = AtOnce().answer([None])
+    (call,) = answer.calls
+    lost: Any = type(call)()
+    lost.set_exception(error)
+    return Answer(answer.asked, [lost])
+
+
 def test_a_row_that_kills_its_encoder_alone_is_refused_and_the_others_of_its_share_are_processed() -> None:
     keys = [RowKey(0, number) for number in range(3)]
     asked: list[list[int]] = []
 
     def encode(seat: int, rows: list[RowRef]) -> Answer[Any]:
         asked.append([row.key.row for row in rows])
-        answer = AtOnce().answer([[prompt_ref(str(row.key.row)) for row in rows]])
-        if RowKey(0, 1) not in [row.key for row in rows]:
-            return answer
-        (call,) = AtOnce().answer([None]).calls
-        failed: Any = type(call)()
-        failed.set_exception(KillsWorkers("encoder: 4 workers died of encode"))
-        return Answer(answer.asked, [failed])
+        if RowKey(0, 1) in [row.key for row in rows]:
+            return failed(KillsWorkers("encoder: 4 workers died of encode"))
+        return AtOnce().answer([[prompt_ref(str(row.key.row)) for row in rows]])
 
-    found = Encoding(keys, [_Share(0, [RowRef(key) for key in keys], encode)]).result()
+    share = _Share(0, [RowRef(key) for key in keys], encode, Recoveries(max_an_hour=0))
+    found = Encoding(keys, [share]).result()
     assert asked == [[0, 1, 2], [0], [1], [2]]
     assert [each.id for each in found if isinstance(each, PromptRef)] == ["0", "2"]
     assert found[1] == Quarantined("row 1", "kills_worker", "encoder: 4 workers died of encode")
+
+
+def test_rows_that_have_left_the_object_store_are_read_from_the_tables_once(tmp_path: Path) -> None:
+    keys, block = [RowKey(0, number) for number in range(2)], cast(Any, object())
+    asked: list[list[Any]] = []
+
+    def encode(seat: int, rows: list[RowRef]) -> Answer[Any]:
+        asked.append([row.block for row in rows])
+        if len(asked) == 1 or is_lost_for_good:
+            return failed(InputsLost(FEATURES, "encoder cannot read them"))
+        return AtOnce().answer([[prompt_ref(str(row.key.row)) for row in rows]])
+
+    recoveries, is_lost_for_good = Recoveries(max_an_hour=9, directory=tmp_path), False
+    share = _Share(0, [RowRef(key, block) for key in keys], encode, recoveries)
+    assert [each.id for each in Encoding(keys, [share]).result() if isinstance(each, PromptRef)] == ["0", "1"]
+    assert asked == [[block, block], [None, None]]
+    (loss,) = read_losses(tmp_path)
+    assert (loss["role"], loss["cause"], loss["kind"]) == ("rows", "encoder cannot read them", "inputs_lost")
+    assert loss["seconds"] is not None
+    is_lost_for_good = True
+    with pytest.raises(InputsLost):
+        _Share(0, [RowRef(key, block) for key in keys], encode, recoveries).result()
+    assert asked[2:] == [[block, block], [None, None]]
 
 
 class World:
