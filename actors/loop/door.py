@@ -185,9 +185,11 @@ class Batches:
         """
         while True:
             self.announce()
+            num_seen = min((self.cursor + 1 - self._first) * self._size, self.num_rows)
+            prompts = self._door.finish(self._pending[0], num_seen=num_seen, num_rows=self.num_rows)
+            # Only now: a batch that is lost on the way is not passed over.
+            self._pending.popleft()
             self.cursor += 1
-            num_seen = min((self.cursor - self._first) * self._size, self.num_rows)
-            prompts = self._door.finish(self._pending.popleft(), num_seen=num_seen, num_rows=self.num_rows)
             if prompts:
                 return prompts
             if num_seen == self.num_rows:

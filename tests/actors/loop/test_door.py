@@ -11,6 +11,7 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import pytest
 
+from actors.fleet.failures import FEATURES, InputsLost
 from actors.loop.door import Batches, Door, Lacks, PairBatches, nothing, shared_rows
 from actors.loop.judge import lacks as lacks_for_rewards
 from actors.roles.encoder import Needs, PromptRef, Showing
@@ -244,6 +245,24 @@ def test_a_prompt_that_is_expelled_is_counted_once_and_does_not_come_again(table
         assert door.quarantine.counts() == {"kills_worker": 1}
     (refused,) = Quarantine.read(table.parent / "run" / "quarantine" / "test_train.parquet")
     assert (refused.row_id, refused.detail) == (deadly.id, "4 workers died of generate")
+
+
+def test_a_batch_that_is_lost_on_its_way_is_not_passed_over(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = _recipe(table)
+    with _opened(recipe, size=7) as (_, batches):
+        expected = _ids(batches, 3)
+    with _opened(recipe, size=7) as (_, batches):
+        first = _ids(batches, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(ReadingRoles.Done, "result", lambda _: raises(InputsLost(FEATURES, "gone")))
+            with pytest.raises(InputsLost):
+                batches.take()
+        assert batches.cursor == 1
+        assert first + _ids(batches, 2) == expected
+
+
+def raises(error: Exception) -> Any:
+    raise error
 
 
 def test_prompts_that_were_lost_are_asked_for_again_as_such(table: Path) -> None:
