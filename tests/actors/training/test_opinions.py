@@ -16,6 +16,7 @@ from actors.roles.reward import RewardWorker
 from actors.training.opinions import Example, OpinionLosses, Totals, compared
 from actors.training.reward_model import held_out_scores, raw_scores, standardise
 from pipeline.algorithms.ensemble import bootstrap_counts
+from pipeline.config import load_recipe
 from pipeline.models.forward import RewardHead, RewardModel
 from pipeline.records import Preference, Ranking, RaterKind, Rating
 from tests.actors.training.lookup import BAD, GOOD, OTHER, Engine, Nothing
@@ -28,7 +29,7 @@ SHARED: dict[str, Any] = {"rater": "anna", "rater_kind": RaterKind.HUMAN}
 @pytest.fixture(autouse=True)
 def prompts_are_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("actors.training.reward_model", "actors.roles.scoring"):
-        monkeypatch.setattr(f"{module}.fetch_encoded", lambda prompts, live: prompts)
+        monkeypatch.setattr(f"{module}.fetch_encoded", lambda prompts, live, within_s=0.0: prompts)
         monkeypatch.setattr(f"{module}.collate_prompts", lambda prompts, pad_id: Nothing())
 
 
@@ -177,6 +178,7 @@ def _module(engine: Engine, criteria: Sequence[str] = ("overall",), num_members:
 def _worker(engine: Engine) -> RewardWorker:
     worker = RewardWorker.__new__(RewardWorker)
     worker.engine, worker.device, worker.pad_id, worker.live = cast(Any, engine), engine.device, 0, frozenset()
+    worker.recipe = load_recipe(None, [])
     return worker
 
 
