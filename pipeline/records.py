@@ -212,8 +212,9 @@ class Records(list[T]):
     """Instances of one dataclass, which travel between processes field by field: one by one they cost far more."""
 
     def __reduce__(self) -> tuple[Any, ...]:
+        (kind,) = {*map(type, self)} or {None}
         fields = zip(*(vars(each).values() for each in self), strict=True)
-        return _records, (type(self[0]) if self else None, [_column(field) for field in fields])
+        return _records, (kind, [_column(field) for field in fields])
 
 
 def _column(values: Sequence[Any]) -> list[Any]:

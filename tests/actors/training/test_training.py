@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.util.queue import Queue
 
 from actors.fleet.failures import Loss, TrainingLost
 from actors.training.training import Training
+from pipeline.config import load_recipe
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -75,3 +77,15 @@ def test_a_training_whose_node_is_taken_away_begins_again() -> None:
     taken = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [1]}))
     found = training._meaning(taken)
     assert isinstance(found, TrainingLost) and found.kind is Loss.DIED
+
+
+def test_train_starts_no_rank_again_by_itself_where_a_node_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("actors.training.training.TorchTrainer", lambda _, **options: given.update(options))
+    monkeypatch.setattr(Training, "_fit", lambda *_: None)
+    training: Any = Training(load_recipe(None, [f"run.directory={tmp_path}", "cluster.device=cpu"]), "sft")
+    training._drop_queues()
+    failures = given["run_config"].failure_config
+    assert (failures.max_failures, failures.max_preemption_failures) == (0, 0)
