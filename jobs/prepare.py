@@ -27,11 +27,11 @@ from pipeline.data.filesystems import is_uri
 from pipeline.data.ingest import card
 from pipeline.data.ingest.decisions import Decisions
 from pipeline.data.ingest.index import Index
-from pipeline.data.ingest.media_store import MediaStore
 from pipeline.data.ingest.parts import write_tables
 from pipeline.data.ingest.run import check_columns, rows_of, workers_for
 from pipeline.data.ingest.shards import Shard, shards_of
 from pipeline.data.ingest.splits import NAMES, empty_splits
+from pipeline.data.media_store import MediaStore
 from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def decided(recipe: Recipe, shards: Sequence[Shard], index: Index, *, staging: P
             sort_train=settings.sort_by is not None,
         )
     if settings.media is MediaAs.REFERENCES:
-        MediaStore(directory / "media").remove_unless(index.uses)
+        MediaStore(str(directory)).remove_unless(index.uses)
     summary = card.summarise(index, num_read=decisions.num_rows, recipe=recipe, tables=tables)
     card.write(directory, summary, index)
     return {f"{split}/{task}": n for task, by_split in summary["tasks"].items() for split, n in by_split.items()}

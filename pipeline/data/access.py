@@ -20,10 +20,8 @@ import stat
 import sys
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-import fsspec.core
 from pyarrow import fs
 
 from pipeline.config import Access, MediaLimits
@@ -39,8 +37,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\")
 """A drive, a share, or the top of a drive."""
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
-_Store = tuple[fs.FileSystem, str]
-"""A file system, and the root's path in it."""
 
 
 class Reader:
@@ -57,7 +53,7 @@ class Reader:
         roots = (self._base, *access.roots)
         self._roots = list(dict.fromkeys(root.rstrip("/") if _is_remote(root) else _real(root) for root in roots))
         self._local_roots = [root for root in self._roots if not _is_remote(root)]
-        self._stores: dict[str, _Store] = {}
+        self._stores: dict[str, tuple[fs.FileSystem, str]] = {}
 
     def __reduce__(self) -> tuple[type[Reader], tuple[Access, MediaLimits, str]]:
         return type(self), (self._access, self._limits, self._base)
@@ -156,7 +152,7 @@ class Reader:
         try:
             if root not in self._stores:
                 place, _, options = (root, "", "") if root == self._base else root.partition("?")
-                self._stores[root] = _open_store(place, options)
+                self._stores[root] = filesystem(place, options)
             files, root_path = self._stores[root]
             info = files.get_file_info(f"{root_path.rstrip('/')}/{rest}")
             if info.type == fs.FileType.NotFound:
@@ -272,10 +268,3 @@ def _inline(address: str, limits: MediaLimits) -> bytes:
     if len(data) > limits.max_bytes:
         raise too_large(address, len(data), limits)
     return data
-
-
-def _open_store(root: str, options: str) -> _Store:
-    if _scheme(root) in ("s3", "gs", "gcs"):
-        return filesystem(root, options)
-    files, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(f"{root}?{options}" if options else root))
-    return fs.PyFileSystem(fs.FSSpecHandler(files)), path

@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from pipeline.config import ConfigError, Dataset
-from pipeline.data.layout import MediaStore
+from pipeline.data.media_store import MediaStore
 from pipeline.data.table import PromptTable, prompt_of
 from pipeline.records import Prompt, PromptInfo, Quarantined
 

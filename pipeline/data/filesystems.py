@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from typing import Any, cast
 from urllib.parse import quote
 
-import fsspec
+import fsspec.core
 from pyarrow import fs
 
 _URI = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
@@ -27,8 +28,8 @@ def is_uri(path: str) -> bool:
 def filesystem(path: str, options: str = "") -> tuple[fs.FileSystem, str]:
     """The filesystem of a path or address, and the path inside it.
 
-    options: what pyarrow takes as a URI's query, such as `region=eu-west-1`. What is not said here is for the
-        environment to say.
+    options: what pyarrow, or else fsspec, takes as a URI's query, such as `region=eu-west-1`. What is not said here is
+        for the environment to say.
 
     Raises:
         ValueError: no filesystem is known for the address's scheme, or an option is unknown.
@@ -40,7 +41,8 @@ def filesystem(path: str, options: str = "") -> tuple[fs.FileSystem, str]:
         if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
             options = f"{options}&{_PATIENCE}" if options else _PATIENCE
         return fs.FileSystem.from_uri(f"{scheme}://{quote(rest, safe='/@:')}" + (f"?{options}" if options else ""))
-    return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme))), rest
+    files, inner = cast("tuple[Any, str]", fsspec.core.url_to_fs(f"{path}?{options}" if options else path))
+    return fs.PyFileSystem(fs.FSSpecHandler(files)), inner
 
 
 def files_below(path: str) -> list[str]:

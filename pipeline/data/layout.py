@@ -1,20 +1,18 @@
-"""Where the rows of a split lie: its files, their row groups, and the media beside them.
+"""Where the rows of a split lie: its files and their row groups.
 
 A split is one file, `train.parquet`, or several parts, `train-00000-of-00003.parquet` and so on, in one directory on
-disk or at an address. Media that a row names by their content lie there too: `media/<ab>/<sha256>.<extension>`.
+disk or at an address.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,11 +20,8 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from pipeline.data.filesystems import filesystem, is_uri
-from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
-from pipeline.records import MediaKind
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
-_STORED = re.compile(r"(?:^|/)media/([0-9a-f]{2})/(([0-9a-f]{64})\.[A-Za-z0-9]{1,8})$")
 _FOOTERS_AT_ONCE = 8
 
 
@@ -171,35 +166,3 @@ class Part:
         """Closes the file."""
         self.file.close(force=True)
         self._source.close()
-
-
-class MediaStore:
-    """The media beside a table, by content: nothing is opened but files that are named after their own hash."""
-
-    def __init__(self, directory: str):
-        self._system, self._root = filesystem(directory)
-
-    def filled(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with the bytes of media that it names by their place here; other media stay as they are.
-
-        Raises:
-            RowError: there is no such file, or it holds something else.
-        """
-        filled = dict(row)
-        for kind, column in MEDIA_COLUMNS.items():
-            files = cast("list[dict[str, Any] | None]", row.get(column) or [])
-            filled[column] = [self._file(kind, file) if file and not file.get("bytes") else file for file in files]
-        return filled
-
-    def _file(self, kind: MediaKind, file: dict[str, Any]) -> dict[str, Any]:
-        match = _STORED.search(cast("str | None", file.get("path")) or "")
-        if not match or match[1] != match[3][:2]:
-            return file
-        try:
-            with self._system.open_input_stream(posixpath.join(self._root, "media", match[1], match[2])) as stream:
-                data = stream.read()
-        except (FileNotFoundError, IsADirectoryError):
-            raise RowError(Reason.MISSING_BYTES, f"{match[0]}: there is no such file beside the table") from None
-        if hashlib.sha256(data).hexdigest() != match[3]:
-            raise RowError(Reason.corrupt(kind), f"{match[0]}: the file beside the table holds something else")
-        return {**file, "bytes": data}

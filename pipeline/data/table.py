@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.data.layout import Group, Layout, MediaStore, Part
+from pipeline.data.layout import Group, Layout, Part
+from pipeline.data.media_store import MediaStore
 from pipeline.data.opinions import PREFERENCE_SCHEMA, opinion_of, opinion_row
 from pipeline.data.schema import KEPT, PROMPT_SCHEMA, RowError, bare_prompt, from_row, media_places
 from pipeline.records import MediaKind, Opinion, Preference, Prompt, PromptInfo, Quarantined

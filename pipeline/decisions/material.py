@@ -16,7 +16,7 @@ from pipeline.config.fusion import FusionSettings, Modality
 from pipeline.data.datasets import Datasets, RowRef
 from pipeline.data.isolated import Decoder
 from pipeline.decisions.feedback import rated_rewards
-from pipeline.decisions.records import Log, LoggedDecision, columns_of
+from pipeline.decisions.records import Log, columns_of
 from pipeline.decisions.table import Decision, DecisionTable, Logged, table_of, true_rewards
 from pipeline.decisions.world import ClickWorld, Wish, simulate_clicks
 from pipeline.models.fusion.samples import Preprocessor, Sample, sample_of
@@ -121,18 +121,6 @@ def of_table(
                 seed=seed,
             )
     return replace(_material(settings, directory, decisions, actions=actions), refused=refused)
-
-
-def of_log(decisions: Sequence[LoggedDecision], settings: FusionSettings, *, num_actions: int) -> DecisionTable:
-    """A log as a table whose decisions can be replayed.
-
-    Raises:
-        ConfigError: a decision cannot be used, such as one of propensity 0.
-    """
-    log = columns_of(decisions, num_actions=num_actions)
-    unknown = np.full(num_actions, np.nan, np.float32)
-    rows = [Decision(each.context, unknown, each.group) for each in decisions]
-    return table_of(rows, Preprocessor(settings), settings.modalities, logged=logged_of(log))
 
 
 def logged_of(log: Log) -> Logged:

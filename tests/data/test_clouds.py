@@ -21,7 +21,8 @@ from pipeline.data.filesystems import files_below
 from pipeline.data.ingest.readers import Raw, read
 from pipeline.data.ingest.rows import Prepared, RowPreparer
 from pipeline.data.ingest.shards import shards_of
-from pipeline.data.layout import Layout, MediaStore
+from pipeline.data.layout import Layout
+from pipeline.data.media_store import MediaStore
 from pipeline.data.order import Mixture, Order
 from pipeline.data.schema import Reason, RowError, from_row, to_row
 from pipeline.data.stream import RowStream

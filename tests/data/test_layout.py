@@ -12,7 +12,8 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.layout import Group, Layout, MediaStore, parts_of
+from pipeline.data.layout import Group, Layout, parts_of
+from pipeline.data.media_store import MediaStore
 from pipeline.data.schema import Reason, RowError, to_row
 from pipeline.data.table import PromptTable, write_prompts
 from pipeline.records import MediaKind, Medium, Message, Prompt, Quarantined

@@ -20,13 +20,13 @@ from pipeline.data.access import Reader
 from pipeline.data.duplicates import conversation_text, fingerprint, text_key
 from pipeline.data.ingest.draft import Draft, MediumSource
 from pipeline.data.ingest.formats import draft_of
-from pipeline.data.ingest.media_store import MediaStore
 from pipeline.data.ingest.readers import Raw, Unreadable
 from pipeline.data.ingest.shards import split_in
 from pipeline.data.ingest.splits import split_of
 from pipeline.data.ingest.unread import note
 from pipeline.data.isolated import Decoder
 from pipeline.data.media import content_key, encode_png, encode_video, encode_wav, flat
+from pipeline.data.media_store import MediaStore
 from pipeline.data.schema import (
     KEPT,
     MEDIA_COLUMNS,
@@ -82,7 +82,7 @@ class RowPreparer:
         self._readers: dict[tuple[str, str], Reader] = {}
         self._datasets = [dataset_name(recipe, number) for number in range(len(recipe.prepare.sources))]
         self._terms = [self._terms_of(*each) for each in zip(recipe.prepare.sources, self._datasets, strict=True)]
-        self._store = MediaStore(directory / "media") if self._settings.media is MediaAs.REFERENCES else None
+        self._store = MediaStore(str(directory)) if self._settings.media is MediaAs.REFERENCES else None
         self._keeps_sound = any(isinstance(step, VideoKeepSound) for step in self._settings.steps)
         self._text_steps = [step for step in self._settings.steps if step.step.startswith("text.")]
         self._processor = processor

@@ -36,8 +36,8 @@ _LIKE_TURNS = re.compile(
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{128,}={0,2}")
 """No digest is as long, and no path so long without a dot."""
 
-_TEXT_PARTS = ("text", "input_text", "output_text")
-_PART_KINDS = {
+TEXT_PARTS = ("text", "input_text", "output_text")
+PART_KINDS = {
     **{name: MediaKind.IMAGE for name in ("image", "image_url", "input_image")},
     **{name: MediaKind.AUDIO for name in ("audio", "audio_url", "input_audio")},
     **{name: MediaKind.VIDEO for name in ("video", "video_url", "input_video")},
@@ -193,7 +193,7 @@ def _are_turns(value: object) -> bool:
 def _are_parts(value: object) -> bool:
     """Whether it is the content of a turn: texts and media."""
     types = [each.get("type") if isinstance(each, dict) else None for each in value] if isinstance(value, list) else []
-    return bool(types) and all(isinstance(each, str) and each in (*_TEXT_PARTS, *_PART_KINDS) for each in types)
+    return bool(types) and all(isinstance(each, str) and each in (*TEXT_PARTS, *PART_KINDS) for each in types)
 
 
 def _is_turn(value: object) -> bool:
@@ -256,14 +256,20 @@ def _part(part: object, field: str) -> tuple[str, list[Slot]]:
         raise wrong_type(field, part, "text or {type, ...}")
     known = cast(dict[str, Any], part)
     kind = known.get("type")
-    if kind in _TEXT_PARTS:
+    if kind in TEXT_PARTS:
         return content_of(known.get("text"), field)
-    if not isinstance(kind, str) or kind not in _PART_KINDS:
-        raise RowError(Reason.WRONG_TYPE, f"{field}: type {kind!r} is none of text, {', '.join(_PART_KINDS)}")
-    medium = _PART_KINDS[kind]
-    given = next((known[name] for name in (kind, medium.value, "url", "path") if known.get(name)), None)
+    if not isinstance(kind, str) or kind not in PART_KINDS:
+        raise RowError(Reason.WRONG_TYPE, f"{field}: type {kind!r} is none of text, {', '.join(PART_KINDS)}")
+    medium = PART_KINDS[kind]
+    given = next((known[name] for name in keys_of(kind) if known.get(name)), None)
     given = None if is_missing(given) else given
     return medium.tag, [None if given is None else medium_of(given, medium, field)]
+
+
+def keys_of(kind: str) -> tuple[str, ...]:
+    """Where a part of a message has its content, by its type."""
+    medium = PART_KINDS.get(kind)
+    return ("text",) if medium is None else (kind, medium.value, "url", "path")
 
 
 def fill(

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from pipeline.data.ingest.spellings import media_kind_of
-from pipeline.data.ingest.turns import is_missing, spelled
+from pipeline.data.ingest.turns import PART_KINDS, TEXT_PARTS, is_missing, keys_of, spelled
 from pipeline.data.schema import Reason, RowError
-from pipeline.records import MediaKind
 
 _TOOLS = ("tools", "functions", "tool_calls", "function_call")
 _SAID = ("reasoning_content", "reasoning", "thinking", "thought", "refusal")
@@ -18,8 +17,6 @@ _WEIGHTS = ("weight", "loss", "loss_scale", "train", "trainable")
 _CUTS = ("video_start", "video_end", "start", "end", "start_time", "end_time", "offset", "crop", "bbox")
 """Which piece of a medium is meant."""
 
-_TEXTS = ("text", "input_text", "output_text")
-_PARTS = (*_TEXTS, *(name for kind in MediaKind for name in (kind.value, f"{kind.value}_url", f"input_{kind.value}")))
 _MEDIUM = ("bytes", "path", "url", "data")
 
 
@@ -53,7 +50,7 @@ def keys_left(column: str, value: Any, *, are_media: bool) -> Iterator[Key]:
         if not isinstance(item, dict):
             continue
         keys = cast(dict[str, Any], item)
-        if are_media or keys.get("type") in _PARTS:
+        if are_media or keys.get("type") in (*TEXT_PARTS, *PART_KINDS):
             yield from _in_part(keys, column, is_medium=are_media)
         elif {"role", "content"} <= keys.keys() or {"from", "value"} <= keys.keys():
             yield from _in_turn(keys, column, is_last=place == len(items) - 1)
@@ -78,13 +75,12 @@ def _in_part(part: Mapping[str, Any], path: str, *, is_medium: bool = False) -> 
     used: tuple[str, ...] = _MEDIUM
     kind = None if is_medium else part.get("type")
     if isinstance(kind, str):
-        names = ("text",) if kind in _TEXTS else (kind, kind.removeprefix("input_").removesuffix("_url"), "url", "path")
-        taken = next((name for name in names if part.get(name)), "type")
+        taken = next((name for name in keys_of(kind) if part.get(name)), "type")
         used = ("type", taken)
         if isinstance(part[taken], dict):
             yield from _in_part(part[taken], f"{path}.{taken}", is_medium=True)
     for name, value in _filled(part, used):
-        is_lost = (kind in _TEXTS and media_kind_of(name) is not None) or (name in _CUTS and bool(value))
+        is_lost = (kind in TEXT_PARTS and media_kind_of(name) is not None) or (name in _CUTS and bool(value))
         yield Key(f"{path}.{name}", is_lost)
 
 

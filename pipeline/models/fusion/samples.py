@@ -122,11 +122,6 @@ class Preprocessor:
         }
         self.shapes[PRESENT] = ((len(self.modalities),), np.dtype(np.bool_))
 
-    @property
-    def vocabulary_size(self) -> int:
-        """Token ids that a text can have, from 0 on."""
-        return len(self._tokenizer) if self._tokenizer is not None else 257
-
     def __call__(self, sample: Sample) -> dict[str, NDArray[Any]]:
         """The arrays of one sample, zeros where it lacks a modality.
 
