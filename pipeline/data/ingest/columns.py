@@ -71,6 +71,10 @@ class Columns:
         """Which column a name of ours stands for in this row."""
         return self._columns[name]
 
+    def is_mapped(self, name: str) -> bool:
+        """Whether the recipe says which column a name of ours stands for."""
+        return name in self._names
+
     def has_empty_text(self, name: str) -> bool:
         """Whether a text of no length stands there, which is not the same as none."""
         return any(isinstance(value, str | bytes) and not value for value in self._given(name))

@@ -93,21 +93,7 @@ def draft_of(
         turns, chosen, rejected = _without_common(turns, chosen, rejected)
     (chosen, chosen_then), (rejected, rejected_then) = _parted(chosen, "chosen"), _parted(rejected, "rejected")
     last = turns.pop()[0].content if turns and turns[-1][0].role == "assistant" else None
-    label = columns.peek("label")
-    answers = _several(columns.get("answer"))
-    answer = _answer(chosen, "chosen") if chosen else answers[0] if answers else _spoken(columns, "answer")
-    is_judgement = _is_flag(label, is_mapped="label" in names) and (answer or last) is not None
-    if answer is None and last is not None:
-        answer, last = last, None
-    if is_judgement or (answer is None and label is not None):
-        columns.get("label")  # now it is read
-    if answer is None and label is not None:
-        answer = text_of(label, "label")
-    if choices and answer is not None and not chosen:
-        said = label if columns.peek("answer") is None else columns.peek("answer")
-        answer = answer_of(said if isinstance(said, int | float) else answer, choices)
-    if answer is None and columns.has_empty_text("answer"):
-        answer = ""
+    answers, demonstration, is_good = _said(columns, chosen, last, choices)
     _check_turns([message for message, _ in turns])
     if not turns:
         cure = "prepare.map.prompt says which column it is, a source's `question` what is asked of all its rows"
@@ -125,13 +111,13 @@ def draft_of(
         dataset=dataset,
         messages=messages,
         media=filled,
-        answer=None if answer is None else _without_tags(answer, "the answer"),
-        demonstration=_spoken(columns, "demonstration") or last,
+        answer=_without_tags(answers[0], "the answer") if answers else None,
+        demonstration=demonstration,
         rejected=_without_tags(_answer(rejected, "rejected"), "rejected") if rejected else None,
         chosen_then=chosen_then,
         rejected_then=rejected_then,
         margin=_number(columns.get("margin"), "margin"),
-        label=_flag(label) if is_judgement else None,
+        label=is_good,
         split=_value(columns, split_column)
         or (None if split_by not in (None, SplitBy.COLUMN) else columns.text("split"))
         or split,
@@ -141,6 +127,33 @@ def draft_of(
         columns={name: columns.take(name) for name in kept if name in raw},
     )
     return Draft(**found, unread=columns.checked_left())
+
+
+def _said(
+    columns: Columns, chosen: list[Turn], last: str | None, choices: Mapping[str, str]
+) -> tuple[list[str], str | None, bool | None]:
+    """The answer of a row (none, or an empty text, where it has none) and others that are as right; what is
+    demonstrated beside it; and whether the answer is good, where the row judges it.
+
+    last: the answer in which the conversation ends.
+    """
+    demonstration, label = _spoken(columns, "demonstration"), columns.peek("label")
+    answers = [_answer(chosen, "chosen")] if chosen else _several(columns.get("answer"))
+    if not answers and (answer := _spoken(columns, "answer")) is not None:
+        answers = [answer]
+    if not answers and last is not None:
+        answers, last = [last], None
+    is_judgement = bool(answers) and _is_flag(label, is_mapped=columns.is_mapped("label"))
+    if label is not None and (is_judgement or not answers):
+        columns.get("label")  # now it is read
+    if label is not None and not answers:
+        answers = [text_of(label, "label")]
+    if choices and answers and not chosen:
+        said = label if columns.peek("answer") is None else columns.peek("answer")
+        answers[0] = answer_of(said if isinstance(said, int | float) else answers[0], choices)
+    if not answers and columns.has_empty_text("answer"):
+        answers = [""]
+    return answers, demonstration or last, _flag(label) if is_judgement else None
 
 
 def _all_media(columns: Columns) -> dict[MediaKind, Mapping[int, MediumSource]]:
