@@ -37,9 +37,11 @@ def is_nothing(value: object) -> bool:
 
 
 def column_left(column: str, row: Mapping[str, Any]) -> Key:
-    """A column of a row that is not read. NeMo's `offset` is where in the sound the text begins."""
+    """A column of a row that is not read. NeMo's `offset` is where in the sound the text begins, ms-swift's `objects`
+    are what `<bbox>` stands for in the texts."""
     is_piece = column == "offset" and bool(row[column]) and "audio_filepath" in row
-    return Key(column, column in _TOOLS or is_piece)
+    is_named = column == "objects" and any(tag in str(row) for tag in ("<bbox>", "<ref-object>"))
+    return Key(column, column in _TOOLS or is_piece or is_named)
 
 
 def keys_left(column: str, value: Any, *, are_media: bool) -> Iterator[Key]:
@@ -57,14 +59,14 @@ def keys_left(column: str, value: Any, *, are_media: bool) -> Iterator[Key]:
 
 
 def _in_turn(turn: Mapping[str, Any], path: str, *, is_last: bool) -> Iterator[Key]:
-    speaker, content = ("from", "value") if "value" in turn else ("role", "content")
-    is_learned = is_last and turn[speaker] not in ("user", "human", "system")
+    speaker, content = ("from", "value") if isinstance(turn.get("from"), str) else ("role", "content")
+    is_learned = is_last and turn.get(speaker) not in ("user", "human", "system")
     for name, value in _filled(turn, (speaker, content)):
         is_lost = name in _TOOLS or media_kind_of(name) is not None
         if is_learned:
             is_lost |= name in _SAID or (name in _WEIGHTS and value not in (1, "1", "true", "True"))
         yield Key(f"{path}.{name}", is_lost)
-    parts = turn[content]
+    parts = turn.get(content)
     for part in cast(list[Any], parts) if isinstance(parts, list) else []:
         if isinstance(part, dict):
             yield from _in_part(cast(dict[str, Any], part), f"{path}.{content}")
