@@ -138,22 +138,22 @@ def _said(
     last: the answer in which the conversation ends.
     """
     demonstration, label = _spoken(columns, "demonstration"), columns.peek("label")
-    answers = [_answer(chosen, "chosen")] if chosen else _several(columns.get("answer"))
-    if not answers and (answer := _spoken(columns, "answer")) is not None:
-        answers = [answer]
+    answers = [_answer(chosen, "chosen")] if chosen else _answers_in(columns, "answer")
     if not answers and last is not None:
         answers, last = [last], None
-    is_judgement = bool(answers) and _is_flag(label, is_mapped=columns.is_mapped("label"))
-    if label is not None and (is_judgement or not answers):
+    # Beside a completion a number is a judgement, beside a caption it may be the number of a class.
+    takes_numbers = columns.is_mapped("label") or columns.column("answer") == "completion"
+    is_good = _flag(label, takes_numbers=takes_numbers) if answers else None
+    if is_good is not None:
         columns.get("label")  # now it is read
-    if label is not None and not answers:
-        answers = [text_of(label, "label")]
+    if not answers:
+        answers = _answers_in(columns, "label")
     if choices and answers and not chosen:
         said = label if columns.peek("answer") is None else columns.peek("answer")
         answers[0] = answer_of(said if isinstance(said, int | float) else answers[0], choices)
     if not answers and columns.has_empty_text("answer"):
         answers = [""]
-    return answers, demonstration or last, _flag(label) if is_judgement else None
+    return answers, demonstration or last, is_good
 
 
 def _all_media(columns: Columns) -> dict[MediaKind, Mapping[int, MediumSource]]:
@@ -296,16 +296,35 @@ def _parted(turns: list[Turn], field: str) -> tuple[list[Turn], tuple[Message, .
     return turns[:1], tuple(replace(each, content=_without_tags(each.content, field)) for each in messages[1:])
 
 
-def _several(value: object) -> list[str]:
-    """The answers of a row that has a list of them, as texts or as VQA writes them (`{answer: yes, ...}`), the one that
-    most people gave first; empty where the value is no such list."""
-    given = [each["answer"] if isinstance(each, dict) and "answer" in each else each for each in _items(value)]
-    texts = [each for each in given if isinstance(each, str) and each.strip()]
-    return [text for text, _ in Counter(texts).most_common()] if len(texts) == len(given) else []
+def _answers_in(columns: Columns, name: str) -> list[str]:
+    """The answers in a column: one, or several of which the one that most people gave is the first."""
+    several = _several(columns.get(name))
+    if several is None:
+        answer = _spoken(columns, name)
+        return [] if answer is None else [answer]
+    return [text for text, _ in Counter(several).most_common()]
 
 
-def _items(value: object) -> list[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []
+def _several(value: object) -> list[str] | None:
+    """The answers in a list of texts, or of VQA's (`{answer: yes, ...}`), in SQuAD's `{text: [...], answer_start: ...}`
+    and in TriviaQA's `{value, aliases}`, without gaps; None where the value is nothing of the kind."""
+    match value:
+        case [{"answer": _}, *_] as given:
+            items = [text_of(each["answer"], "answer") if _says(each) else None for each in given]
+        case {"text": [*items], "answer_start": _}:
+            pass
+        case {"value": str() as first, "aliases": [*others]}:
+            items = [first, *(each for each in others if each != first)]
+        case [*items]:
+            pass
+        case _:
+            return None
+    texts = [each for each in items if not is_missing(each) and each != ""]
+    return [each for each in texts if each.strip()] if all(isinstance(each, str) for each in texts) else None
+
+
+def _says(given: object) -> bool:
+    return isinstance(given, dict) and not is_missing(given.get("answer"))
 
 
 def _answers(value: object, field: str) -> list[Turn]:
@@ -353,12 +372,10 @@ def _media(value: Any, kind: MediaKind, column: str) -> list[MediumSource]:
     return [medium_of(item, kind, f"{column}[{index}]") for index, item in enumerate(items) if not is_missing(item)]
 
 
-def _is_flag(value: object, *, is_mapped: bool) -> bool:
-    return isinstance(value, bool) or str(value).lower() in ("true", "false") or (is_mapped and value in (0, 1))
-
-
-def _flag(value: object) -> bool:
-    return value is True or value == 1 or str(value).lower() == "true"
+def _flag(value: object, *, takes_numbers: bool) -> bool | None:
+    """What a label says of an answer; None where it is something else."""
+    known = {"true": True, "false": False} | ({"1": True, "0": False} if takes_numbers else {})
+    return known.get(str(value).lower().removesuffix(".0"))
 
 
 def _value(columns: Columns, column: str | None) -> str | None:
