@@ -122,8 +122,9 @@ class Reader:
         # What is open is checked, not what the path might lead to by now.
         real = os.readlink(f"/proc/self/fd/{found}") if sys.platform == "linux" else os.path.realpath(path)
         if not any(real == root or real.startswith(root.rstrip("/") + "/") for root in self._local_roots):
+            where = "is" if os.path.abspath(path) == real else f"leads to {short(real)}, which is"
             raise RowError(
-                Reason.OUTSIDE_ROOTS, f"{short(path)} is none of the source's directory, nor of {self._allowed}"
+                Reason.OUTSIDE_ROOTS, f"{short(path)} {where} none of the source's directory, nor of {self._allowed}"
             )
         status = os.fstat(found)
         if not stat.S_ISREG(status.st_mode):

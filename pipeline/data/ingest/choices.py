@@ -18,6 +18,8 @@ from pipeline.data.schema import Reason, RowError
 
 _MARKS = ".):、"
 """What stands between a letter and its choice, full-width ones folded: `A. cat`, `(A) cat`, `A: cat`, `A、猫`."""
+_TAGGED = re.compile(r"\A\s*<answer>(.*)</answer>\s*\Z", re.DOTALL)
+"""Video-R1's answers are what its models are to say."""
 _WANTED = "a list of two texts or more (a text is put below the question by prepare.map.input=choices)"
 
 
@@ -94,7 +96,7 @@ def answer_of(value: Any, choices: Mapping[str, str]) -> str:
     Raises:
         RowError: it is none of the choices, or it may be two of them.
     """
-    texts, answer = list(choices.values()), text_of(value, "answer").strip()
+    texts, answer = list(choices.values()), _TAGGED.sub(r"\1", text_of(value, "answer")).strip()
     by_number = int(answer) if answer.isdecimal() and len(answer) < 4 and int(answer) < len(texts) else None
     by_text = texts.index(answer) if answer in texts else None
     said = (

@@ -117,6 +117,7 @@ class Columns:
 
     def _holds(self, column: str, value: Any) -> bool:
         is_empty = is_missing(value) or (isinstance(value, str | bytes | list | dict) and not value)
+        is_empty |= isinstance(value, dict) and all(map(is_missing, value.values()))
         return not is_empty and (column not in LOOSE or column in self._names.values() or _is_like_media(value))
 
     def _given(self, name: str) -> list[Any]:

@@ -8,21 +8,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from decimal import Decimal
 from typing import Any, cast
 
 from pipeline.config import ConfigError, SplitBy
 from pipeline.data.ingest.choices import answer_of, below, choices_of
 from pipeline.data.ingest.columns import Columns, suffix_of
+from pipeline.data.ingest.comparisons import Turn, answers_of, check_sides, parted, without_common, without_tags
 from pipeline.data.ingest.draft import Draft, MediumSource
-from pipeline.data.ingest.numbered import Media, placed
+from pipeline.data.ingest.numbered import placed
 from pipeline.data.ingest.readers import COLUMN_OF_SUFFIX
-from pipeline.data.ingest.spellings import NAMES, media_kind_of
+from pipeline.data.ingest.spellings import NAMES, OTHER_TEXTS
 from pipeline.data.ingest.turns import (
     Slot,
     content_of,
     fill,
     is_missing,
+    media_of,
     medium_of,
     spelled,
     text_of,
@@ -32,8 +34,6 @@ from pipeline.data.ingest.turns import (
 from pipeline.data.ingest.unread import note
 from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
 from pipeline.records import MediaKind, Message
-
-Turn = tuple[Message, list[Slot]]
 
 _KIND_OF_COLUMN = {column: kind for kind, column in MEDIA_COLUMNS.items()}
 
@@ -82,18 +82,29 @@ def draft_of(
     if not isinstance(raw, dict):
         raise wrong_type("the row", raw, "a mapping of columns")
     columns = Columns(raw, names, ignored)
+    stated = columns.text("split") if split_by in (None, SplitBy.COLUMN) else None
+    grouped = columns.text("group") if split_by in (None, SplitBy.GROUP) else None
+    found: dict[str, Any] = dict(
+        id=_id(columns) or id,
+        task=columns.text("task") or task,
+        dataset=dataset,
+        margin=_number(columns.get("margin"), "margin"),
+        split=_value(columns, split_column) or stated or split,
+        group=_value(columns, group_column) or grouped,
+        sort_value=_number(columns.take(sort_column), sort_column) if sort_column in raw else None,
+        columns={name: columns.take(name) for name in kept if name in raw},
+    )
     media = _all_media(columns)
-    _check_sides(columns, media)
+    check_sides(columns, media)
     choices = _choices(columns)
     turns = _prompt(columns, question, choices)
-    chosen, rejected = (_turns(columns, name, of=_answers) for name in ("chosen", "rejected"))
-    if len(rejected) > 1 and not chosen and turns and turns[-1][0].role == "assistant":
-        chosen = turns  # ms-swift: two conversations that differ in the last answer
+    chosen, rejected = (_turns(columns, name, of=answers_of) for name in ("chosen", "rejected"))
     if chosen or rejected:
-        turns, chosen, rejected = _without_common(turns, chosen, rejected)
-    (chosen, chosen_then), (rejected, rejected_then) = _parted(chosen, "chosen"), _parted(rejected, "rejected")
+        turns, chosen, rejected = without_common(turns, chosen, rejected)
+    (preferred, chosen_then), (worse, rejected_then) = parted(chosen, "chosen"), parted(rejected, "rejected")
     last = turns.pop()[0].content if turns and turns[-1][0].role == "assistant" else None
-    answers, demonstration, is_good = _said(columns, chosen, last, choices)
+    answers, demonstration, is_good = _said(columns, preferred, last, choices)
+    turns = _with_system(columns, turns)
     _check_turns([message for message, _ in turns])
     if not turns:
         cure = "prepare.map.prompt says which column it is, a source's `question` what is asked of all its rows"
@@ -105,50 +116,47 @@ def draft_of(
         raise RowError(error.reason, f"{error.detail}{note(columns.left())}") from None
     if messages and not messages[-1].content.strip():
         raise RowError(Reason.NO_MESSAGES, "the last turn says nothing and shows nothing")
-    found: dict[str, Any] = dict(
-        id=columns.text("id") or id,
-        task=columns.text("task") or task,
-        dataset=dataset,
+    answers = [without_tags(each, "the answer") for each in answers]
+    return Draft(
+        **found,
         messages=messages,
         media=filled,
-        answer=_without_tags(answers[0], "the answer") if answers else None,
+        answer=answers[0] if answers else None,
+        accepted=tuple(answers[1:]),
         demonstration=demonstration,
-        rejected=_without_tags(_answer(rejected, "rejected"), "rejected") if rejected else None,
+        rejected=worse,
         chosen_then=chosen_then,
         rejected_then=rejected_then,
-        margin=_number(columns.get("margin"), "margin"),
         label=is_good,
-        split=_value(columns, split_column)
-        or (None if split_by not in (None, SplitBy.COLUMN) else columns.text("split"))
-        or split,
-        group=_value(columns, group_column) or columns.text("group"),
-        sort_value=_number(columns.take(sort_column), sort_column) if sort_column in raw else None,
-        accepted=tuple(_without_tags(each, "the answer") for each in answers[1:]),
-        columns={name: columns.take(name) for name in kept if name in raw},
+        unread=columns.checked_left(),
     )
-    return Draft(**found, unread=columns.checked_left())
 
 
 def _said(
-    columns: Columns, chosen: list[Turn], last: str | None, choices: Mapping[str, str]
+    columns: Columns, preferred: str | None, last: str | None, choices: Mapping[str, str]
 ) -> tuple[list[str], str | None, bool | None]:
     """The answer of a row (none, or an empty text, where it has none) and others that are as right; what is
     demonstrated beside it; and whether the answer is good, where the row judges it.
 
-    last: the answer in which the conversation ends.
+    preferred: the better answer of a comparison; last: the answer in which the conversation ends.
     """
     demonstration, label = _spoken(columns, "demonstration"), columns.peek("label")
-    answers = [_answer(chosen, "chosen")] if chosen else _answers_in(columns, "answer")
+    answers = [] if preferred is None else [preferred]
+    is_other = last is not None and columns.column("answer") in OTHER_TEXTS and not columns.is_mapped("answer")
+    if preferred is None and not is_other:
+        answers = _answers_in(columns, "answer")
     if not answers and last is not None:
         answers, last = [last], None
     # Beside a completion a number is a judgement, beside a caption it may be the number of a class.
-    takes_numbers = columns.is_mapped("label") or columns.column("answer") == "completion"
-    is_good = _flag(label, takes_numbers=takes_numbers) if answers else None
+    is_flag = columns.is_mapped("label") or columns.column("label") == "kto_tag"
+    is_good = _flag(label, takes_numbers=is_flag or columns.column("answer") == "completion") if answers else None
     if is_good is not None:
         columns.get("label")  # now it is read
+    elif is_flag and answers and label is not None:
+        raise wrong_type("label", label, "true or false, or 1 or 0, beside an answer")
     if not answers:
         answers = _answers_in(columns, "label")
-    if choices and answers and not chosen:
+    if choices and answers and preferred is None:
         said = label if columns.peek("answer") is None else columns.peek("answer")
         answers[0] = answer_of(said if isinstance(said, int | float) else answers[0], choices)
     if not answers and columns.has_empty_text("answer"):
@@ -168,32 +176,17 @@ def _all_media(columns: Columns) -> dict[MediaKind, Mapping[int, MediumSource]]:
             )
         every = [(number, columns.take(each, has_media=True)) for number, each in numbered.items()]
         media[kind] = {number: medium_of(value, kind, numbered[number]) for number, value in sorted(every)} or dict(
-            enumerate(_media(columns.get(name), kind, name), 1)
+            enumerate(media_of(columns.get(name), kind, name), 1)
         )
-    file = columns.peek("file")
-    if isinstance(file, str) and not any(media.values()):
-        kind = _KIND_OF_COLUMN.get(COLUMN_OF_SUFFIX.get(suffix_of(file), ""))
+    files = columns.peek("file")
+    for file in () if any(media.values()) else files if isinstance(files, list) else [files]:
+        kind = _KIND_OF_COLUMN.get(COLUMN_OF_SUFFIX.get(suffix_of(file), "")) if isinstance(file, str) else None
         if kind is not None:
-            media[kind] = {1: MediumSource(kind, path=columns.get("file"))}
-        elif columns.column("file") == "file_name":  # as `datasets` names media in folders
+            columns.get("file")  # now it is read
+            media[kind] = {**media[kind], len(media[kind]) + 1: MediumSource(kind, path=file)}
+        elif file is not None and columns.column("file") in ("file_name", "file_names"):  # `datasets` has it in folders
             raise RowError(Reason.WRONG_TYPE, f"file_name {file!r} is no picture, sound or video that is known")
     return media
-
-
-def _check_sides(columns: Columns, media: Media) -> None:
-    """Makes sure that both answers of a comparison are about the same media: ms-swift has `rejected_images`."""
-    for column in list(columns):
-        side, _, name = str(column).partition("_")
-        kind = media_kind_of(name) if side in ("chosen", "rejected") else None
-        if kind is None:
-            continue
-        given = _media(columns.take(column), kind, column)
-        if given and given != list(media[kind].values()):
-            raise RowError(
-                Reason.BAD_PREFERENCE,
-                f"{column} holds other media than {MEDIA_COLUMNS[kind]}; both answers of a comparison are about "
-                f"the same ones (prepare.ignore=[{column}] leaves it out on purpose)",
-            )
 
 
 def _choices(columns: Columns) -> dict[str, str]:
@@ -223,11 +216,26 @@ def _prompt(columns: Columns, question: str | None, choices: Mapping[str, str]) 
             message, slots = turns[-1]
             text, more = content_of(below(message.content, choices), "choices")
             turns[-1] = (Message(message.role, message.content + text), [*slots, *more])
-    turns = [turn for turn in turns if turn[0].content or turn[0].role != "system"]
-    system = columns.text("system")
-    if system and turns and turns[0][0].role != "system":
-        turns.insert(0, (Message("system", system), []))
-    return turns
+    return [turn for turn in turns if turn[0].content or turn[0].role != "system"]
+
+
+def _with_system(columns: Columns, turns: list[Turn]) -> list[Turn]:
+    """The turns with the row's system text before them, which is not read where they begin with another."""
+    first, system = turns[0][0] if turns else None, columns.peek("system")
+    if first is None or system is None or (first.role == "system" and first.content != system):
+        return turns
+    own = (Message("system", columns.text("system") or ""), list[Slot]())
+    return [own, *turns[first.role == "system" :]]
+
+
+def _id(columns: Columns) -> str | None:
+    """What names the row: a text, a number, or what has a plain spelling (UUIDs, times)."""
+    value = columns.get("id")
+    if isinstance(value, dict | list | bool):
+        cure = "prepare.ids=place makes ids of the rows' places"
+        raise RowError(Reason.WRONG_TYPE, f"id is {type(value).__name__}; wanted text or a number ({cure})")
+    is_plain = value is None or isinstance(value, str | int | float | bytes | Decimal)
+    return columns.text("id") if is_plain else str(value)
 
 
 def _turns(columns: Columns, name: str, of: Any = turns_of) -> list[Turn]:
@@ -248,52 +256,6 @@ def _history(value: object, field: str) -> list[Turn]:
             text, slots = content_of(content, field)
             turns.append((Message(role, text), slots))
     return turns
-
-
-def _without_common(
-    prompt: list[Turn], chosen: list[Turn], rejected: list[Turn]
-) -> tuple[list[Turn], list[Turn], list[Turn]]:
-    """Prompt, chosen and rejected, where the latter two may hold the whole conversation (TRL's implicit prompt)."""
-    if not rejected:
-        raise RowError(Reason.BAD_PREFERENCE, "chosen without rejected")
-    if not chosen and prompt and prompt[-1][0].role == "assistant":
-        chosen = [prompt[-1]]
-        prompt = prompt[:-1]
-    if not chosen:
-        raise RowError(Reason.BAD_PREFERENCE, "rejected without chosen")
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
-    # What differs begins with an answer.
-    while shared and chosen[shared][0].role == rejected[shared][0].role == "user":
-        shared -= 1
-    common, ours = chosen[:shared], [message for message, _ in prompt]
-    if not common or ours == [message for message, _ in common[: len(ours)]] or chosen is prompt:
-        return common or prompt, chosen[shared:], rejected[shared:]
-    return [*prompt, *common], chosen[shared:], rejected[shared:]
-
-
-def _parted(turns: list[Turn], field: str) -> tuple[list[Turn], tuple[Message, ...]]:
-    """The answer in which a side of a comparison begins, and the turns that followed it.
-
-    Raises:
-        RowError: those are not the user's and the assistant's in turn, or hold a medium.
-    """
-    messages = [message for message, _ in turns]
-    roles = [message.role for message in messages]
-    if len(turns) < 2 or roles[0] != "assistant":
-        return turns, ()
-    if roles != ["assistant", "user"] * (len(roles) // 2) + ["assistant"]:
-        raise RowError(
-            Reason.BAD_PREFERENCE,
-            f"{field} goes on in turns by {roles}; wanted the assistant's and the user's in turn, an answer last",
-        )
-    if any(slots for _, slots in turns):
-        raise RowError(
-            Reason.BAD_PREFERENCE,
-            f"{field} shows media after its first answer; media belong to the prompt that both sides share",
-        )
-    return turns[:1], tuple(replace(each, content=_without_tags(each.content, field)) for each in messages[1:])
 
 
 def _answers_in(columns: Columns, name: str) -> list[str]:
@@ -319,31 +281,24 @@ def _several(value: object) -> list[str] | None:
             pass
         case _:
             return None
-    texts = [each for each in items if not is_missing(each) and each != ""]
-    return [each for each in texts if each.strip()] if all(isinstance(each, str) for each in texts) else None
+    given = [each for each in items if not is_missing(each) and each != ""]
+    if given and not any(isinstance(each, str) for each in given):  # a box, or whatever numbers are
+        return None
+    if not all(isinstance(each, str | int | float) for each in given):
+        return None
+    return [text for text in (text_of(each, "answer") for each in given) if text.strip()]
 
 
 def _says(given: object) -> bool:
     return isinstance(given, dict) and not is_missing(given.get("answer"))
 
 
-def _answers(value: object, field: str) -> list[Turn]:
-    return turns_of(value, field, "assistant")
-
-
 def _spoken(columns: Columns, name: str) -> str | None:
     """An answer given as text, or as an assistant's turn."""
-    turns = _turns(columns, name, of=_answers)
-    return _answer(turns, name) if turns else None
-
-
-def _answer(turns: Sequence[Turn], field: str) -> str:
-    if len(turns) != 1:
-        roles = [message.role for message, _ in turns]
-        raise RowError(Reason.BAD_PREFERENCE, f"{field} ends in turns by {roles}; wanted one answer")
-    if turns[0][0].role != "assistant":
-        raise RowError(Reason.BAD_ROLE, f"{field} is a turn by {turns[0][0].role!r}; answers are the assistant's")
-    return turns[0][0].content
+    answer, then = parted(_turns(columns, name, of=answers_of), name)
+    if then:
+        raise RowError(Reason.BAD_PREFERENCE, f"{name} goes on after its first answer; wanted one answer")
+    return answer
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
@@ -353,23 +308,6 @@ def _check_turns(messages: Sequence[Message]) -> None:
     wanted = ["user", "assistant"] * len(spoken)
     if spoken != wanted[: len(spoken)]:
         raise RowError(Reason.BAD_ROLE, f"turns by {spoken}; user and assistant take turns, and the user begins")
-
-
-def _without_tags(text: str, field: str) -> str:
-    _, slots = content_of(text, field)
-    if slots:
-        raise RowError(Reason.PLACEHOLDER_MISMATCH, f"{field} holds {len(slots)} tags of media; answers are text alone")
-    return text
-
-
-def _media(value: Any, kind: MediaKind, column: str) -> list[MediumSource]:
-    if value is None:
-        return []
-    value = spelled(value) if isinstance(value, str) else value  # a list in a CSV
-    if isinstance(value, str) and value[:1] == "[":
-        raise RowError(Reason.UNREADABLE, f"{column}: neither JSON's list nor Python's; write it with json.dumps")
-    items = cast(list[Any], value) if isinstance(value, list) else [value]
-    return [medium_of(item, kind, f"{column}[{index}]") for index, item in enumerate(items) if not is_missing(item)]
 
 
 def _flag(value: object, *, takes_numbers: bool) -> bool | None:

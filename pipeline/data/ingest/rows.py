@@ -22,6 +22,7 @@ from pipeline.data.ingest.draft import Draft, MediumSource
 from pipeline.data.ingest.formats import draft_of
 from pipeline.data.ingest.readers import Raw, Unreadable
 from pipeline.data.ingest.shards import split_in
+from pipeline.data.ingest.spellings import NAMES
 from pipeline.data.ingest.splits import split_of
 from pipeline.data.ingest.unread import note
 from pipeline.data.isolated import Decoder
@@ -107,14 +108,15 @@ class RowPreparer:
 
     def _draft(self, values: Mapping[str, Any], path: str, place: str, source: int) -> Draft:
         settings = self._settings.sources[source]
-        draft = draft_of(values, id=place, split=_stated_split(settings.path, path), **self._terms[source])
-        return replace(draft, id=place) if (settings.ids or self._settings.ids) is Ids.PLACE else draft
+        return draft_of(values, id=place, split=_stated_split(settings.path, path), **self._terms[source])
 
     def _terms_of(self, settings: Source, dataset: str) -> dict[str, Any]:
         """What `draft_of` is told of all rows of a source."""
         splitting = self._settings.split
+        names = {**self._settings.map, **settings.map}
+        unasked = (names.get("id"), *NAMES["id"]) if (settings.ids or self._settings.ids) is Ids.PLACE else ()
         return {
-            "names": {**self._settings.map, **settings.map},
+            "names": names,
             "dataset": dataset,
             "task": settings.task or dataset,
             "question": settings.question,
@@ -122,7 +124,7 @@ class RowPreparer:
             "split_column": splitting.column if splitting.by is SplitBy.COLUMN else None,
             "sort_column": self._settings.sort_by,
             "split_by": splitting.by,
-            "ignored": self._settings.ignore,
+            "ignored": (*self._settings.ignore, *unasked),
             "kept": self._recipe.data.columns,
         }
 

@@ -10,7 +10,10 @@ from pipeline.data.schema import MEDIA_COLUMNS
 from pipeline.records import MediaKind
 
 _STEMS = {MediaKind.IMAGE: ("image", "img"), MediaKind.AUDIO: ("audio", "wav"), MediaKind.VIDEO: ("video",)}
-_ENDS = ("s", "", "_paths", "_path", "_files", "_file", "_filepath", "_filename", "_list", "_bytes", "_urls", "_url")
+_ENDS = (
+    *("s", "", "_paths", "_path", "_files", "_file", "_filepath", "_filename", "_filenames", "_file_name"),
+    *("_file_names", "_list", "_bytes", "_urls", "_url"),
+)
 """What is at hand comes before what must be fetched."""
 _OTHERS = {
     MediaKind.IMAGE: ("pictures", "picture", "photos", "photo"),
@@ -20,6 +23,10 @@ _OTHERS = {
 
 LOOSE = frozenset({"imgs", "img", "wavs", "wav", *(name for names in _OTHERS.values() for name in names)})
 """Names that may well hold something else: they are taken where their value names a medium or is one."""
+
+OTHER_TEXTS = ("caption", "text", "transcription", "transcript", "sentence")
+"""Names of answers that, beside a conversation with an answer, are something else: what the picture shows, or the
+conversation once more."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "uid", "__key__"),
@@ -31,8 +38,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt"),
     "history": ("history",),
     "answer": (
-        *("answer", "completion", "response", "output", "solution", "ground_truth", "caption", "text"),
-        *("transcription", "transcript", "sentence", "answerKey", "answer_idx", "correct_choice_idx", "answers"),
+        *("answer", "completion", "response", "output", "solution", "ground_truth", *OTHER_TEXTS),
+        *("answerKey", "answer_idx", "correct_choice_idx", "answers"),
     ),
     "demonstration": ("demonstration",),
     "chosen": ("chosen",),
@@ -43,7 +50,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         MEDIA_COLUMNS[kind]: (*(stem + end for end in _ENDS for stem in stems), *_OTHERS[kind])
         for kind, stems in _STEMS.items()
     },
-    "file": ("file_name", "file", "filename", "file_path", "filepath", "path"),
+    "file": ("file_name", "file_names", "file", "filename", "file_path", "filepath", "path"),
     "split": ("split",),
     "group": ("group",),
 }

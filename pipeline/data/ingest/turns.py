@@ -7,15 +7,17 @@ import base64
 import binascii
 import json
 import math
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, cast
 
 import numpy as np
 
 from pipeline.data.ingest.draft import MediumSource
-from pipeline.data.inspection import format_of
+from pipeline.data.inspection import SUFFIXES, format_of
 from pipeline.data.schema import Reason, RowError, media_places
 from pipeline.records import MediaKind, Message
 
@@ -33,6 +35,7 @@ _LIKE_TURNS = re.compile(
 )
 """The beginning of turns in whatever spelling, such as numpy's, which has no commas."""
 
+_NAMED = re.compile(r"<(img|image|audio|video)>([^<>\n]{1,4096})</\1>")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{128,}={0,2}")
 """No digest is as long, and no path so long without a dot."""
 
@@ -42,6 +45,8 @@ PART_KINDS = {
     **{name: MediaKind.AUDIO for name in ("audio", "audio_url", "input_audio")},
     **{name: MediaKind.VIDEO for name in ("video", "video_url", "input_video")},
 }
+
+_PARTS = (*TEXT_PARTS, *PART_KINDS)
 
 
 def wrong_type(field: str, value: object, wanted: str) -> RowError:
@@ -97,6 +102,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(each) for key, each in value.items()}
     if is_missing(value):
         return None
+    value = float(value) if isinstance(value, Decimal) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -138,6 +144,17 @@ def medium_of(value: object, kind: MediaKind, field: str) -> MediumSource:
             raise wrong_type(field, value, "bytes, a path, or {bytes, path}")
 
 
+def media_of(value: Any, kind: MediaKind, column: str) -> list[MediumSource]:
+    """The media in a column: a list of them, one, or none."""
+    if value is None:
+        return []
+    value = spelled(value) if isinstance(value, str) else value  # a list in a CSV
+    if isinstance(value, str) and value[:1] == "[":
+        raise RowError(Reason.UNREADABLE, f"{column}: neither JSON's list nor Python's; write it with json.dumps")
+    items = cast(list[Any], value) if isinstance(value, list) else [value]
+    return [medium_of(item, kind, f"{column}[{index}]") for index, item in enumerate(items) if not is_missing(item)]
+
+
 def _bare_base64(text: str, kind: MediaKind) -> bytes | None:
     """The file that a text is, as VLMEvalKit's tables have pictures; None where it is a path or an address."""
     if len(text) % 4 or not _BASE64.fullmatch(text):
@@ -164,8 +181,10 @@ def turns_of(value: object, field: str, role: str = "user") -> list[tuple[Messag
     if isinstance(value, str | bytes):
         text = text_of(value, field)
         value = spelled(text)
-        if not (_are_turns(value) or _are_parts(value)):
-            if _LIKE_TURNS.match(text.lstrip()) and not isinstance(value, dict):
+        if text.startswith("\n\nHuman:"):
+            return _dialogue(text, field)
+        if not spells_turns(value):
+            if _LIKE_TURNS.match(text.lstrip()) and not isinstance(value, dict) and not _goes_on(text):
                 raise _ambiguous(text, field)
             return [_turn(role, text, field)]
     match value:
@@ -183,17 +202,33 @@ def turns_of(value: object, field: str, role: str = "user") -> list[tuple[Messag
             return [_turn(role, text_of(value, field), field)]
 
 
-def _are_turns(value: object) -> bool:
-    """Whether what a text spells is a conversation beyond doubt."""
-    if isinstance(value, list):
-        return any(_is_turn(each) for each in cast(list[object], value))
-    return _is_turn(value) and _has_speaker(value)
+def spells_turns(value: object) -> bool:
+    """Whether what a text spells is a conversation, or the content of a turn, beyond doubt."""
+    items = cast("list[object]", value) if isinstance(value, list) else [value]
+    return any(_is_turn(each) and _has_speaker(each) for each in items) or _are_parts(value, as_text=True)
 
 
-def _are_parts(value: object) -> bool:
-    """Whether it is the content of a turn: texts and media."""
-    types = [each.get("type") if isinstance(each, dict) else None for each in value] if isinstance(value, list) else []
-    return bool(types) and all(isinstance(each, str) and each in (*TEXT_PARTS, *PART_KINDS) for each in types)
+def _are_parts(value: object, *, as_text: bool = False) -> bool:
+    """Whether it is the content of a turn: texts and media. What a text spells is, where it says nothing else."""
+    parts = [each if isinstance(each, dict) else {} for each in value] if isinstance(value, list) else []
+    types = [each.get("type") for each in parts]
+    is_plain = not as_text or all(each.keys() <= {"type", *keys_of(str(each.get("type")))} for each in parts)
+    return bool(types) and is_plain and all(isinstance(each, str) and each in _PARTS for each in types)
+
+
+def _goes_on(text: str) -> bool:
+    """Whether prose follows the JSON in which a text begins."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return text.lstrip()[end:].lstrip()[:1] not in ("", "[", "{", ",")
+
+
+def _dialogue(text: str, field: str) -> list[tuple[Message, list[Slot]]]:
+    """The turns of a text as Anthropic's hh-rlhf has them."""
+    _, *said = re.split(r"\n\n(Human|Assistant):", text)
+    return [_turn(role, content.strip(), field) for role, content in zip(said[::2], said[1::2], strict=True)]
 
 
 def _is_turn(value: object) -> bool:
@@ -229,8 +264,23 @@ def _one_turn(item: object, field: str) -> list[tuple[Message, list[Slot]]]:
 def _turn(role: object, content: object, field: str) -> tuple[Message, list[Slot]]:
     if not isinstance(role, str) or role.lower() not in _ROLES:
         raise RowError(Reason.BAD_ROLE, f"{field}: role {role!r} is none of {', '.join(_ROLES)}")
+    speaker = _ROLES[role.lower()]
+    if speaker == "assistant" and isinstance(content, list | dict):
+        content = _said(content, f"{field}.content")
     text, slots = content_of(content, field)
-    return Message(_ROLES[role.lower()], text), slots
+    return Message(speaker, text), slots
+
+
+def _said(content: Any, field: str) -> Any:
+    """The content of an assistant's turn: parts, or a list or an object that is no part, as JSON."""
+    items = content if isinstance(content, list) else [content]
+    if any(isinstance(each, dict) and each.get("type") in _PARTS for each in items):
+        return items
+    if not all(isinstance(each, str) for each in items):
+        return json_of(content, field)
+    if len(items) > 1:
+        raise wrong_type(field, content, "one text, or parts ({type: text, text: ...})")
+    return items
 
 
 def content_of(content: object, field: str) -> tuple[str, list[Slot]]:
@@ -238,8 +288,7 @@ def content_of(content: object, field: str) -> tuple[str, list[Slot]]:
     if is_missing(content):
         return "", []
     if isinstance(content, str | bytes) or not isinstance(content, Sequence):
-        text = text_of(content, field)
-        return text, [None] * len(media_places([Message("", text)]))
+        return _with_paths(text_of(content, field))
     texts: list[str] = []
     slots: list[Slot] = []
     for index, part in enumerate(cast(Sequence[object], content)):
@@ -247,6 +296,22 @@ def content_of(content: object, field: str) -> tuple[str, list[Slot]]:
         texts.append(text)
         slots.extend(filled)
     return "".join(texts), slots
+
+
+def _with_paths(text: str) -> tuple[str, list[Slot]]:
+    """A text with its tags, and the media that Qwen-VL's `<img>a.png</img>` and its like name in it."""
+    texts: list[str] = []
+    slots: list[Slot] = []
+    end = 0
+    for found in _NAMED.finditer(text) if "</" in text else ():
+        kind = MediaKind("image" if found[1] == "img" else found[1])
+        suffix = posixpath.splitext(found[2])[1][1:].lower()
+        if suffix in SUFFIXES[kind] or "://" in found[2]:
+            texts += [text[end : found.start()], kind.tag]
+            slots += [None] * len(media_places([Message("", texts[-2])])) + [MediumSource(kind, path=found[2].strip())]
+            end = found.end()
+    rest = text[end:]
+    return "".join([*texts, rest]), [*slots, *[None] * len(media_places([Message("", rest)]))]
 
 
 def _part(part: object, field: str) -> tuple[str, list[Slot]]:
@@ -263,6 +328,8 @@ def _part(part: object, field: str) -> tuple[str, list[Slot]]:
     medium = PART_KINDS[kind]
     given = next((known[name] for name in keys_of(kind) if known.get(name)), None)
     given = None if is_missing(given) else given
+    if given is None and isinstance(number := known.get("index"), int):  # llava-instruct-mix-vsft
+        return f"<{medium.value} {number + 1}>", []
     return medium.tag, [None if given is None else medium_of(given, medium, field)]
 
 
@@ -282,6 +349,7 @@ def fill(
     Raises:
         RowError: tags and media differ in number.
     """
+    turns = _with_films(turns, columns)
     messages = [message for message, _ in turns]
     for message, filled in turns:
         if len(media_places([message])) != len(filled):
@@ -304,3 +372,16 @@ def fill(
             )
     media = [given or waiting[kind].pop(0) for filled in slots for kind, given in filled]
     return tuple(messages), tuple(media)
+
+
+def _with_films(
+    turns: Sequence[tuple[Message, list[Slot]]], columns: Mapping[MediaKind, Sequence[MediumSource]]
+) -> Sequence[tuple[Message, list[Slot]]]:
+    """The turns with `<video>` where `<image>` stands for a film, as in LLaVA-Video's: no picture is there, no film has
+    a tag, and there are as many films as tags."""
+    image, video = MediaKind.IMAGE, MediaKind.VIDEO
+    slots = [slot for _, filled in turns for slot in filled]
+    tags = media_places([message for message, _ in turns])
+    if columns.get(image) or any(slots) or tags != [image] * len(columns.get(video, ())):
+        return turns
+    return [(replace(each, content=each.content.replace(image.tag, video.tag)), filled) for each, filled in turns]

@@ -72,3 +72,41 @@ def test_without_choices_and_in_conversations_nothing_changes() -> None:
     turns = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "1"}]
     found = draft({"messages": turns, "choices": PETS})
     assert (found.messages[0].content, found.answer, found.unread) == ("Which?", "1", ("choices",))
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_choices_that_are_missing_at_the_end_are_none(nothing: object) -> None:
+    asked = "Which?\nA. a cat\nB. a dog"
+    rows: list[dict[str, Any]] = [
+        {"options": ["a cat", "a dog", nothing]},
+        {"options": {"A": "a cat", "B": "a dog", "C": nothing}},
+        {"choices": [{"label": "A", "text": "a cat"}, {"label": "B", "text": "a dog"}, nothing]},
+        {"A": "a cat", "B": "a dog", "C": nothing, "D": nothing},
+    ]
+    for row in rows:
+        assert draft({"question": "Which?", "answer": "A", **row}).messages[0].content == asked
+
+
+def test_a_gap_among_choices_is_refused_with_the_cure() -> None:
+    for row in ({"A": "0", "B": "1", "C": None, "D": "2"}, {"option_a": "Na", "option_b": None, "option_c": "K"}):
+        assert "JSON Lines or Parquet" in refused({"question": "Q", "answer": "A", **row}).detail
+    assert refused({"question": "Q", "options": ["a", None, "c"], "answer": "A"}).reason is Reason.WRONG_TYPE
+    mixed = {"question": "Q", "options": [{"text": "x", "label": "A"}, "y"], "answer": "A"}
+    assert refused(mixed).reason is Reason.WRONG_TYPE
+
+
+@pytest.mark.parametrize("options", [["A. x", "B. y"], ["(A) x", "(B) y"], ["A: x", "B: y"], ["A\uff0ex", "B\uff0ey"]])
+def test_choices_that_say_their_letters_are_not_lettered_twice(options: list[str]) -> None:
+    found = draft({"question": "Q", "options": options, "answer": "<answer>B</answer>"})
+    assert (found.messages[0].content, found.answer) == ("Q\nA. x\nB. y", "B")
+
+
+@pytest.mark.parametrize("answer", ["b", "\uff22", "\uff08B\uff09", "B、狗", "B\uff0e狗", "B.狗", "B: 狗", "B"])
+def test_letters_are_known_in_the_writing_of_others(answer: str) -> None:
+    assert draft({"question": "Q", "choices": ["猫", "狗"], "answer": answer}).answer == "B"
+
+
+@pytest.mark.parametrize("mark", ["、", "\uff1a", "\uff0e", ". "])
+def test_choices_that_a_question_lists_in_chinese_are_not_listed_twice(mark: str) -> None:
+    question = f"哪个?\nA{mark}猫\nB{mark}狗"
+    assert draft({"question": question, "choices": ["猫", "狗"], "answer": "B"}).messages[0].content == question

@@ -220,7 +220,7 @@ def test_what_a_row_says_of_itself_beats_what_holds_for_its_source() -> None:
         ({"prompt": "x", "margin": "inf", "answer": "y"}, Reason.WRONG_TYPE),
         ({"prompt": "x", "images": "[broken", "answer": "y"}, Reason.UNREADABLE),
         ({"prompt": b"\xff", "answer": "y"}, Reason.UNREADABLE),
-        ({"prompt": "x", "image": {"bytes": None, "path": None}}, Reason.MISSING_BYTES),
+        ({"prompt": "x", "images": [{"bytes": None, "path": None}]}, Reason.MISSING_BYTES),
         ({"prompt": [{"role": "user", "content": [{"type": "audio", "audio": {"data": "*"}}]}]}, Reason.MISSING_BYTES),
         ({"prompt": "<image><image>x", "image": "a.png", "answer": "y"}, Reason.PLACEHOLDER_MISMATCH),
         ({"prompt": "<image>x", "answer": "y"}, Reason.PLACEHOLDER_MISMATCH),
@@ -258,6 +258,11 @@ def test_turns_are_turns_in_any_spelling(spell: Any) -> None:
         "[10, 20, 30, 40]", "[]", "{}", '{"gender": "male"}', "{'a': 1}", '[{"name": "Ann"}]',
         '{"role": "admin", "content": "x"}', '[{"from": "Paris", "value": 3}]', '{"role": "user"}', "[link](a.png)",
         "{x} and [y", '["a", "b"]', "[" * 5_000,
+        '[{"role": "chef", "content": "cooks"}, {"role": "waiter", "content": "serves"}]',
+        '[{"from": "Paris", "value": "3"}, {"from": "Rome", "value": "4"}]',
+        '[{"type": "text", "bbox": [1, 2, 3, 4]}, {"type": "image", "bbox": [5, 6, 7, 8]}]',
+        '[{"type": "text", "text": "Title", "page": 0}, {"type": "text", "text": "Body", "page": 0}]',
+        '{"messages": [{"role": "user", "content": "hi"}]}\nWhy does the server answer 400?',
     ],
 )  # fmt: skip
 def test_what_only_looks_like_json_is_text(text: str) -> None:
@@ -295,6 +300,7 @@ def test_an_answer_by_the_user_is_refused() -> None:
         (2**70, "1180591620717411303424"),
         (Decimal("7.00"), "7"), (Decimal("700"), "700"), (Decimal("0.50"), "0.5"),
         ([74.0, 302.5], "[74, 302.5]"), ({"a": [1.0, None, float("nan"), True]}, '{"a": [1, null, null, true]}'),
+        ([Decimal("7.50")], "[7.5]"),
         ([{"type": "cat", "box": [1]}], '[{"type": "cat", "box": [1]}]'), ([{"type": "text", "text": "cat"}], "cat"),
     ],
 )  # fmt: skip
@@ -354,3 +360,112 @@ def test_a_picture_in_base64_is_itself_and_a_long_path_is_a_path() -> None:
     for path in ("d/" * 80 + "a.png", "0123456789abcdef" * 8, "0123456789abcdef" * 9, spelt[:-1]):
         (found,) = draft({"image": path, "question": "What is it?", "answer": "a cat"}).media
         assert (found.data, found.path) == (None, path)
+
+
+@pytest.mark.parametrize(
+    ("given", "answer", "accepted"),
+    [
+        (["net", "", "net"], "net", ()), (["net", None, "nets", "nets"], "nets", ("net",)),
+        (["a", float("nan")], "a", ()), (["", None], None, ()), (["two", 2], "two", ("2",)),
+        ([{"answer": 3}, {"answer": 3}, {"answer": 4.0}], "3", ("4",)), ([{"answer": "a"}, {"answer": None}], "a", ()),
+        ({"text": ["Denver", "Denver"], "answer_start": [7, 7]}, "Denver", ()),
+        ({"text": [], "answer_start": []}, None, ()),
+        ({"value": "Paris", "aliases": ["Paris", "paris, france"]}, "Paris", ("paris, france",)),
+        ([10, 20.5], "[10, 20.5]", ()),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("column", ["answer", "answers", "label"])
+def test_of_several_answers_gaps_are_none_and_the_most_frequent_is_the_first(
+    given: object, answer: str | None, accepted: tuple[str, ...], column: str
+) -> None:
+    found = draft({"question": "Q", column: given})
+    assert (found.answer, found.accepted) == (answer, accepted)
+
+
+@pytest.mark.parametrize("value", ["a b", ["a b"], [{"type": "text", "text": "a b"}], {"type": "text", "text": "a b"}])
+def test_what_an_assistant_says_is_text_or_parts(value: object) -> None:
+    assert (
+        draft({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": value}]}).answer == "a b"
+    )
+
+
+def test_lists_and_objects_that_an_assistant_says_are_json_and_several_texts_are_refused() -> None:
+    def said(content: object) -> list[dict[str, object]]:
+        return [{"role": "user", "content": "Q"}, {"role": "assistant", "content": content}]
+
+    assert draft({"messages": said([10, 20.0])}).answer == "[10, 20]"
+    assert draft({"messages": said({"a": 1})}).answer == '{"a": 1}'
+    assert "wanted one text, or parts" in refused({"messages": said(["cat", "dog"])}).detail
+
+
+@pytest.mark.parametrize("label", [0, 0.0, "0", "0.0", False, "false", "False"])
+@pytest.mark.parametrize(("column", "flag", "names"), [
+    ("completion", "label", {}), ("answer", "kto_tag", {}), ("text", "good", {"label": "good"}),
+])  # fmt: skip
+def test_what_a_number_says_of_a_completion_is_a_judgement(
+    label: object, column: str, flag: str, names: dict[str, str]
+) -> None:
+    found = draft({"prompt": "Q", column: "bad", flag: label}, names=names)
+    assert (found.answer, found.label, found.unread) == ("bad", False, ())
+
+
+def test_beside_other_answers_a_number_is_no_judgement_and_a_mapped_word_is_refused() -> None:
+    found = draft({"prompt": "Q", "caption": "a cat", "label": 0})
+    assert (found.answer, found.label, found.unread) == ("a cat", None, ("label",))
+    assert "wanted true or false" in refused({"prompt": "Q", "answer": "a", "is": "bad"}, names={"label": "is"}).detail
+
+
+@pytest.mark.parametrize(
+    ("tag", "path", "kind"),
+    [
+        ("img", "a/b.png", IMAGE),
+        ("img", "https://a.org/b?c", IMAGE),
+        ("audio", "b.WAV", AUDIO),
+        ("video", "c.mp4", VIDEO),
+    ],
+)
+def test_media_named_inside_a_text_are_media(tag: str, path: str, kind: MediaKind) -> None:
+    found = draft({"prompt": f"Look: <{tag}>{path}</{tag}> and <image>. What?", "image": "d.png", "answer": "A"})
+    assert found.messages[0].content == f"Look: {kind.tag} and <image>. What?"
+    assert found.media == (MediumSource(kind, path=path), MediumSource(IMAGE, path="d.png"))
+    assert (
+        draft({"prompt": "Is <img>this</img> HTML?", "answer": "A"}).messages[0].content == "Is <img>this</img> HTML?"
+    )
+
+
+def test_parts_by_number_show_the_medium_of_that_number() -> None:
+    parts = [{"type": "image", "index": 1}, {"type": "image", "index": 0}, {"type": "text", "text": "?", "index": None}]
+    found = draft({"messages": [{"role": "user", "content": parts}, CHOSEN], "images": ["0.png", "1.png"]})
+    assert [each.path for each in found.media] == ["1.png", "0.png"] and found.unread == ()
+
+
+def test_a_tag_for_pictures_stands_for_films_where_these_alone_are_there() -> None:
+    found = draft({"video": "a.mp4", "conversations": [*SAYS]})
+    assert found.messages[0].content == "<video>What is it?" and found.media == (MediumSource(VIDEO, path="a.mp4"),)
+    assert refused({"videos": ["a.mp4", "b.mp4"], "conversations": [*SAYS]}).reason is Reason.PLACEHOLDER_MISMATCH
+
+
+def test_beside_a_conversation_with_an_answer_captions_and_rendered_texts_are_no_reference() -> None:
+    for name in ("caption", "text", "transcript"):
+        found = draft({"image": "a.png", "conversations": [*SAYS], name: "something else"})
+        assert (found.answer, found.demonstration, found.unread) == ("a cat", None, (name,))
+        found = draft({"image": "a.png", "conversations": [*SAYS], name: "a lion"}, names={"answer": name})
+        assert (found.answer, found.demonstration) == ("a lion", "a cat")
+
+
+def test_a_system_text_beside_another_is_named_and_beside_none_goes_first() -> None:
+    turns = [{"role": "system", "content": "French."}, {"role": "user", "content": "Q"}, CHOSEN]
+    assert draft({"messages": turns, "system": "German."}).unread == ("system",)
+    for row in ({"messages": turns, "system": "French."}, {"messages": turns[1:], "system": "French."}):
+        found = draft(row)
+        assert (found.messages[0], len(found.messages), found.unread) == (Message("system", "French."), 2, ())
+
+
+@pytest.mark.parametrize("id", [{"$oid": "5f"}, ["a"], True])
+def test_an_id_that_is_none_is_refused_with_the_cure(id: object) -> None:
+    assert "prepare.ids=place" in refused({"id": id, "question": "Q", "answer": "A"}).detail
+
+
+@pytest.mark.parametrize("row", [{"file_names": ["a.png", "b.jpg"]}, {"image_file_names": ["a.png", "b.jpg"]}])
+def test_names_of_files_in_folders_are_media(row: dict[str, Any]) -> None:
+    assert [each.path for each in draft({**row, "question": "Q", "answer": "A"}).media] == ["a.png", "b.jpg"]

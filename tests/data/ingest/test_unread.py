@@ -57,7 +57,7 @@ def test_columns_and_keys_that_hold_something_and_are_not_read_are_named_and_no_
         "messages": [turn, {**SAID, "weight": 1, "tool_calls": None}],
         "images": [{"bytes": b"x", "path": "a.png", "source": "web"}],
         "prompt": "another question",
-        "caption": "what is learned",
+        "solution": "what is learned",
         "tools": "[]",
         "empty": {"bytes": None},
         "image_url": "https://a.org/b.png",
@@ -174,3 +174,40 @@ def test_numbers_without_a_medium_and_media_without_a_number_are_refused(raw: di
 def test_a_row_without_a_prompt_names_what_is_not_read() -> None:
     error = refused({"ask": "Q", "answer": "A"})
     assert error.reason is Reason.NO_MESSAGES and "not read: ask (prepare.map" in error.detail
+
+
+@pytest.mark.parametrize("value", [0.7, None, "x"])
+def test_a_value_beside_the_content_of_a_turn_is_named_and_not_taken_for_another_format(value: object) -> None:
+    found = draft({"prompt": "Q", "messages": [{"role": "user", "content": "Q"}, {**SAID, "value": value}]})
+    assert (found.answer, found.unread) == ("a cat", ("prompt", *(("messages.value",) if value else ())))
+    nothing = {"from": None, "value": None}
+    assert draft({"messages": [{"role": "user", "content": "Q", **nothing}, {**SAID, **nothing}]}).unread == ()
+    assert draft({"question": "Q", "answer": '[{"role": "price", "content": "all", "value": 3}]'}).unread == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "path"),
+    [
+        ({"messages": [ASKED, {"role": "assistant", "tool_calls": CALL}]}, "messages.tool_calls"),
+        ({"messages": [ASKED, {**SAID, "loss_mask": 0}]}, "messages.loss_mask"),
+        ({"messages": [{"role": "user", "content": "<ref-object>?"}, SAID], "objects": {"ref": ["cat"]}}, "objects"),
+        ({"audio_path": "a.wav", "offset": 7.5, "question": "Q", "answer": "A"}, "offset"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "image_path": "b.png"}]}, SAID]},
+         "messages.content.image_path"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"data": "x"}}]}, SAID]},
+         "messages.content.source"),
+    ],
+)  # fmt: skip
+def test_what_a_row_would_mean_something_else_without_refuses_it(row: dict[str, Any], path: str) -> None:
+    assert f"{path} is not read, and without it" in refused({"image": "a.png", **row}).detail
+
+
+def test_an_offset_of_nothing_and_objects_that_no_text_names_are_only_named() -> None:
+    assert draft({"audio": "a.wav", "offset": "0.0", "question": "Q", "answer": "A"}).unread == ("offset",)
+    assert draft({"question": "Q", "answer": "A", "objects": {"ref": ["cat"]}}).unread == ("objects",)
+
+
+def test_what_was_read_is_not_named_where_media_are_missing() -> None:
+    assert (
+        "not read: more (" in refused({"id": "7", "task": "t", "prompt": "<image>Q", "answer": "A", "more": 1}).detail
+    )
