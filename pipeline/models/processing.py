@@ -17,7 +17,7 @@ from pipeline.data.isolated import Decoder
 from pipeline.data.media import blank, content_key, resample
 from pipeline.data.schema import Reason, RowError, split_content
 from pipeline.models.architectures import Architecture, architecture_of
-from pipeline.models.tokens import answer_ids, beginning
+from pipeline.models.tokens import answer_ids, beginning, end_turns
 from pipeline.records import (
     Audio,
     DecodedMedium,
@@ -36,10 +36,12 @@ MEDIA_PROCESSORS = ("image_processor", "video_processor", "feature_extractor")
 
 
 def load_processor(path: Path, *, trust_remote_code: bool = False) -> Any:
-    """The processor in a Hugging Face directory."""
+    """The processor in a Hugging Face directory; its tokenizer's end token is that of a turn."""
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    end_turns(processor)
+    return processor
 
 
 def processor_alone(recipe: Recipe, path: Path) -> PromptProcessor:

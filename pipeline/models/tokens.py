@@ -6,9 +6,24 @@ from pathlib import Path
 from typing import Any
 
 
+def end_turns(processor: Any) -> None:
+    """Makes the token with which the chat template ends an answer the tokenizer's end token, which is learned behind
+    answers and ends completions. Of many checkpoints it is another (`<|endoftext|>`, while turns end in `<|im_end|>`);
+    where the template writes none, the tokenizer's own stays."""
+    if processor.chat_template is None:
+        return
+    said = (("user", "?"), ("assistant", "7"))
+    turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+    _, _, behind = str(processor.apply_chat_template(turns, tokenize=False)).rpartition("7")
+    added = (str(token) for token in processor.tokenizer.added_tokens_decoder.values())
+    end = max((token for token in added if token and behind.lstrip().startswith(token)), key=len, default=None)
+    if end is not None:
+        processor.tokenizer.eos_token = end
+
+
 def end_ids(tokenizer: Any, path: Path) -> list[int]:
-    """The tokens that end a completion: the tokenizer's own, and all that the checkpoint's `generation_config.json`
-    names, which for chat models are several (the end of a turn, the end of a text).
+    """The tokens that end a completion: the tokenizer's own (and what was its own, see `end_turns`), and all that the
+    checkpoint's `generation_config.json` names, which for chat models are several (the end of a turn, of a text).
 
     Raises:
         ValueError: there is none, so that no completion would ever end.
@@ -17,7 +32,9 @@ def end_ids(tokenizer: Any, path: Path) -> list[int]:
 
     named = GenerationConfig.from_pretrained(path).eos_token_id if (path / "generation_config.json").is_file() else None
     listed = named if isinstance(named, list) else [named]
-    found = sorted({int(each) for each in (tokenizer.eos_token_id, *listed) if each is not None})
+    first = tokenizer.init_kwargs.get("eos_token")
+    own = tokenizer.eos_token_id, None if first is None else tokenizer.convert_tokens_to_ids(str(first))
+    found = sorted({int(each) for each in (*own, *listed) if each is not None})
     if not found:
         raise ValueError(f"{path}: neither the tokenizer nor generation_config.json names an end token (eos_token)")
     return found

@@ -1,5 +1,7 @@
 """Where text becomes learned ids and ids end a text: every end token ends, and no beginning lies in the middle."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from pipeline.config import Dtype, MediaLimits
 from pipeline.models import processing
 from pipeline.models.checkpoint import load_model
 from pipeline.models.processing import PromptProcessor, load_processor
-from pipeline.models.tokens import answer_ids, beginning, end_ids, pad_id
+from pipeline.models.tokens import answer_ids, beginning, end_ids, end_turns, pad_id
 from pipeline.records import Message, Prompt
 
 
@@ -20,6 +22,7 @@ class Tokens:
 
     def __init__(self, eos: int | None = 2, pad: int | None = 3):
         self.eos_token_id, self.pad_token_id = eos, pad
+        self.init_kwargs: dict[str, str] = {}
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids = [ord(letter) - ord("a") + 10 for letter in text]
@@ -48,6 +51,27 @@ def test_a_checkpoint_without_a_generation_config_has_the_tokenizers_end_token(t
     assert end_ids(Tokens(), tmp_path) == [2]
     with pytest.raises(ValueError, match="neither the tokenizer nor generation_config"):
         end_ids(Tokens(None), tmp_path)
+
+
+def test_turns_end_as_the_chat_template_ends_them_whatever_the_tokenizers_end_token(
+    tiny_vl_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_vl_checkpoint, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|endoftext|>"}))
+    (tmp_path / "model" / "generation_config.json").unlink(missing_ok=True)
+    tokenizer = load_processor(tmp_path / "model").tokenizer
+    assert tokenizer.convert_ids_to_tokens(answer_ids(tokenizer, "7")) == ["7", "<|im_end|>"]
+    ends = tokenizer.convert_ids_to_tokens(end_ids(tokenizer, tmp_path / "model"))
+    assert sorted(ends) == ["<|endoftext|>", "<|im_end|>"]
+
+
+def test_where_the_chat_template_ends_no_turn_the_tokenizers_end_token_does(tiny_vl_checkpoint: Path) -> None:
+    processor = load_processor(tiny_vl_checkpoint)
+    processor.tokenizer.eos_token = "<|endoftext|>"
+    processor.chat_template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content[0].text }}\n{% endfor %}"
+    end_turns(processor)
+    assert processor.tokenizer.eos_token == "<|endoftext|>"
 
 
 def test_an_answer_has_its_own_tokens_and_one_end() -> None:
