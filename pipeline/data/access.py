@@ -111,6 +111,9 @@ class Reader:
             found = os.open(path, getattr(os, "O_PATH", os.O_NONBLOCK) | os.O_CLOEXEC)
         except OSError as error:
             raise _os_refusal(path, error) from None
+        except UnicodeEncodeError:
+            detail = f"{short(path)} cannot be spelt in this locale; set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+            raise RowError(Reason.BAD_ADDRESS, detail) from None
         try:
             return self._opened(found, path)
         except OSError as error:

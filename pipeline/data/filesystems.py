@@ -14,6 +14,8 @@ from urllib.parse import quote
 import fsspec.core
 from pyarrow import fs
 
+from pipeline.config import ConfigError
+
 _URI = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs")
 _PATIENCE = "retry_limit_seconds=60"
@@ -50,6 +52,7 @@ def files_below(path: str) -> list[str]:
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
+        ConfigError: a name there is no UTF-8.
     """
     system, inner = filesystem(path)
     info = system.get_file_info(inner)
@@ -60,6 +63,12 @@ def files_below(path: str) -> list[str]:
     found = system.get_file_info(fs.FileSelector(inner, recursive=True))
     # Some filesystems begin what they list with a slash, and others do not.
     start = f"/{inner.strip('/')}"
-    below = (posixpath.relpath(f"/{each.path.lstrip('/')}", start) for each in found if each.type == fs.FileType.File)
     root = path.rstrip("/")
+    try:
+        files = [each.path.lstrip("/") for each in found if each.type == fs.FileType.File]
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: a name here is no UTF-8 ({error.object!r}); rename it (convmv -f latin1 -t utf8 --notest -r)"
+        ) from None
+    below = (posixpath.relpath(f"/{each}", start) for each in files)
     return sorted(f"{root}/{name}" for name in below if not any(part.startswith(".") for part in name.split("/")))

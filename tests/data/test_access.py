@@ -413,3 +413,27 @@ def test_a_wrong_entry_names_itself_and_the_cure(access: dict[str, Any]) -> None
         and value in str(caught.value)
         and ("write" in str(caught.value) or "name" in str(caught.value))
     )
+
+
+def test_a_link_that_leads_out_is_refused_by_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "5.png").write_bytes(b"x")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "link").symlink_to(tmp_path / "big")
+    with pytest.raises(RowError) as caught:
+        Reader(Access(), MediaLimits(), base=str(tmp_path / "table")).read("link/5.png")
+    assert caught.value.reason is Reason.OUTSIDE_ROOTS
+    assert f"leads to '{tmp_path}/big/5.png', which is none of" in caught.value.detail
+
+
+def test_a_path_that_the_locale_cannot_spell_is_refused_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ascii_only(path: str, flags: int) -> int:
+        path.encode("ascii")
+        raise AssertionError(flags)
+
+    monkeypatch.setattr(os, "open", ascii_only)
+    with pytest.raises(RowError, match="LC_ALL=C.UTF-8") as caught:
+        Reader(Access(), MediaLimits(), base=str(tmp_path)).read("büro.png")
+    assert caught.value.reason is Reason.BAD_ADDRESS
