@@ -434,6 +434,6 @@ def test_a_path_that_the_locale_cannot_spell_is_refused_with_the_cure(
         raise AssertionError(flags)
 
     monkeypatch.setattr(os, "open", ascii_only)
-    with pytest.raises(RowError, match="LC_ALL=C.UTF-8") as caught:
+    with pytest.raises(RowError, match=r"LC_ALL=C\.UTF-8") as caught:
         Reader(Access(), MediaLimits(), base=str(tmp_path)).read("büro.png")
     assert caught.value.reason is Reason.BAD_ADDRESS

@@ -84,7 +84,7 @@ class Index:
         for name in row["files"] or ():
             self.database.execute("INSERT OR IGNORE INTO files VALUES (?, ?)", (name, number))
         for path in row.get("unread") or ():
-            self.database.execute(_ADD_UNREAD, (row["dataset"], path))
+            self.database.execute(_ADD_UNREAD, (row["dataset"], _spelt(path)))
         return id
 
     def _times(self, id: str) -> int:
@@ -118,8 +118,8 @@ class Index:
     def refuse(self, number: int, row: Quarantined, *, is_bad: bool) -> None:
         """Counts a row that does not stay. Where its name is taken, its number among all rows tells it apart."""
         statement = "INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?)"
-        name = row.row_id
-        while not self.database.execute(statement, (name, row.reason, row.detail, is_bad)).rowcount:
+        name, detail = _spelt(row.row_id), _spelt(row.detail)
+        while not self.database.execute(statement, (name, row.reason, detail, is_bad)).rowcount:
             name = f"{name} (row {number})"
 
     def reasons(self, *, is_bad: bool) -> dict[str, int]:
@@ -207,3 +207,8 @@ class Index:
 
     def _each(self, statement: str, *values: Any) -> Iterator[Any]:
         yield from self.database.execute(statement, values)
+
+
+def _spelt(text: str) -> str:
+    """A text of strangers as it can be written: half of a surrogate pair, which JSON can spell, becomes a `?`."""
+    return text.encode(errors="replace").decode()

@@ -9,7 +9,7 @@ import psutil
 
 from pipeline.data.ingest.index import CACHE_MIB, PROMPTS, Index
 from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
-from pipeline.records import MediaKind
+from pipeline.records import MediaKind, Quarantined
 from tests.data.ingest.index_rows import described, key
 
 
@@ -84,3 +84,11 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     assert index.size(PROMPTS, "train") == 40_000
     assert on_disk[0] > CACHE_MIB * 2**20, "the cache is full"
     assert used[1] - used[0] < (on_disk[1] - on_disk[0]) / 2
+
+
+def test_names_that_no_file_can_hold_are_written_with_a_mark() -> None:
+    index = Index(":memory:")
+    index.add(0, described("a", unread=("a\ud83d",)), contents=())
+    index.refuse(1, Quarantined("b\ud83d", "wrong_type", "c\ud83d"), is_bad=True)
+    assert index.unread() == [("set", "a?", 1)]
+    assert index.database.execute("SELECT name, detail FROM refused").fetchall() == [("b?", "c?")]
