@@ -164,7 +164,7 @@ def test_a_playlist_that_points_to_other_files_stays_closed(tmp_path: Any) -> No
     concat = f"ffconcat version 1.0\nfile {tmp_path}/secret.mp4\n".encode()
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{tmp_path}/secret.mp4\n#EXT-X-ENDLIST\n".encode()
     assert reason(MediaKind.VIDEO, concat) is Reason.CORRUPT_VIDEO
-    assert reason(MediaKind.VIDEO, hls) is Reason.CORRUPT_VIDEO
+    assert reason(MediaKind.VIDEO, hls) is Reason.UNSUPPORTED_FORMAT
 
 
 @pytest.mark.parametrize("medium", [Image(PIXELS), TONE, Video(FRAMES, 6.0)], ids=["image", "audio", "video"])
