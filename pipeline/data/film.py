@@ -38,9 +38,10 @@ _GAP_S = 0.1
 """Clocks of recorders run this far apart; what timestamps of a sound leave out beyond it was silence."""
 
 _MP3_FRAME = re.compile(rb"\xff[\xe2-\xff]")
-# Of Xing, LAME or Fraunhofer: how many frames follow. It stands in a frame that is silent.
+# In a silent frame before the others: how many there are and, by some encoders, samples at either end that are none.
 _MP3_HEADER = re.compile(
-    rb"\xff[\xe2-\xff]..\0{9,34}(?:(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f]|VBRI.{10})(.{4})", re.DOTALL
+    rb"\xff[\xe2-\xff]..\0{9,34}(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](.{4})(?:(?<=\x0f.{4}).{108}L.{20}(.{3}))?",
+    re.DOTALL,
 )
 
 
@@ -69,8 +70,15 @@ def _open(data: bytes) -> Any:
     found = format_of(data)
     demuxer = DEMUXERS[found.name] if found else ""
     options = {"format_whitelist": demuxer, "protocol_whitelist": ""}
-    # Zeros behind an MP3 fill up a last frame that is cut off: its place then shows that it is.
-    return av.open(io.BytesIO(data + bytes(4_096) if demuxer == "mp3" else data), format=demuxer, options=options)
+    return av.open(_Endless(data) if demuxer == "mp3" else io.BytesIO(data), format=demuxer, options=options)
+
+
+class _Endless:
+    """An MP3 without a size, by which FFmpeg would doubt its header, and with zeros behind it, which fill up a last
+    frame that is cut off: its place then shows that it is."""
+
+    def __init__(self, data: bytes) -> None:
+        self.read = io.BytesIO(data + bytes(4_096)).read
 
 
 def _film_in(container: Any) -> Any | None:
@@ -234,7 +242,8 @@ def _decode_track(container: Any, data: bytes, limits: MediaLimits) -> Audio:
             num_samples += frame.samples
             check_upper(num_samples, rate, frame.layout.nb_channels, limits)
             for converted in to_float.resample(frame):
-                blocks.append(cast(NDArray[np.float32], converted.to_ndarray()).mean(axis=0, dtype=np.float32))
+                planes = [np.frombuffer(cast(Any, each), np.float32, converted.samples) for each in converted.planes]
+                blocks.append(np.sum(planes, axis=0) / np.float32(len(planes)) if planes[1:] else planes[0].copy())
     check_sound(num_samples, rate, 1, limits)
     return clipped(np.concatenate(blocks), rate)
 
@@ -253,23 +262,33 @@ def _packets(container: Any, stream: Any, data: bytes) -> Iterator[Any]:
 
 def _mp3_frames(packets: Iterable[Any], data: bytes) -> Iterator[Any]:
     """The frames of an MP3 that is whole. Tags may stand between them, where files were joined, and anything behind."""
-    num_frames, num_promised, strange = 0, 0, b""
+    strange = b""
     for packet in packets:
-        if packet.size and not _MP3_FRAME.match(piece := bytes(packet)):
-            strange = strange or piece
+        if packet.size and not _MP3_FRAME.match(packet):
+            strange = strange or bytes(packet)
             continue
-        if packet.size:
-            if strange and not strange.startswith((b"ID3", b"TAG", b"APETAGEX")):
-                raise RowError(Reason.CORRUPT_AUDIO, f"damaged: no frame of an MP3 before byte {packet.pos}")
-            if packet.pos + packet.size > len(data):
-                raise RowError(Reason.CORRUPT_AUDIO, "an MP3 that is cut off in its last frame")
-            if num_frames == 0 and (header := _MP3_HEADER.search(data, 0, packet.pos)):
-                num_promised = int.from_bytes(header[1], "big")
-            num_frames, strange = num_frames + 1, b""
+        if packet.size and strange and not strange.startswith((b"ID3", b"TAG", b"APETAGEX")):
+            raise RowError(Reason.CORRUPT_AUDIO, f"damaged: no frame of an MP3 before byte {packet.pos}")
+        if packet.size and packet.pos + packet.size > len(data):
+            raise RowError(Reason.CORRUPT_AUDIO, "an MP3 that is cut off in its last frame")
+        strange = b"" if packet.size else strange
         yield packet
-    if num_frames < num_promised:
-        detail = f"cut off: its header promises {num_promised} frames, the file holds {num_frames}"
-        raise RowError(Reason.CORRUPT_AUDIO, detail)
+
+
+def _trimmed(sound: Audio, data: bytes) -> Audio:
+    """An MP3 as long as its header says, where it has one; longer where others were joined to it.
+
+    FFmpeg leaves out what is no sound at the beginning (the encoder's delay, and the decoder's), not that at the end.
+    """
+    if (header := _MP3_HEADER.search(data)) is None:
+        return sound
+    frame = 1_152 if sound.sampling_rate >= 32_000 else 576
+    delay, padding = divmod(int.from_bytes(header[2] or b"", "big"), 4_096)
+    promised, length = int.from_bytes(header[1], "big") * frame - delay - padding, len(sound.samples)
+    if length < promised - frame:
+        raise RowError(Reason.CORRUPT_AUDIO, f"an MP3 that is cut off: {promised} samples promised, {length} held")
+    joined = length > promised + padding
+    return sound if joined else Audio(samples=sound.samples[:promised], sampling_rate=sound.sampling_rate)
 
 
 def decode_container(data: bytes, limits: MediaLimits) -> Audio:
@@ -277,4 +296,9 @@ def decode_container(data: bytes, limits: MediaLimits) -> Audio:
     with _open(data) as file:
         if not file.streams.audio:
             raise RowError(Reason.CORRUPT_AUDIO, "a film without a sound track")
-        return _decode_track(file, data, limits)
+        if file.format.name != "mp3":
+            return _decode_track(file, data, limits)
+        longer = limits.model_copy(update={"max_seconds": limits.max_seconds + 0.5})  # by what is then left out
+        sound = _trimmed(_decode_track(file, data, longer), data)
+        check_sound(len(sound.samples), sound.sampling_rate, 1, limits)
+        return sound

@@ -66,7 +66,7 @@ def _matroska(data: bytes, at: int) -> tuple[int, int]:
     size = int.from_bytes(data[place:body], "big") & ((1 << 7 * width) - 1)
     behind = len(data) if size == (1 << 7 * width) - 1 else body + size
     if name in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"):  # a segment and its clusters are walked through
-        return body, behind
+        return body, behind if name[0] == 0x18 else body
     return behind, behind + (name == b"\x1a\x45\xdf\xa3")
 
 
