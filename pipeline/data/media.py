@@ -52,7 +52,6 @@ _OPEN_SIZE = re.compile(
     rb"|caff.{0,8192}?data(\xff{8})",
     re.DOTALL,
 )
-_OGG_STREAM = re.compile(rb"OggS\0[\2\3\6\7]")
 
 
 def decode(medium: Medium, limits: MediaLimits) -> DecodedMedium:
@@ -113,9 +112,7 @@ def decode_audio(data: bytes, limits: MediaLimits) -> Audio:
     """A sound at its own rate, its channels averaged; read block by block, so that memory holds one channel."""
     found = format_of(data)
     try:
-        # libsndfile reads one stream of an Ogg, and FLAC in none.
-        is_other_ogg = data[28:33] == b"\x7fFLAC" or len(_OGG_STREAM.findall(data)) > 1
-        if found is not None and (found.name in READ_BY_FFMPEG or (found.name == "Ogg" and is_other_ogg)):
+        if found is not None and (found.name in READ_BY_FFMPEG or (found.name == "Ogg" and _is_other_ogg(data))):
             return decode_container(data, limits)
         with soundfile.SoundFile(_Bytes(_with_size(data))) as file:
             if file.frames > _UNKNOWN_LENGTH or file.subtype.startswith("MPEG"):
@@ -132,6 +129,11 @@ def decode_audio(data: bytes, limits: MediaLimits) -> Audio:
     if len(samples) != expected:
         raise RowError(Reason.CORRUPT_AUDIO, f"the header promises {expected} samples, the file holds {len(samples)}")
     return clipped(samples, sampling_rate)
+
+
+def _is_other_ogg(data: bytes) -> bool:
+    """Whether an Ogg holds what libsndfile does not read: FLAC, or more than one stream."""
+    return data[28:33] == b"\x7fFLAC" or len(re.findall(rb"OggS\0[\2\3\6\7]", data)) > 1
 
 
 def _check_whole(file: soundfile.SoundFile, data: bytes) -> None:

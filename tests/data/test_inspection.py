@@ -234,8 +234,8 @@ def test_every_ending_that_a_folder_is_read_by_is_of_a_format_that_is_decoded() 
     assert set(FOLDER_SUFFIXES[Form.FOLDER]) == read
     assert {".avif", ".m4a", ".webm", ".flac"} <= read and not {".heic", ".wma", ".aac"} & read
     assert {COLUMN_OF_SUFFIX[end] for end in ("m4a", "avif", "mov")} == {"audios", "images", "videos"}
-    assert {COLUMN_OF_SUFFIX[end] for end in "ts m2ts mts vob mpe qt 3gpp ogv".split()} == {"videos"}
-    assert {COLUMN_OF_SUFFIX[end] for end in "aifc mka wave snd".split()} == {"audios"}
+    assert {COLUMN_OF_SUFFIX[end] for end in ["ts", "m2ts", "mts", "vob", "mpe", "qt", "3gpp", "ogv"]} == {"videos"}
+    assert {COLUMN_OF_SUFFIX[end] for end in ["aifc", "mka", "wave", "snd"]} == {"audios"}
     assert COLUMN_OF_SUFFIX["jpe"] == "images"
 
 
