@@ -20,6 +20,20 @@ _MAX_PEAK = 100.0
 ROUNDING_S = 0.002
 """Containers round timestamps to a millisecond, other rates round to a sample: no bound on seconds is sharper."""
 
+_TAIL_BYTES = 2**14
+
+
+def check_end(data: bytes, reason: Reason) -> None:
+    """Raises RowError where a compressed file was cut off (an Ogg, in its last page), or its rest was never written: a
+    download takes room before it comes."""
+    last = data.rfind(b"OggS") if data.startswith(b"OggS") else -1
+    if last >= 0:
+        segments = data[last + 27 : last + 27 + data[last + 26]] if last + 27 <= len(data) else b""
+        if not segments or last + 27 + len(segments) + sum(segments) > len(data):
+            raise RowError(reason, "an Ogg that is cut off in its last page")
+    if len(data) > _TAIL_BYTES and not any(data[-_TAIL_BYTES:]):
+        raise RowError(reason, f"the file ends in {len(data) - len(data.rstrip(bytes(1)))} zeros: fetch it again")
+
 
 def check_bytes(medium: Medium, limits: MediaLimits) -> None:
     """Raises RowError where the encoded medium is too large."""

@@ -16,10 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import MediaLimits
-from pipeline.data.bounds import check_bytes, check_seconds, check_size, check_sound, check_upper, clipped, refusal
+from pipeline.data.bounds import (
+    check_bytes,
+    check_end,
+    check_seconds,
+    check_size,
+    check_sound,
+    check_upper,
+    clipped,
+    refusal,
+)
 from pipeline.data.inspection import check_file, format_of
 from pipeline.data.schema import Reason, RowError
-from pipeline.data.wholeness import check_whole
 from pipeline.records import Audio, Medium, Video
 
 DEMUXERS = {
@@ -145,11 +153,21 @@ def _timing(stamps: list[tuple[int | None, int | None]], stream: Any) -> tuple[N
 
 
 def _check_whole(stream: Any, data: bytes, reason: Reason) -> None:
-    """Refuses a file with a hole, or that was cut off: its index goes on behind its end."""
-    check_whole(data, reason)
+    """Refuses a file that was cut off, its index, or its one segment, goes on behind its end; or ends in zeros."""
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    end = max(end, _segment_end(data)) if data.startswith(b"\x1a\x45\xdf\xa3") else end
     if end > len(data):
-        raise RowError(reason, f"cut off: the index promises {end} bytes, the file holds {len(data)}")
+        raise RowError(reason, f"cut off: the header promises {end} bytes, the file holds {len(data)}")
+    if data[4:8] != b"ftyp":  # an MP4 may end in room that is free
+        check_end(data, reason)
+
+
+def _segment_end(data: bytes) -> int:
+    """Where the segment of a Matroska ends by its size; 0 where the recorder did not know."""
+    at = data.find(b"\x18\x53\x80\x67", 0, 4_096) + 4
+    width = 9 - data[at].bit_length() if at < len(data) else 9
+    size = int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1)
+    return 0 if size == (1 << 7 * width) - 1 else at + width + size
 
 
 def _decode_frames(data: bytes, wanted: list[int], ticks: list[int], limits: MediaLimits) -> NDArray[np.uint8]:

@@ -26,11 +26,10 @@ from PIL import Image as pillow
 from PIL.PngImagePlugin import putchunk
 
 from pipeline.config import MediaLimits
-from pipeline.data.bounds import check_bytes, check_size, check_sound, clipped, refusal
+from pipeline.data.bounds import check_bytes, check_end, check_size, check_sound, clipped, refusal
 from pipeline.data.film import decode_container, decode_video
 from pipeline.data.inspection import check_file, format_of
 from pipeline.data.schema import Reason, RowError
-from pipeline.data.wholeness import ENDLESS, check_whole
 from pipeline.records import Audio, DecodedMedium, Image, MediaKind, Medium, Video
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one a worker, as everywhere
@@ -46,6 +45,8 @@ _AUDIO_BLOCK = 65_536
 _FULL_SCALE_16 = 257  # 65535 / 255
 # What libsndfile notes of a header that promises more than the file holds, in WAV, AIFF, AU, RF64 and W64.
 _CUT_OFF = re.compile(r"(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
+_ENDLESS = 0x7F000000
+"""From here on a size stands for one that the recorder did not know."""
 # Sizes that a recorder left open, and libsndfile takes at their word; the match ends where the samples begin.
 _OPEN_SIZE = re.compile(
     rb"RIFF.{4}WAVE.{0,512}?data(\0{4})|FORM.{4}AIF[FC].{0,512}?SSND(\0\0\0\x08)|\.snd.{4}(\0{4}|\x7f.{3}).{12}"
@@ -138,12 +139,13 @@ def _is_other_ogg(data: bytes) -> bool:
 
 def _check_whole(file: soundfile.SoundFile, data: bytes) -> None:
     """Refuses what libsndfile takes for a shorter sound: a file that was cut off."""
-    check_whole(data, Reason.CORRUPT_AUDIO)
     for promised, held in _CUT_OFF.findall(file.extra_info):
-        if int(held) < int(promised) < ENDLESS:
+        if int(held) < int(promised) < _ENDLESS:
             raise RowError(
                 Reason.CORRUPT_AUDIO, f"cut off: the header promises {promised} bytes, the file holds {held}"
             )
+    if file.format == "OGG":
+        check_end(data, Reason.CORRUPT_AUDIO)
 
 
 def _with_size(data: bytes) -> bytes:
