@@ -14,8 +14,25 @@ from pipeline.records import Audio, Medium
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000
 """In Hz. With `max_seconds` it bounds how many samples are decoded; what lies outside is no sound of this world."""
 
+_MAX_PEAK = 100.0
+"""Of a sound in floats: 40 dB over full scale. Mixes that are too loud are below it, whole numbers above."""
+
 ROUNDING_S = 0.002
 """Containers round timestamps to a millisecond, other rates round to a sample: no bound on seconds is sharper."""
+
+_TAIL_BYTES = 2**14
+
+
+def check_end(data: bytes, reason: Reason) -> None:
+    """Raises RowError where a compressed file was cut off (an Ogg, in its last page), or its rest was never written: a
+    download takes room before it comes."""
+    last = data.rfind(b"OggS") if data.startswith(b"OggS") else -1
+    if last >= 0:
+        segments = data[last + 27 : last + 27 + data[last + 26]] if last + 27 <= len(data) else b""
+        if not segments or last + 27 + len(segments) + sum(segments) > len(data):
+            raise RowError(reason, "an Ogg that is cut off in its last page")
+    if len(data) > _TAIL_BYTES and not any(data[-_TAIL_BYTES:]):
+        raise RowError(reason, f"the file ends in {len(data) - len(data.rstrip(bytes(1)))} zeros: fetch it again")
 
 
 def check_bytes(medium: Medium, limits: MediaLimits) -> None:
@@ -50,7 +67,7 @@ def check_sound(num_samples: int, sampling_rate: int, num_channels: int, limits:
     """Raises RowError where a sound is out of bounds, too short ones included."""
     check_upper(num_samples, sampling_rate, num_channels, limits)
     seconds = num_samples / sampling_rate
-    if seconds < limits.min_seconds:
+    if seconds < limits.min_seconds - ROUNDING_S:
         detail = f"{seconds:.3f} s; data.limits.min_seconds is {limits.min_seconds:g}"
         raise RowError(Reason.SOUND_TOO_SHORT, detail)
 
@@ -72,7 +89,11 @@ def check_seconds(seconds: float, limits: MediaLimits) -> None:
 
 
 def clipped(samples: NDArray[np.float32], sampling_rate: int) -> Audio:
-    """A sound of samples float32 [S], those beyond full scale clipped. Raises RowError where one is no number."""
-    if not np.isfinite(samples).all():
-        raise RowError(Reason.CORRUPT_AUDIO, "samples that are not finite")
+    """A sound of samples float32 [S], those beyond full scale clipped.
+
+    Raises RowError where one is no number, or so large that its scale must be that of whole numbers.
+    """
+    if not (peak := float(np.abs(samples).max())) <= _MAX_PEAK:  # so it is, too, where one is no number
+        detail = f"samples up to {peak:g}, where full scale is 1: divide them, those of 16 bits by 32768"
+        raise RowError(Reason.CORRUPT_AUDIO, detail if np.isfinite(peak) else "samples that are not finite")
     return Audio(samples=np.clip(samples, -1.0, 1.0), sampling_rate=sampling_rate)

@@ -26,6 +26,9 @@ _CURES = {
     _VIDEO: "convert it to MP4 (ffmpeg -i FILE out.mp4)",
 }
 
+_MOVING = ("GIF", "PNG", "WebP", "AVIF")
+"""Pictures that may move."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -45,32 +48,43 @@ def _format(name: str, mark: bytes, kinds: tuple[MediaKind, ...] = (), suffixes:
 
 FORMATS = (
     _format("PNG", rb"\x89PNG\r\n\x1a\n", (_IMAGE,), "png"),
-    _format("JPEG", rb"\xff\xd8\xff", (_IMAGE,), "jpg jpeg jfif"),
+    _format("JPEG", rb"\xff\xd8\xff", (_IMAGE,), "jpg jpeg jfif jpe"),
     _format("WebP", rb"RIFF.{4}WEBP", (_IMAGE,), "webp"),
     _format("GIF", rb"GIF8[79]a", (_IMAGE,), "gif"),
     _format("BMP", rb"BM", (_IMAGE,), "bmp"),
+    _format("camera raw (CR2)", rb"II\*\0.{4}CR", cure=_CURES[_IMAGE]),
     _format("TIFF", rb"II[*+]\0|MM\0[*+]", (_IMAGE,), "tif tiff"),
     _format("AVIF", rb".{4}ftyp(avi[fs]|m[is]f1.{4}(.{4}){0,12}?avi[fs])", (_IMAGE,), "avif"),
-    _format("WAV", rb"RIFF.{4}WAVE", (_AUDIO,), "wav"),
+    _format("WAV", rb"RIFF.{4}WAVE", (_AUDIO,), "wav wave"),
     _format("FLAC", rb"fLaC", (_AUDIO,), "flac"),
     _format("MP3", rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xfd]", (_AUDIO,), "mp3"),
-    _format("Ogg", rb"OggS", (_AUDIO, _VIDEO), "ogg oga opus"),
+    _format("Ogg", rb"OggS", (_AUDIO, _VIDEO), "ogg oga opus ogv"),
     _format("M4A", rb".{4}ftyp(M4[AB] |F4A )", (_AUDIO,), "m4a m4b"),
     _format("WAV (64 bits)", rb"RF64.{4}WAVE|riff\x2e\x91\xcf\x11", (_AUDIO,), "rf64 w64"),
     _format("WAV (big endian)", rb"RIFX.{4}WAVE", (_AUDIO,), "rifx"),
-    _format("AIFF", rb"FORM.{4}AIF[FC]", (_AUDIO,), "aiff aif"),
-    _format("AU", rb"\.snd", (_AUDIO,), "au"),
+    _format("AIFF", rb"FORM.{4}AIF[FC]", (_AUDIO,), "aiff aif aifc"),
+    _format("AU", rb"\.snd", (_AUDIO,), "au snd"),
     _format("CAF", rb"caff\0\x01", (_AUDIO,), "caf"),
     _format("NIST Sphere", rb"NIST_1A\n", (_AUDIO,), "sph"),
     _format("HEIC", rb".{4}ftyp(hei[cxms]|hev[cxms]|m[is]f1)", cure="convert it to JPEG (heif-convert; phones can)"),
     _format("Canon raw (CR3)", rb".{4}ftypcrx "),
-    _format("MP4", rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|styp|moof)", (_VIDEO, _AUDIO), "mp4 mov m4v 3gp"),
+    _format("MP4", rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|styp|moof)", (_VIDEO, _AUDIO), "mp4 mov m4v 3gp 3gpp qt"),
     _format("WebM", rb"\x1a\x45\xdf\xa3.{0,64}?webm", (_VIDEO, _AUDIO), "webm"),
-    _format("Matroska (MKV)", rb"\x1a\x45\xdf\xa3", (_VIDEO, _AUDIO), "mkv"),
+    _format("Matroska (MKV)", rb"\x1a\x45\xdf\xa3", (_VIDEO, _AUDIO), "mkv mka"),
     _format("AVI", rb"RIFF.{4}AVI ", (_VIDEO,), "avi"),
     _format("FLV", rb"FLV\x01", (_VIDEO,), "flv"),
-    _format("MPEG stream", rb"\0\0\x01[\xb3\xba]|(.{4})?\x47.{187,191}\x47", (_VIDEO,), "mpg mpeg"),
+    _format("MPEG stream", rb"\0\0\x01\xba", (_VIDEO,), "mpg mpeg mpe vob"),
+    _format("MPEG-TS", rb"(.{4})?\x47.{187,191}\x47", (_VIDEO,), "ts mts m2ts"),
     # Taken for nothing, but known by name.
+    _format("PNG broken by a transfer in text mode", rb"\x89PNG(\n|\r\r)", cure="fetch it again"),
+    _format("Netpbm (PPM, PGM)", rb"P[1-7]\s"),
+    _format("Apple icon (ICNS)", rb"icns"),
+    _format("QOI", rb"qoif"),
+    _format("raw MPEG, H.264 or H.265", rb"\0\0\0?\x01([\xb3\x27\x47\x67]|\x09[\x10\x30\xf0]|[\x40\x42\x46]\x01)"),
+    _format("MXF", rb"\x06\x0e\x2b\x34"),
+    _format("raw video (Y4M)", rb"YUV4MPEG2 "),
+    _format("IVF", rb"DKIF"),
+    _format("playlist (M3U)", rb"#EXTM3U", cure="it names other files: fetch those (ffmpeg -i ADDRESS out.mp4)"),
     _format("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
     _format("JPEG 2000", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "),
     _format("Photoshop (PSD)", rb"8BPS"),
@@ -94,14 +108,15 @@ FORMATS = (
     _format("ZIP archive", rb"PK[\x03\x05\x07]", cure="unpack it"),
     _format("RAR archive", rb"Rar!\x1a\x07", cure="unpack it"),
     _format("7z archive", rb"7z\xbc\xaf\x27\x1c", cure="unpack it"),
+    _format("HDF5", rb"\x89HDF", cure="save each picture or sound in it as a file"),
+    _format("Parquet", rb"PAR1", cure="prepare it as a source of rows"),
     _format("NumPy array", rb"\x93NUMPY", cure="save it as a picture or a sound"),
     _format("Git LFS pointer", rb"version https://git-lfs\.", cure="it stands for the file: git lfs pull"),
 )
 """In the order in which marks are tried."""
 
-SUFFIXES = {
-    kind: tuple(end for each in FORMATS if each.kinds[:1] == (kind,) for end in each.suffixes) for kind in MediaKind
-}
+_KIND_OF_SUFFIX = {end: each.kinds[0] for each in FORMATS for end in each.suffixes} | {"ogv": _VIDEO, "mka": _AUDIO}
+SUFFIXES = {kind: tuple(end for end, its in _KIND_OF_SUFFIX.items() if its is kind) for kind in MediaKind}
 """How names of files end that are taken for a kind, if nothing but the name says which."""
 
 _MARKUP = re.compile(
@@ -119,8 +134,10 @@ _FOREIGN = (
 
 
 def format_of(data: bytes) -> Format | None:
-    """The format of a file by its mark; None where no mark is known."""
-    return next((each for each in FORMATS if each.mark.match(data)), None)
+    """The format of a file by its mark, which may stand behind an ID3 tag; None where no mark is known."""
+    behind = 10 + sum((byte & 127) << 7 * (3 - place) for place, byte in enumerate(data[6:10]))
+    places = (behind, 0) if data.startswith(b"ID3") else (0,)
+    return next((each for place in places for each in FORMATS if each.mark.match(data, place)), None)
 
 
 def check_file(medium: Medium) -> None:
@@ -141,7 +158,9 @@ def _refusal(data: bytes, found: Format | None, kind: MediaKind) -> RowError:
         return RowError(Reason.SVG, "a vector picture is a program that draws; render it first")
     taken = f"taken are {', '.join(each.name for each in FORMATS if kind in each.kinds)}"
     if found is not None:
-        if found.kinds:
+        if kind is _VIDEO and found.name in _MOVING:
+            cure = f"{_CURES[_VIDEO]} if it moves; if not, use the column for images"
+        elif found.kinds:
             cure = f"if it belongs there, use the column for {' or '.join(f'{other}s' for other in found.kinds)}"
         else:
             cure = found.cure or _CURES[kind]

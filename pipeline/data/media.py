@@ -26,7 +26,7 @@ from PIL import Image as pillow
 from PIL.PngImagePlugin import putchunk
 
 from pipeline.config import MediaLimits
-from pipeline.data.bounds import check_bytes, check_size, check_sound, clipped, refusal
+from pipeline.data.bounds import check_bytes, check_end, check_size, check_sound, clipped, refusal
 from pipeline.data.film import decode_container, decode_video
 from pipeline.data.inspection import check_file, format_of
 from pipeline.data.schema import Reason, RowError
@@ -37,16 +37,22 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one a worker, as everywhere
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Raster formats only: what Pillow hands to other programs (EPS, for one) stays closed."""
 
-SOUND_CONTAINERS = ("M4A", "MP4", "WebM", "Matroska (MKV)")
-"""What FFmpeg opens of sounds; libsndfile reads the other formats."""
+READ_BY_FFMPEG = ("MP3", "M4A", "MP4", "WebM", "Matroska (MKV)")
+"""Of sounds. libsndfile reads the other formats; of an MP3 without a header it would guess where it ends."""
 
 _UNKNOWN_LENGTH = 2**50
 _AUDIO_BLOCK = 65_536
 _FULL_SCALE_16 = 257  # 65535 / 255
 # What libsndfile notes of a header that promises more than the file holds, in WAV, AIFF, AU, RF64 and W64.
 _CUT_OFF = re.compile(r"(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
-_ENDLESS = 0x7FFFFF00
+_ENDLESS = 0x7F000000
 """From here on a size stands for one that the recorder did not know."""
+# Sizes that a recorder left open, and libsndfile takes at their word; the match ends where the samples begin.
+_OPEN_SIZE = re.compile(
+    rb"RIFF.{4}WAVE.{0,512}?data(\0{4})|FORM.{4}AIF[FC].{0,512}?SSND(\0\0\0\x08)|\.snd.{4}(\0{4}|\x7f.{3}).{12}"
+    rb"|caff.{0,8192}?data(\xff{8})",
+    re.DOTALL,
+)
 
 
 def decode(medium: Medium, limits: MediaLimits) -> DecodedMedium:
@@ -72,15 +78,17 @@ def decode_image(data: bytes, limits: MediaLimits) -> Image:
         warnings.simplefilter("ignore")  # of bad metadata, which is left alone
         warnings.simplefilter("error", pillow.DecompressionBombWarning)
         try:
-            with pillow.open(io.BytesIO(data), formats=IMAGE_FORMATS) as file:
+            with pillow.open(source := io.BytesIO(data), formats=IMAGE_FORMATS) as file:
                 check_size(file.width, file.height, limits)
+                if file.format == "JPEG" and data.find(b"\xff\xd9", source.tell()) < 0:  # what is left is made grey
+                    raise RowError(Reason.CORRUPT_IMAGE, "cut off: a JPEG without its end mark")
                 file.load()
                 ImageOps.exif_transpose(file, in_place=True)
                 return Image(pixels=_rgb(file))
         except (pillow.DecompressionBombWarning, pillow.DecompressionBombError) as error:
             raise RowError(Reason.TOO_MANY_PIXELS, str(error)) from None
         except UnidentifiedImageError:
-            raise RowError(Reason.CORRUPT_IMAGE, f"none of {', '.join(IMAGE_FORMATS)}") from None
+            raise RowError(Reason.CORRUPT_IMAGE, "its header is cut off or damaged") from None
         except RowError:
             raise
         except Exception as error:
@@ -88,8 +96,12 @@ def decode_image(data: bytes, limits: MediaLimits) -> Image:
 
 
 def _rgb(image: pillow.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion clips instead of scaling
-        grey = np.clip(np.asarray(image).astype(np.int64) // _FULL_SCALE_16, 0, 255).astype(np.uint8)
+    if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips instead of scaling
+        grey, is_float = np.asarray(image), image.mode == "F"
+        if image.mode == "I" or (is_float and not 0 <= grey.min() <= grey.max() <= 1):
+            detail = f"numbers from {grey.min():g} to {grey.max():g}, whose black and white nobody knows"
+            raise RowError(Reason.UNSUPPORTED_FORMAT, f"{detail}: save it with 8 or 16 bits, or as floats from 0 to 1")
+        grey = (np.rint(grey * 255) if is_float else grey // _FULL_SCALE_16).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         canvas = pillow.new("RGBA", image.size, "white")
@@ -101,10 +113,10 @@ def decode_audio(data: bytes, limits: MediaLimits) -> Audio:
     """A sound at its own rate, its channels averaged; read block by block, so that memory holds one channel."""
     found = format_of(data)
     try:
-        if found is not None and found.name in SOUND_CONTAINERS:
+        if found is not None and (found.name in READ_BY_FFMPEG or (found.name == "Ogg" and _is_other_ogg(data))):
             return decode_container(data, limits)
-        with soundfile.SoundFile(_Bytes(data)) as file:
-            if file.frames > _UNKNOWN_LENGTH:
+        with soundfile.SoundFile(_Bytes(_with_size(data))) as file:
+            if file.frames > _UNKNOWN_LENGTH or file.subtype.startswith("MPEG"):
                 return decode_container(data, limits)
             _check_whole(file, data)
             check_sound(file.frames, file.samplerate, file.channels, limits)
@@ -120,6 +132,11 @@ def decode_audio(data: bytes, limits: MediaLimits) -> Audio:
     return clipped(samples, sampling_rate)
 
 
+def _is_other_ogg(data: bytes) -> bool:
+    """Whether an Ogg holds what libsndfile does not read: FLAC, or more than one stream."""
+    return data[28:33] == b"\x7fFLAC" or len(re.findall(rb"OggS\0[\2\3\6\7]", data)) > 1
+
+
 def _check_whole(file: soundfile.SoundFile, data: bytes) -> None:
     """Refuses what libsndfile takes for a shorter sound: a file that was cut off."""
     for promised, held in _CUT_OFF.findall(file.extra_info):
@@ -127,11 +144,17 @@ def _check_whole(file: soundfile.SoundFile, data: bytes) -> None:
             raise RowError(
                 Reason.CORRUPT_AUDIO, f"cut off: the header promises {promised} bytes, the file holds {held}"
             )
-    last = data.rfind(b"OggS") if file.format == "OGG" else -1
-    if last >= 0:
-        segments = data[last + 27 : last + 27 + data[last + 26]] if last + 27 <= len(data) else b""
-        if not segments or last + 27 + len(segments) + sum(segments) > len(data):
-            raise RowError(Reason.CORRUPT_AUDIO, "an Ogg that is cut off in its last page")
+    if file.format == "OGG":
+        check_end(data, Reason.CORRUPT_AUDIO)
+
+
+def _with_size(data: bytes) -> bytes:
+    """A sound whose recorder was killed, or wrote to a pipe, with the size that its samples have: to the file's end."""
+    if not (found := _OPEN_SIZE.match(data)):
+        return data
+    at, end = found.span(found.lastindex or 0)
+    size = (len(data) - found.end()).to_bytes(end - at, "little" if data[:1] == b"R" else "big")
+    return data[:at] + size + data[end:]
 
 
 class _Bytes(io.BytesIO):

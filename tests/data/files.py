@@ -86,12 +86,21 @@ def film(
     rate: int = 30,
     sound: Sequence[int] = (),
     options: dict[str, str] | None = None,
+    writing: dict[str, str] | None = None,
+    noise: float = 0,
+    begin: int = 0,
 ) -> bytes:
     """A video that says `rate` and shows frame n, of brightness 5 n (modulo 256), at `milliseconds[n]`.
 
     sound: when each 20 ms of its track (a tone; Opus or AAC) are heard, in milliseconds.
+    noise: how much the pixels of a frame differ.
+    begin: how many packets are left out at the beginning.
     """
-    with tempfile.NamedTemporaryFile() as written, av.open(written.name, mode="w", format=container) as file:
+    rng = np.random.default_rng(0)
+    with (
+        tempfile.NamedTemporaryFile() as written,
+        av.open(written.name, mode="w", format=container, options=writing or {}) as file,
+    ):
         stream = cast(Any, file.add_stream(codec, rate=rate, options={"threads": "1", **(options or {})}))
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1_000)
@@ -99,7 +108,8 @@ def film(
         track = cast(Any, file.add_stream(name, rate=48_000, layout="mono")) if sound else None
         packets: list[Any] = []
         for number, milli in enumerate(milliseconds):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * number % 256, np.uint8), format="rgb24")
+            picture = np.clip(5 * number % 256 + noise * rng.normal(size=(48, 64, 3)), 0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = milli, Fraction(1, 1_000)
             packets += stream.encode(frame)
         packets += stream.encode()
@@ -110,7 +120,7 @@ def film(
             packets += track.encode(piece) if track is not None else []
         if track is not None:
             packets += track.encode()
-        for packet in packets:
+        for packet in packets[begin:]:
             file.mux(packet)
         file.close()
         return Path(written.name).read_bytes()
@@ -123,13 +133,15 @@ def without_default_duration(webm: bytes) -> bytes:
     return webm[:at] + b"\xec" + bytes([0x80 | size - 2]) + bytes(size - 2) + webm[at + size :]
 
 
-def sound_in(container: str, codec: str = "aac", options: dict[str, str] | None = None) -> bytes:
+def sound_in(
+    container: str, codec: str = "aac", options: dict[str, str] | None = None, coding: dict[str, str] | None = None
+) -> bytes:
     """About a second of a tone of 48 kHz in a container."""
     with (
         tempfile.NamedTemporaryFile() as written,
         av.open(written.name, mode="w", format=container, options=options or {}) as file,
     ):
-        track = cast(Any, file.add_stream(codec, rate=48_000, layout="mono"))
+        track = cast(Any, file.add_stream(codec, rate=48_000, layout="mono", options=coding or {}))
         size = track.codec_context.frame_size or 1_024
         for at in range(0, 48_000 // size * size, size):
             wave = (8_000 * np.sin(np.arange(at, at + size) / 20)).astype(np.int16)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from fractions import Fraction
+from typing import Any, cast
+
+import av
 import numpy as np
 import pytest
+from av.stream import Disposition
+from PIL import Image as pillow
 
 from pipeline.config import MediaLimits
 from pipeline.data.film import sound_track
 from pipeline.data.media import decode
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import Audio, MediaKind, Medium, Video
-from tests.data.files import film, sound_in, without_default_duration
+from tests.data.files import film, image_file, sound_in, video_file, without_default_duration
 
 ONE_A_SECOND = range(0, 10_000, 1_000)
 UNEVEN = [*range(0, 1_000, 100), *range(1_000, 11_000, 1_000)]
@@ -127,3 +134,88 @@ def test_the_sound_in_a_container_is_read_to_its_end_and_within_bounds(container
         with pytest.raises(RowError) as caught:
             decode(medium, limits)
         assert caught.value.reason is (reason or Reason.TOO_MANY_BYTES)
+
+
+def refused(data: bytes) -> RowError:
+    with pytest.raises(RowError) as caught:
+        shown(data)
+    return caught.value
+
+
+@pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts", "avi"])
+def test_a_recording_that_begins_between_two_key_frames_is_shown_from_the_next_one_on(container: str) -> None:
+    data = film(range(0, 4_500, 100), container, options={"g": "15", "bf": "0", "sc_threshold": "0"}, begin=5)
+    video = shown(data)
+    assert video.frames_per_second == pytest.approx(10.0)
+    assert numbers(video) == list(range(15, 45))
+    assert numbers(shown(data, max_frames=5)) == [15, 21, 27, 33, 39], "evenly over what can be seen"
+
+
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "libx264"), ("webm", "libvpx"), ("mpeg", "mpeg1video")])
+def test_a_film_whose_clock_begins_again_is_refused_with_what_to_do(container: str, codec: str) -> None:
+    data = video_file(container, codec) if container == "mpeg" else film(range(0, 1_000, 40), container, codec)
+    shown(data)
+    error = refused(data + data)
+    assert error.reason is Reason.CORRUPT_VIDEO
+    assert "clock begins again" in error.detail and "ffmpeg" in error.detail
+
+
+FILMS = [("matroska", "libx264"), ("webm", "libvpx"), ("avi", "mpeg4"), ("flv", "libx264"), ("mp4", "libx264")]
+
+
+@pytest.mark.parametrize(("container", "codec"), FILMS)
+def test_a_film_whose_rest_is_zeros_is_refused_and_not_shortened(container: str, codec: str) -> None:
+    data = film(range(0, 2_000, 100), container, codec, noise=60, options={"b": "400k"})
+    assert len(shown(data).frames) == 20
+    half = len(data) // 2
+    assert refused(data[:half] + bytes(20_000)).reason is Reason.CORRUPT_VIDEO
+
+
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "libx264"), ("webm", "libvpx")])
+def test_a_live_film_whose_recorder_knew_no_size_is_read_to_its_end(container: str, codec: str) -> None:
+    data = film(range(0, 2_000, 100), container, codec, writing={"live": "1"}, noise=60)
+    assert b"\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff" in data
+    assert len(shown(data).frames) == 20
+
+
+def test_files_of_films_end_where_they_say_whatever_lies_behind() -> None:
+    for container, codec in FILMS:
+        data = film(range(0, 1_000, 100), container, codec)
+        if container != "flv":  # which says nothing of its end
+            assert len(shown(data + b"\x81 a tag" * 9).frames) == 10, container
+
+
+def song_with_a_cover() -> bytes:
+    cover, written = image_file(pillow.new("RGB", (64, 64), "red"), "JPEG"), io.BytesIO()
+    with av.open(written, "w", format="mp4") as file:
+        track = cast(Any, file.add_stream("aac", rate=48_000, layout="mono"))
+        picture = cast(Any, file.add_stream("mjpeg"))
+        picture.width, picture.height, picture.pix_fmt = 64, 64, "yuvj420p"
+        picture.disposition = Disposition.attached_pic
+        track.codec_context.open()
+        packet = av.Packet(cover)
+        packet.stream, packet.pts, packet.dts, packet.time_base = picture, 0, 0, Fraction(1, 90_000)
+        file.mux(packet)
+        for number in range(47):
+            piece = av.AudioFrame.from_ndarray(np.zeros((1, 1_024), np.float32), format="fltp", layout="mono")
+            piece.sample_rate, piece.pts = 48_000, 1_024 * number
+            file.mux(track.encode(piece))
+        file.mux(track.encode())
+    return written.getvalue()
+
+
+def test_a_song_with_a_cover_is_a_sound_and_no_film() -> None:
+    assert "cover" in refused(song_with_a_cover()).detail
+    sound = decode(Medium(MediaKind.AUDIO, song_with_a_cover()), MediaLimits())
+    assert isinstance(sound, Audio) and len(sound.samples) / 48_000 == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("webm", "libvpx"), ("mpegts", "mpeg2video"), ("mp4", "libx264")])
+def test_a_film_of_one_frame_has_no_rate_of_its_clock(container: str, codec: str) -> None:
+    data = (
+        video_file(container, codec, num_frames=1, size=(16, 16))
+        if codec == "mpeg2video"
+        else film([0], container, codec)
+    )
+    video = shown(without_default_duration(data) if container == "webm" else data)
+    assert len(video.frames) == 1 and 0 < video.frames_per_second < 31

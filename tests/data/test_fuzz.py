@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.config import Access, MediaLimits
 from pipeline.data.access import Reader
+from pipeline.data.bounds import ROUNDING_S
 from pipeline.data.isolated import Decoder
 from pipeline.data.media import flat
 from pipeline.data.schema import Reason, RowError
@@ -48,7 +49,8 @@ def within(decoded: DecodedMedium, limits: MediaLimits) -> None:
     kind, array, rate = flat(decoded)
     match kind:
         case MediaKind.AUDIO:
-            assert rate and limits.min_seconds <= len(array) / rate <= limits.max_seconds
+            assert rate and limits.min_seconds <= len(array) / rate + ROUNDING_S
+            assert len(array) / rate <= limits.max_seconds + ROUNDING_S
             assert np.isfinite(array).all() and np.abs(array).max() <= 1
         case _:
             height, width = array.shape[-3:-1]

@@ -183,6 +183,23 @@ def boxes(brand: bytes, *compatible: bytes) -> bytes:
         (MediaKind.AUDIO, PNG, "PNG", "the column for images"),
         (MediaKind.AUDIO, video_file("avi", "mpeg4"), "AVI", "the column for videos"),
         (MediaKind.VIDEO, PNG, "PNG", "the column for images"),
+        (MediaKind.VIDEO, PNG, "PNG", "convert it to MP4"),
+        (MediaKind.VIDEO, image_file(PICTURE, "GIF"), "GIF", "convert it to MP4 (ffmpeg -i FILE out.mp4) if it moves"),
+        (MediaKind.VIDEO, image_file(PICTURE, "WEBP"), "WebP", "convert it to MP4"),
+        (MediaKind.VIDEO, image_file(PICTURE, "AVIF"), "AVIF", "convert it to MP4"),
+        (MediaKind.VIDEO, b"\0\0\0\x01\x67\x42\0\x1e", "H.264", "convert it to MP4"),
+        (MediaKind.VIDEO, b"\0\0\0\x01\x40\x01\x0c", "H.265", "convert it to MP4"),
+        (MediaKind.VIDEO, b"\x06\x0e\x2b\x34\x02\x05\x01\x01", "MXF", "convert it to MP4"),
+        (MediaKind.VIDEO, b"YUV4MPEG2 W64 H48 F25:1\n", "Y4M", "convert it to MP4"),
+        (MediaKind.VIDEO, b"#EXTM3U\n#EXT-X-VERSION:3\n", "playlist", "it names other files"),
+        (MediaKind.IMAGE, image_file(PICTURE, "PPM"), "Netpbm", "convert it to PNG"),
+        (MediaKind.IMAGE, b"icns\0\0\1\0", "ICNS", "convert it to PNG"),
+        (MediaKind.IMAGE, b"qoif" + bytes(20), "QOI", "convert it to PNG"),
+        (MediaKind.IMAGE, b"II*\0\x10\0\0\0CR\2\0", "camera raw", "convert it to PNG"),
+        (MediaKind.IMAGE, PNG.replace(b"\r\n", b"\n"), "PNG", "fetch it again"),
+        (MediaKind.IMAGE, b"\x89HDF\r\n\x1a\n", "HDF5", "save each picture"),
+        (MediaKind.IMAGE, b"PAR1\x15\4", "Parquet", "prepare it"),
+        (MediaKind.AUDIO, b"ID3\3\0\0\0\0\1\0" + bytes(128) + sound_in("adts"), "AAC", "convert it to FLAC or WAV"),
         (MediaKind.VIDEO, sound_in("ipod"), "M4A", "the column for audios"),
     ],
 )
@@ -203,6 +220,7 @@ def test_a_file_of_a_format_that_is_not_taken_is_named_with_what_to_do(
         (MediaKind.VIDEO, b"ffconcat version 1.0", "a text that begins with 'ffconcat version 1.0'"),
         (MediaKind.AUDIO, b"\x07\x01\x02\x03" * 9, "no format that is known"),
         (MediaKind.AUDIO, ORDINARY["MP4"].data, "without a sound track"),
+        (MediaKind.IMAGE, image_file(PICTURE, "AVIF")[:300], "its header is cut off"),
     ],
 )
 def test_a_file_of_no_format_is_told_from_one_that_is_damaged(kind: MediaKind, data: bytes, detail: str) -> None:
@@ -216,6 +234,9 @@ def test_every_ending_that_a_folder_is_read_by_is_of_a_format_that_is_decoded() 
     assert set(FOLDER_SUFFIXES[Form.FOLDER]) == read
     assert {".avif", ".m4a", ".webm", ".flac"} <= read and not {".heic", ".wma", ".aac"} & read
     assert {COLUMN_OF_SUFFIX[end] for end in ("m4a", "avif", "mov")} == {"audios", "images", "videos"}
+    assert {COLUMN_OF_SUFFIX[end] for end in ["ts", "m2ts", "mts", "vob", "mpe", "qt", "3gpp", "ogv"]} == {"videos"}
+    assert {COLUMN_OF_SUFFIX[end] for end in ["aifc", "mka", "wave", "snd"]} == {"audios"}
+    assert COLUMN_OF_SUFFIX["jpe"] == "images"
 
 
 def test_what_phones_append_to_a_photograph_is_let_through() -> None:
