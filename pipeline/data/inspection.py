@@ -109,7 +109,6 @@ FORMATS = (
     _format("RAR archive", rb"Rar!\x1a\x07", cure="unpack it"),
     _format("7z archive", rb"7z\xbc\xaf\x27\x1c", cure="unpack it"),
     _format("HDF5", rb"\x89HDF", cure="save each picture or sound in it as a file"),
-    _format("Parquet", rb"PAR1", cure="prepare it as a source of rows"),
     _format("NumPy array", rb"\x93NUMPY", cure="save it as a picture or a sound"),
     _format("Git LFS pointer", rb"version https://git-lfs\.", cure="it stands for the file: git lfs pull"),
 )

@@ -198,7 +198,6 @@ def boxes(brand: bytes, *compatible: bytes) -> bytes:
         (MediaKind.IMAGE, b"II*\0\x10\0\0\0CR\2\0", "camera raw", "convert it to PNG"),
         (MediaKind.IMAGE, PNG.replace(b"\r\n", b"\n"), "PNG", "fetch it again"),
         (MediaKind.IMAGE, b"\x89HDF\r\n\x1a\n", "HDF5", "save each picture"),
-        (MediaKind.IMAGE, b"PAR1\x15\4", "Parquet", "prepare it"),
         (MediaKind.AUDIO, b"ID3\3\0\0\0\0\1\0" + bytes(128) + sound_in("adts"), "AAC", "convert it to FLAC or WAV"),
         (MediaKind.VIDEO, sound_in("ipod"), "M4A", "the column for audios"),
     ],
