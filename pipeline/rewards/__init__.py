@@ -20,6 +20,7 @@ from pipeline.config import RewardName
 from pipeline.records import Completion
 from pipeline.rewards.boxes import has_box, hit_reward, iou_reward
 from pipeline.rewards.choice import choice_reward, chosen
+from pipeline.rewards.conclusion import conclusion
 from pipeline.rewards.contains import contains
 from pipeline.rewards.distance import distance_reward, first_number
 from pipeline.rewards.exact_match import exact_match
@@ -79,7 +80,7 @@ def can_compare(name: RewardName, answer: str | None) -> bool:
 
     That there is an answer at all is for the door to ask (`needs_answer`).
     """
-    return answer is None or name not in COMPARABLE or COMPARABLE[name](answer)
+    return answer is None or name not in COMPARABLE or COMPARABLE[name](conclusion(answer))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 A box is x1, y1, x2, y2 (left, top, right, bottom), a point x, y, in the units of the answer, whichever these are: the
 prompt says whether they are pixels or thousandths of the picture. They are read from JSON (`[1, 2, 3, 4]`,
-`{"bbox_2d": [1, 2, 3, 4]}`, lists of these), from brackets in prose, from `(1,2),(3,4)` as some models write boxes, and
-from `<point x="1" y="2">`.
+`{"bbox_2d": [1, 2, 3, 4]}`, lists of these, `[[1, 2], [3, 4]]`, `{"x1": 1, "y1": 2, "x2": 3, "y2": 4}`), from brackets
+in prose, from `(1,2),(3,4)` as some models write boxes, from four numbers that are the whole text, and from
+`<point x="1" y="2">`. Numbers may be in quotes, digits and punctuation of any keyboard: `[1、2、3、4]`.
 """
+# ruff: noqa: RUF001  Punctuation of other keyboards is what is read.
 
 from __future__ import annotations
 
@@ -13,21 +15,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.rewards.conclusion import of_conclusions
+from pipeline.rewards.normalise import plain
+
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
 MAX_SHAPES = 100
 """So many shapes of a text are looked at. What is beyond them counts as wrong all the same."""
 
-_N = r"\s*(-?(?:\d+(?:\.\d+)?|\.\d+))\s*"
+_BRACKETS = str.maketrans("、【】〔〕", ",[][]")
+_N = r"""\s*["']?(-?(?:\d+(?:\.\d+)?|\.\d+))["']?\s*"""
 _FOUR = rf"[\[(<]{_N},{_N},{_N},{_N}[\])>]"
 _CORNERS = rf"\({_N},{_N}\)\s*,?\s*\({_N},{_N}\)"
-_BOX = re.compile(rf"{_FOUR}|{_CORNERS}")
+_LISTED = rf"\[\s*\[{_N},{_N}\]\s*,\s*\[{_N},{_N}\]\s*\]"
+_NAMED = ",".join(rf"""\s*["']?(?:{name})["']?\s*[:=]{_N}""" for name in ("x1|xmin", "y1|ymin", "x2|xmax", "y2|ymax"))
+_BARE = rf"\A{_N},{_N},{_N},{_N}\Z"
+_BOX = re.compile(rf"{_FOUR}|{_CORNERS}|{_LISTED}|{_NAMED}|{_BARE}")
 # Without their tags, two corners may as well be two points.
-_BOX_NO_POINTS = re.compile(rf"{_FOUR}|(?:<\|box_start\|>|<box>)\s*{_CORNERS}")
+_BOX_NO_POINTS = re.compile(rf"{_FOUR}|{_NAMED}|{_BARE}|(?:<\|box_start\|>|<box>)\s*{_CORNERS}")
 _POINT = re.compile(rf"""[\[(]{_N},{_N}[\])]|\bx\d*\s*=\s*["']?{_N}["']?\s*,?\s*y\d*\s*=\s*["']?{_N}""")
 
 
+@of_conclusions
 def iou_reward(completion: str, answer: str) -> float:
     """Intersection over union with the answer's box, in [0, 1]; of several boxes, the mean over the best pairs.
 
@@ -47,6 +57,7 @@ def iou_reward(completion: str, answer: str) -> float:
     return _paired(overlaps) / max(len(said), len(wanted))
 
 
+@of_conclusions
 def hit_reward(completion: str, answer: str) -> float:
     """1.0 where the completion's point lies in the answer's box, else 0.0; of several, the share of the longer side.
 
@@ -78,7 +89,7 @@ def iou(one: Box, other: Box) -> float:
 def boxes_of(text: str, pattern: re.Pattern[str] = _BOX) -> list[Box]:
     """The boxes of a text, in their order."""
     found: list[Box] = []
-    for match in pattern.finditer(text):
+    for match in pattern.finditer(_typed(text)):
         left, top, right, bottom = (float(group) for group in match.groups() if group)
         found.append((left, top, right, bottom))
     return found
@@ -89,7 +100,7 @@ def points_of(text: str) -> list[Point]:
     if boxes := boxes_of(text, _BOX_NO_POINTS):
         return [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in boxes]
     found: list[Point] = []
-    for match in _POINT.finditer(text):
+    for match in _POINT.finditer(_typed(text)):
         x, y = (float(group) for group in match.groups() if group)
         found.append((x, y))
     return found
@@ -99,6 +110,11 @@ def has_box(answer: str) -> bool:
     """Whether there is something to compare with: boxes, all with an area."""
     boxes = boxes_of(answer)
     return bool(boxes) and all(_has_area(box) for box in boxes)
+
+
+def _typed(text: str) -> str:
+    """The text as an English keyboard types it."""
+    return plain(text).translate(_BRACKETS)
 
 
 def _has_area(box: Sequence[float]) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.rewards.conclusion import of_conclusions
 from pipeline.rewards.normalise import normalise
 
 
+@of_conclusions
 def contains(completion: str, answer: str) -> float:
     """1.0 where the answer's words stand in the completion in one piece, after `normalise`, else 0.0.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import unicodedata
 from collections import Counter
 from typing import Any, NoReturn
 
@@ -12,6 +13,8 @@ import jsonschema
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 from jsonschema_specifications import REGISTRY
+
+from pipeline.rewards.conclusion import of_conclusions
 
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)```", re.DOTALL)
 _MAX_STARTS = 100
@@ -22,6 +25,7 @@ class NoJson(ValueError):
     """A text that holds no JSON."""
 
 
+@of_conclusions
 def json_schema_reward(completion: str, answer: str) -> float:
     """1.0 where the completion's JSON is valid by the schema that the answer is, else 0.0.
 
@@ -39,11 +43,13 @@ def json_schema_reward(completion: str, answer: str) -> float:
     return float(validator.is_valid(value))
 
 
+@of_conclusions
 def json_match_reward(completion: str, answer: str) -> float:
     """F1 over the leaves of the completion's JSON and of the answer's, in [0, 1]: 1.0 where both are equal.
 
     A leaf is a number, a text, true, false, null or an empty list or object, with its path; it is right where the other
-    side has the same at the same path. The order of keys does not count, that of lists does. 1 and 1.0 are the same.
+    side has the same at the same path. The order of keys does not count, that of lists does. 1 and 1.0 are the same,
+    and so are Unicode's composed and decomposed forms of a text (NFC, NFD).
 
     Raises:
         ValueError: the answer is no JSON.
@@ -72,7 +78,7 @@ def json_of(text: str) -> Any:
         starts += 1
         try:
             value, position = _DECODER.raw_decode(text, start)
-            found.append(value)
+            found.append(_composed(value))
         except (ValueError, RecursionError):
             position = start + 1
     if not found:
@@ -113,9 +119,15 @@ def _validator(answer: str) -> Validator:
 
 def _loads(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return _composed(json.loads(text, parse_constant=_no_constant))
     except (ValueError, RecursionError) as error:
         raise NoJson(f"no JSON: {text[:100]!r}") from error
+
+
+def _composed(value: Any) -> Any:
+    """The value with its texts and keys in NFC. No mark of JSON takes part in a composition."""
+    written = json.dumps(value, ensure_ascii=False)
+    return value if written.isascii() else json.loads(unicodedata.normalize("NFC", written))
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -16,35 +16,41 @@ import sys
 import threading
 from pathlib import Path
 
+from pipeline.rewards.conclusion import conclusion, of_conclusions
 from pipeline.rewards.normalise import fold
+from pipeline.rewards.notation import formula, readings
 
 DEADLINE_S = 3.0
 """How long one comparison may take."""
 _WORKER = Path(__file__).with_name("mathematics_worker.py")
 
 
+@of_conclusions
 def mathematics_reward(completion: str, answer: str, *, deadline_s: float = DEADLINE_S) -> float:
     r"""1.0 where the completion's last result equals the answer, else 0.0: `\frac{1}{2}`, `0.5` and `1/2` are the same.
 
     The result is what stands in `\boxed{}`, after "answer", in the last formula or, without one, the last number. The
     answer is a formula, with or without dollar signs. Numbers agree to 6 decimals; a percentage may stand for its
-    fraction. Can be asked from any thread; comparisons queue.
+    fraction. Digits may be of any script, and stand right beside letters of scripts without blanks. `3,5` is a list and
+    a number, in both texts. Can be asked from any thread; comparisons queue.
 
     Raises:
         ValueError: the answer is no mathematics.
         TimeoutError: the comparison took longer than `deadline_s`.
         MemoryError: or more than its memory.
     """
-    if fold(completion) == fold(answer) and any(character.isdigit() for character in answer):
+    said, wanted = formula(completion), formula(answer)
+    if fold(said) == fold(wanted) and any(character.isdigit() for character in wanted):
         return 1.0
-    return float(_BESIDE.ask("compare", completion, answer, deadline_s=deadline_s))
+    return float(_BESIDE.ask(said, wanted, deadline_s=deadline_s))
 
 
 @functools.lru_cache(maxsize=2**16)  # a row's answer is asked about for each of its completions, in each step
 def is_mathematics(answer: str) -> bool:
     """Whether there is something in an answer to compare with; an error or a deadline says that there is not."""
     try:
-        return answer.strip().isdecimal() or _BESIDE.ask("check", "", answer, deadline_s=DEADLINE_S)
+        wanted = formula(conclusion(answer))
+        return wanted.strip().isdecimal() or _BESIDE.ask(None, wanted, deadline_s=DEADLINE_S)
     except (ValueError, TimeoutError, MemoryError):
         return False
 
@@ -56,8 +62,10 @@ class _Beside:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, what: str, completion: str, answer: str, *, deadline_s: float) -> bool:
-        question = json.dumps([what, completion, answer, deadline_s])
+    def ask(self, completion: str | None, answer: str, *, deadline_s: float) -> bool:
+        """Whether a completion equals an answer; without one, whether the answer is mathematics."""
+        said = None if completion is None else readings(completion)
+        question = json.dumps([said, readings(answer), deadline_s])
         with self._lock:
             process = self._started()
             assert process.stdin and process.stdout

@@ -1,7 +1,8 @@
 """The process that compares formulas for `mathematics.py`; a script that imports nothing of ours, to start quickly.
 
-A line in, `[what, completion, answer, deadline_s]` as JSON; a line out, `[true or false, error or null]`. At the
-deadline the kernel ends the process, whatever it is at.
+A line in, `[completion, answer, deadline_s]` as JSON; a line out, `[true or false, error or null]`. Completion and
+answer are lists of the ways in which they can be read; where the completion is null, the question is whether the answer
+is mathematics. At the deadline the kernel ends the process, whatever it is at.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ MAX_CHARACTERS = 10_000
 """So much of a completion's end is read: its parser takes quadratic time."""
 
 _HAS_LATEX = re.compile(r"\$|\\boxed|\\\[|\\\(")
-_WORD = re.compile(r"(?<!\\)(?<![A-Za-z])(?!(?:sin|cos|tan|log|sqrt|exp|inf|mod|gcd|lcm|max|min)\b)[A-Za-z]{3,}")
+_FUNCTION = r"(?:sin|cos|tan|log|sqrt|exp|inf|mod|gcd|lcm|max|min|ln|lg|pi)\b"
+# Three letters, or two before a number or another word.
+_WORD = re.compile(rf"(?<![\\A-Za-z])(?!{_FUNCTION})(?:[A-Za-z]{{3,}}|[A-Za-z]{{2}}\s+-?[\dA-Za-z])")
 
 
 def main() -> None:
@@ -28,10 +31,10 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # its action: the process ends
     for line in sys.stdin:
-        what, completion, answer, deadline_s = json.loads(line)
+        completion, answer, deadline_s = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, deadline_s)
         try:
-            found = [_check(answer) if what == "check" else compare(completion, answer), None]
+            found = [bool(_parse_formulas(answer)) if completion is None else compare(completion, answer), None]
         except MemoryError:
             found = [False, "memory"]
         except Exception as error:
@@ -40,17 +43,17 @@ def main() -> None:
         print(json.dumps(found), flush=True)
 
 
-def compare(completion: str, answer: str) -> bool:
-    """Whether the last result of a completion equals the answer."""
-    if not (wanted := _parse_formula(answer)):
+def compare(completion: list[str], answer: list[str]) -> bool:
+    """Whether the last result of a completion, in one of its readings, equals the answer in one of its own."""
+    if not (wanted := _parse_formulas(answer)):
         raise ValueError("neither a formula nor a number")
-    completion = completion[-MAX_CHARACTERS:]
-    said = _parse_formula(completion) if _is_formula(completion) else _parse(completion)
+    ends = [text[-MAX_CHARACTERS:] for text in completion]
+    said = [each for text in ends for each in (_parse_formula(text) if _is_formula(text) else _parse(text))]
     return bool(said) and verify(wanted, said, timeout_seconds=None)
 
 
-def _check(answer: str) -> bool:
-    return bool(_parse_formula(answer))
+def _parse_formulas(texts: list[str]) -> list[Any]:
+    return [each for text in texts for each in _parse_formula(text)]
 
 
 def _is_formula(text: str) -> bool:

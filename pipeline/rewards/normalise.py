@@ -2,7 +2,11 @@
 
 Folded: Unicode's compatibility forms (NFKC: full-width letters, ligatures, x² as x2), case, runs of blanks, decimal
 digits of any script, what nobody sees (zero-width characters, joiners, bidirectional marks, tatweel), hyphens and minus
-signs of any kind, and punctuation, which is a blank.
+signs of any kind, and punctuation, which is a blank. Turkish i with and without a dot are one letter: without knowing
+the language, case cannot be folded otherwise.
+
+Cut: usual units from their numbers (`5kg`, `7°C`), and Korean endings and counters from what they are written to
+(`3마리`).
 
 Kept, as part of a word: what stands between two digits (`3.5`, `1,000`, `12:30`, `1/2`, `2026-11-26`), a minus sign and
 a decimal point before a number (`-5`, `.5`), `%`, `&`, `@`, `#`, `^`, currency signs and other symbols, an apostrophe
@@ -35,6 +39,7 @@ _DIGIT = regex.compile(r"[\p{Nd}--0-9]", regex.V1)
 _INVISIBLE = regex.compile(r"[\p{Cf}\p{Variation_Selector}ـ]")
 # Hyphens, en dash and minus sign; apostrophes; Arabic's decimal point, thousands separator and percent sign.
 _SIGNS = str.maketrans("\u2010\u2011\u2012\u2013\u2212\u2019\u02bc\u066b\u066c\u066a", "-----''.,%")
+_DOTLESS_I, _DOTTED_I = {0x131: "i"}, regex.compile("i\u0307+")
 _PUNCTUATION = regex.compile(
     rf"""
     (?: (?<=\d) [.,:/*^-] (?=\d)                                             # between digits
@@ -47,6 +52,16 @@ _PUNCTUATION = regex.compile(
     regex.V1 | regex.VERBOSE,
 )
 _OWN_WORD = regex.compile(rf"[{_LETTERS}]\p{{M}}*|[=<>|~≈[\p{{So}}--°]]", regex.V1)
+_SPACELESS_OR_HANGUL = rf"{_LETTERS}\p{{Hangul}}"
+_NO_NEIGHBOUR = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_SPACELESS_OR_HANGUL}]]"
+_UNIT = (
+    r"[kcdmnμ]?m|[kmμ]?g|[cdm]?l|[mnμ]?s|h|min|[ap]m|[kmg]?hz|[kmg]?wh?|[kmg]?v|[kmg]?pa|[kmgt]i?b|k?cal|"
+    r"in|ft|mi|lbs?|oz|px|fps|mph"
+)
+_BEFORE_UNIT = regex.compile(
+    rf"(?<!{_NO_NEIGHBOUR})(\d[\d.,]*)(?:(?<!\b\d{{4}}(?=s))({_UNIT})|\ ?(°)\ ?([cfk]?))(?!{_NO_NEIGHBOUR})", regex.V1
+)
+_BEFORE_HANGUL = regex.compile(r"(?<=[[\p{L}\p{N}%‰]--\p{Hangul}])(?=\p{Hangul})", regex.V1)
 _BEFORE_PERCENT = regex.compile(r"(?<=\d) (?=[%‰])")
 _SPACELESS_WORD = regex.compile(rf"[{_LETTERS}]\p{{M}}*", regex.V1)
 
@@ -57,17 +72,26 @@ def fold(text: str) -> str:
     if text.isascii():
         text = text.lower()
     else:
-        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_SIGNS)
-        # Digits of a Unicode that is newer than Python's stay as they are.
-        text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0], digit[0])), text)
-        text = unicodedata.normalize("NFKC", text.casefold())
+        text = _DOTTED_I.sub("i", plain(text).casefold().translate(_DOTLESS_I))
+        text = unicodedata.normalize("NFKC", text)
     return " ".join(text.split())
+
+
+def plain(text: str) -> str:
+    """The text in NFKC, digits as 0-9, one sign for each minus and apostrophe, nothing that nobody sees; case stays."""
+    if text.isascii():
+        return text
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_SIGNS)
+    # Digits of a Unicode that is newer than Python's stay as they are.
+    return _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0], digit[0])), text)
 
 
 @lru_cache(_REMEMBERED)
 def normalise(text: str) -> str:
     """The words of a text, one space between them. A text that is nothing but punctuation stays as it is."""
-    folded = fold(text)
+    folded = _BEFORE_UNIT.sub(r"\1 \2\3\4", fold(text))
+    if not folded.isascii():
+        folded = _BEFORE_HANGUL.sub(" ", folded)
     if _PLAIN.fullmatch(folded):
         return folded
     words = _OWN_WORD.sub(r" \g<0> ", _PUNCTUATION.sub(" ", folded))

@@ -10,6 +10,7 @@ from typing import Any
 import regex
 import sacrebleu
 
+from pipeline.rewards.conclusion import conclusion, of_conclusions
 from pipeline.rewards.normalise import SPACELESS, units
 
 _SCRIPTS = {
@@ -60,7 +61,7 @@ def corpus_bleu(completions: Sequence[str], answers: Sequence[str]) -> float:
 def _tokens(completion: str, answer: str) -> tuple[str, str]:
     """Both texts cut into tokens, a blank between two, as suits the answer's script."""
     tokenizer = _bleu(tokenizer_of(answer)).tokenizer
-    said, wanted = (tokenizer(unicodedata.normalize("NFC", text.rstrip())) for text in (completion, answer))
+    said, wanted = (tokenizer(unicodedata.normalize("NFC", conclusion(text).rstrip())) for text in (completion, answer))
     return said, wanted
 
 
@@ -70,6 +71,7 @@ def _bleu(tokenizer: str) -> Any:  # its metrics have no types
     return sacrebleu.BLEU(tokenize=tokenizer, effective_order=True, force=True)
 
 
+@of_conclusions
 def rouge_l(completion: str, answer: str) -> float:
     """ROUGE-L F1 in [0, 1] (Lin 2004): F1 over the longest common subsequence of words, no stemming.
 

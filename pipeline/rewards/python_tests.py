@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.grading.records import RewardCompletion, RewardPrompt
+from pipeline.rewards.conclusion import conclusion
 
 _SCRIPT = Path(__file__).with_name("python_sandbox.py")
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
@@ -98,7 +99,8 @@ def python_tests_reward(
 
 
 def program_of(text: str) -> str:
-    """The last code fence of a text, closed or cut off, or else the text."""
+    """The last code fence of a text's conclusion, closed or cut off, or else all of that."""
+    text = conclusion(text)
     fences = _FENCE.findall(text)
     return fences[-1] if fences else text
 

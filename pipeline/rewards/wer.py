@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import jiwer
 import regex
 
+from pipeline.rewards.conclusion import conclusion, of_conclusions
 from pipeline.rewards.normalise import normalise, units
 
 
+@of_conclusions
 def wer(completion: str, answer: str) -> float:
     """Word error rate: (substitutions + deletions + insertions) / words of the answer, after `normalise`.
 
@@ -33,7 +35,7 @@ def corpus_wer(completions: Sequence[str], answers: Sequence[str]) -> float:
     Raises:
         ValueError: there is no pair, or the answers have no word.
     """
-    references, hypotheses = ([" ".join(units(text)) for text in texts] for texts in (answers, completions))
+    references, hypotheses = ([" ".join(units(conclusion(text))) for text in texts] for texts in (answers, completions))
     found = jiwer.process_words(references, hypotheses)
     num_words = found.hits + found.substitutions + found.deletions
     if not num_words:
@@ -46,6 +48,7 @@ def wer_reward(completion: str, answer: str) -> float:
     return 1.0 - min(wer(completion, answer), 1.0)
 
 
+@of_conclusions
 def cer(completion: str, answer: str) -> float:
     """Character error rate: (substitutions + deletions + insertions) / characters of the answer, after `normalise`.
 

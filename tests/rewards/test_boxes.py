@@ -1,10 +1,11 @@
 """Boxes and points by hand."""
+# ruff: noqa: RUF001  Punctuation of other keyboards is what is tested.
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.rewards.boxes import boxes_of, hit_reward, iou, iou_reward, points_of
+from pipeline.rewards.boxes import boxes_of, has_box, hit_reward, iou, iou_reward, points_of
 
 ANSWER = "[0, 0, 10, 10]"
 
@@ -77,6 +78,14 @@ def test_of_several_boxes_each_wants_a_point() -> None:
         "<|box_start|>(1,2),(3,4.5)<|box_end|>",
         "<box>(1, 2) (3, 4.5)</box>",
         "(1, 2, 3, 4.5)",
+        "[1，2，3，4.5]",
+        "［１，２，３，４．５］",
+        "【1、2、3、4.5】",
+        "[١, ٢, ٣, ٤٫٥]",
+        '["1", "2", "3", "4.5"]',
+        "1, 2, 3, 4.5",
+        '{"x1": 1, "y1": 2, "x2": 3, "y2": 4.5}',
+        "xmin=1, ymin=2, xmax=3, ymax=4.5",
     ],
 )
 def test_boxes_are_read_in_these_forms(text: str) -> None:
@@ -87,6 +96,14 @@ def test_boxes_are_read_in_these_forms(text: str) -> None:
 def test_two_corners_without_tags_are_a_box_to_one_rule_and_two_points_to_the_other() -> None:
     assert boxes_of("(1,2),(3,4)") == [(1.0, 2.0, 3.0, 4.0)]
     assert points_of("(1,2),(3,4)") == [(1.0, 2.0), (3.0, 4.0)]
+    for text in ("（1，2），（3，4）", "[[1, 2], [3, 4]]"):
+        assert boxes_of(text) == [(1.0, 2.0, 3.0, 4.0)] and has_box(text)
+        assert points_of(text) == [(1.0, 2.0), (3.0, 4.0)]
+    assert boxes_of("[[1, 2], [3, 4], [5, 6]]") == []  # three points are no box
+
+
+def test_numbers_within_prose_are_no_box() -> None:
+    assert boxes_of("1, 2, 3, 4 and 5") == boxes_of("[1, 2, 3, 4, 5]") == []
 
 
 @pytest.mark.parametrize("answer", ["a cat", "(1, 2)", "[3, 3, 3, 9]", "[0, 0, 1, 1] [5, 5, 4, 4]"])

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.rewards.distance import distance_reward, is_integer
+from pipeline.config import RewardName
+from pipeline.rewards import can_compare
+from pipeline.rewards.distance import distance_reward, first_number, is_integer
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,23 @@ from pipeline.rewards.distance import distance_reward, is_integer
         ("-1", "1", 0.6),
         ("6.5 or so", "7", 0.9),
         ("7.", "7", 1.0),
+        ("twenty-one cats", "21", 1.0),
+        ("Ninety nine", "99", 1.0),
+        ("one hundred and five", "105", 1.0),
+        ("a hundred", "99", 0.8),
+        ("two thousand", "2", 0.0),  # too much to be read, and not two
+        ("5kg", "5", 1.0),
+        ("7°C", "7", 1.0),
+        ("3,5", "3.5", 1.0),
+        ("3,5 m", "3,5", 1.0),
+        ("0,500", "0.5", 1.0),
+        ("-3,5", "-3.5", 1.0),
+        ("1,000", "1000", 1.0),
+        ("1.000.000", "1000000", 1.0),
+        ("1.234,5", "1234.5", 1.0),
+        ("1,234.5", "1234.5", 1.0),
+        ("1.000", "1", 1.0),  # a single point is one of decimals
+        ("1,2,3", "1", 0.0),
         ("seventeen", "7", 0.0),  # seventeen, not seven
         ("7th", "7", 0.0),  # no number of its own
         ("many", "7", 0.0),
@@ -46,3 +65,9 @@ def test_only_a_whole_number_in_digits_and_nothing_else_is_an_integer() -> None:
 def test_any_text_earns_between_zero_and_one_and_the_answer_itself_one(completion: str, answer: int) -> None:
     assert 0.0 <= distance_reward(completion, str(answer)) <= 1.0
     assert distance_reward(str(answer), str(answer)) == 1.0
+
+
+def test_an_answer_with_a_counter_or_in_words_is_a_number() -> None:
+    answers = ("3개", "两只", "3,5", "twenty-one", "十二", "5kg", "red", "7th")
+    assert [first_number(answer) for answer in answers] == [3, 2, 3.5, 21, 12, 5, None, None]
+    assert [can_compare(RewardName.DISTANCE, answer) for answer in answers] == [True] * 6 + [False] * 2

@@ -13,6 +13,10 @@ from pipeline.rewards.exact_match import exact_match
         ("two \t words", "Two words", 1.0),
         ("STRASSE", "straße", 1.0),
         ("seven.", "seven", 1.0),
+        ("5kg", "5 kg", 1.0),
+        ("7°C", "7 °C", 1.0),
+        ("İSTANBUL", "istanbul", 1.0),
+        ("ILIK", "ılık", 1.0),  # noqa: RUF001
         ("-7", "7", 0.0),
         ("7.5", "75", 0.0),
         ("?", "", 0.0),

@@ -1,6 +1,7 @@
 """JSON by schema and by its leaves, in fences and in prose."""
 
 import json
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -75,6 +76,14 @@ def test_an_answer_that_is_no_schema_or_no_json_is_an_error() -> None:
     assert is_schema(SCHEMA) and is_json("[1]") and not is_json("a cat")
 
 
+def test_composed_and_decomposed_letters_are_the_same() -> None:
+    nfc, nfd = (unicodedata.normalize(form, '{"é": "café"}') for form in ("NFC", "NFD"))
+    for said, wanted in ((nfc, nfd), (nfd, nfc), (f"It is {nfd}.", nfc), (json.dumps(json.loads(nfd)), nfc)):
+        assert json_match_reward(said, wanted) == 1.0
+    assert json_match_reward('{"e": "cafe"}', nfc) == 0.0
+    assert json_schema_reward(f"It is {nfd}.", '{"properties": {"é": {"const": "café"}}, "required": ["é"]}') == 1.0
+
+
 def test_a_reference_is_never_fetched() -> None:
     with pytest.raises(Exception, match="Unresolvable"):
         json_schema_reward("{}", '{"$ref": "http://127.0.0.1:9/schema.json"}')
@@ -93,9 +102,14 @@ _JSON = st.recursive(
 )
 
 
+def _composed(value: object) -> str:
+    written = unicodedata.normalize("NFC", json.dumps(value, ensure_ascii=False))
+    return json.dumps(json.loads(written), sort_keys=True)
+
+
 @settings(max_examples=100, deadline=None)
 @given(one=_JSON, other=_JSON)
 def test_any_two_values_earn_between_zero_and_one_and_all_by_being_equal(one: object, other: object) -> None:
     earned = json_match_reward(json.dumps(one), json.dumps(other))
     assert 0.0 <= earned <= 1.0
-    assert (earned == 1.0) == (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
+    assert (earned == 1.0) == (_composed(one) == _composed(other))

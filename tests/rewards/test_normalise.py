@@ -36,6 +36,8 @@ from pipeline.rewards.wer import corpus_wer, wer, wer_reward
         # Unicode's other forms of the same.
         (unicodedata.normalize("NFD", "Café"), "café"),
         ("\uff21\uff22\uff13", "ab3"),
+        ("ISPARTA \u0130stanbul ılık", "isparta istanbul ilik"),
+        ("i\u0307\u0307 \u0131\u0307 \u0130\u0301", "i i í"),
         ("x\u00b2 \ufb01n stra\u00dfe", "x2 fin strasse"),
         ("a\u200bb\u00adc \u200e7", "abc 7"),
         # Scripts without blanks: a character is a word, with its marks.
@@ -50,6 +52,16 @@ from pipeline.rewards.wer import corpus_wer, wer, wer_reward
         ("هل هي قطة؟ ٣٫٥ و٪", "هل هي قطة 3.5 و%"),
         ("قـــطة", "قطة"),
         ("고양이 한 마리.", "고양이 한 마리"),
+        # Counters and endings of Korean are written to what they belong to.
+        ("3마리, 7입니다.", "3 마리 7 입니다"),
+        ("MP3는 50%입니다", "mp3 는 50% 입니다"),
+        ("제3", "제3"),
+        # Units may be written to their numbers or beside them.
+        ("5kg, 1.5 kg and -3.5kg", "5 kg 1.5 kg and -3.5 kg"),
+        ("7°C 7 °C 7° C 7℃ 90 ° for", "7 °c 7 °c 7 °c 7 °c 90 ° for"),
+        ("重5kg的, 약5kg입니다", "重 5 kg 的 약5 kg 입니다"),
+        ("in the 1990s, 10s", "in the 1990s 10 s"),
+        ("b5kg 7th 3D 10x 4K 5kgs m2", "b5kg 7th 3d 10x 4k 5kgs m2"),
         # Nothing but punctuation is that punctuation.
         ("?!", "?!"),
         (" ", ""),
@@ -84,6 +96,11 @@ CONTAINED = [
     ("الجواب هو ٧.", "7"),
     ("هذه قطة، صغيرة", "قطة"),
     ("यह बिल्ली है।", "बिल्ली"),
+    ("고양이가 3마리 있습니다", "3"),
+    ("정답은 7입니다.", "7"),
+    ("It weighs 5kg.", "5"),
+    ("It weighs 5 kg.", "5kg"),
+    ("Das ist ISTANBUL.", "istanbul"),
 ]
 NOT_CONTAINED = [
     ("seventeen", "seven"),
@@ -94,6 +111,8 @@ NOT_CONTAINED = [
     ("กิน", "ก"),  # a letter without its vowel
     ("बिल्लियाँ", "बिल्ली"),  # another word
     ("قطتان", "قطة"),
+    ("13마리", "3"),
+    ("the 7th", "7"),
 ]
 
 
@@ -170,6 +189,19 @@ def test_bleu_of_chinese_by_hand() -> None:
         ("\u22121", "1", 0.6),
         ("1,000 of them", "1000", 1.0),
         ("it is .5", "0.5", 1.0),
+        ("고양이가 3마리 있습니다", "3", 1.0),
+        ("3개", "4", 0.8),
+        ("有两只猫", "2", 1.0),
+        ("兩隻", "2", 1.0),
+        ("十二个", "12", 1.0),
+        ("二十", "21", 0.8),
+        ("十", "10", 1.0),
+        ("一百零五只", "105", 1.0),
+        ("一百二十三", "123", 1.0),
+        ("一共有三个", "3", 1.0),
+        ("一共有5个人", "5", 1.0),
+        ("图中有一只猫和三只狗", "1", 1.0),
+        ("第一张图里有三只", "3", 1.0),
     ],
 )
 def test_numbers_of_any_script_are_numbers(completion: str, answer: str, reward: float) -> None:
@@ -178,3 +210,8 @@ def test_numbers_of_any_script_are_numbers(completion: str, answer: str, reward:
 
 def test_whole_numbers_of_any_script_are_whole_numbers() -> None:
     assert [is_integer(text) for text in ("７", "٧", "\u22127", "7.", "3.5", "七只")] == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize("text", ["三四个", "一百五", "二零二四年", "一千", "第一", "万一", "唯一", "一起", "한 마리"])
+def test_numerals_that_are_no_count_or_too_much_for_a_rule_are_no_number(text: str) -> None:
+    assert distance_reward(text, "1") == distance_reward(text, "4") == distance_reward(text, "105") == 0.0
