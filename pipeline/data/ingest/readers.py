@@ -24,16 +24,13 @@ import pyarrow.parquet as pq
 from pipeline.config import Form
 from pipeline.data.filesystems import filesystem
 from pipeline.data.ingest.cells import ARROW_ERRORS, changes_of, loads, once, rows_in
-from pipeline.data.ingest.shards import HOLE, UTF_16, Lost, Shard, check_beginning, stream_of, uncompressed
+from pipeline.data.ingest.shards import BUFFER_BYTES, HOLE, UTF_16, Lost, Shard, check_beginning, opened, uncompressed
 from pipeline.data.inspection import SUFFIXES
 from pipeline.data.schema import MEDIA_COLUMNS
 
 MAX_LINE_BYTES = 2**28
 """Of a line, of a cell of a CSV, of a file in a tar file; `data.limits` bounds the medium in it."""
 _BATCH_ROWS = 32
-_BUFFER_BYTES = 2**20
-"""A store answers every read with a request: few large ones, then."""
-
 _ARROW_END = b"\xff" * 4 + bytes(4)
 _ARROW_FILE = b"ARROW1"
 _NO_VALUE = ("", "nan", "NaN", "-nan", "-NaN", "<NA>", "NaT", "None", "null", "NULL", "NA", "N/A", "n/a", "#NA", "#N/A")
@@ -119,7 +116,7 @@ def _parquet(shard: Shard, root: str) -> Iterator[Raw]:
 def _arrow(shard: Shard, root: str) -> Iterator[Raw]:
     """Rows of a stream (what `datasets` writes), or of a file that says where its batches lie (Polars, Feather)."""
     system, inner = filesystem(shard.path)
-    with stream_of(shard) as stream, system.open_input_file(inner) as file:
+    with opened(shard) as stream, system.open_input_file(inner) as file:
         is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
         reader: Any = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(stream)
         found = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
@@ -145,12 +142,12 @@ def _json_lines(shard: Shard, root: str) -> Iterator[Raw]:
     """Lines that begin in [start, end). The first line of a later shard is the one after the first line end."""
     name, end = relative(shard.path, root), math.inf if shard.end is None else shard.end
     if shard.end is None:
-        opened, size = stream_of(shard), _BUFFER_BYTES
+        stream, size = opened(shard), BUFFER_BYTES
     else:
         system, inner = filesystem(shard.path)
-        opened = system.open_input_file(inner)
-        size = max(io.DEFAULT_BUFFER_SIZE, min(_BUFFER_BYTES, shard.end - shard.start))
-    with io.BufferedReader(opened, size) as file:
+        stream = system.open_input_file(inner)
+        size = min(BUFFER_BYTES, shard.end - shard.start + io.DEFAULT_BUFFER_SIZE)  # and what its last line has left
+    with io.BufferedReader(stream, size) as file:
         position = shard.start
         if position > 0:  # The shard before has the line that this position is in.
             file.seek(position - 1)
@@ -195,7 +192,7 @@ def _checked(values: object, place: str, path: str) -> Raw:
 def _json(shard: Shard, root: str) -> Iterator[Raw]:
     """An array of rows, `{"data": [rows]}`, or (under the wrong name) a row a line."""
     name = relative(shard.path, root)
-    with stream_of(shard) as stream:
+    with opened(shard) as stream:
         content: bytes = stream.read()
     try:
         found = loads(content.decode(json.detect_encoding(content), "surrogatepass"))
@@ -230,7 +227,7 @@ def _csv(shard: Shard, root: str) -> Iterator[Raw]:
     """Rows below a header. Where one is broken, each line that it went over counts: it may have swallowed as many."""
     name, path = relative(shard.path, root), shard.path
     csv.field_size_limit(MAX_LINE_BYTES)  # of the process; its default is 128 KiB
-    file = io.BufferedReader(stream_of(shard))
+    file = io.BufferedReader(opened(shard))
     encoding = "utf-16" if file.peek(2)[:2] in UTF_16 else "utf-8-sig"
     # Bytes that are no UTF-8 cost their row, not the file.
     with io.TextIOWrapper(file, encoding, "surrogateescape", newline="") as text:
@@ -265,10 +262,7 @@ def _csv(shard: Shard, root: str) -> Iterator[Raw]:
 
 
 def _csv_reader(lines: Iterator[str], separator: str) -> tuple[int, Any]:
-    """How many lines stand before the header (blank ones, Excel's `sep=;`), and the rows from there on.
-
-    separator: of cells, if neither that line nor the header has another.
-    """
+    """How many lines stand before the header (blank ones, Excel's `sep=;`), and the rows from there on."""
     num_before, first = 0, ""
     for first in lines:
         named = re.fullmatch(r"sep=(.)\s*", first)
@@ -292,8 +286,8 @@ def _kept(lines: Iterable[str], last: list[str]) -> Iterator[str]:
 
 
 def _are_rows(lines: Sequence[str]) -> bool:
-    """Whether all lines of a row of a TSV have as many tabs as the first one, and none begins with a tab."""
-    return all(line[0] != "\t" and 0 < line.count("\t") == lines[0].count("\t") for line in lines)
+    """Whether all of several lines have as many tabs as the first one, and none begins with a tab."""
+    return len(lines) > 1 and all(line[:1] != "\t" and 0 < line.count("\t") == lines[0].count("\t") for line in lines)
 
 
 def _is_unicode(cells: Iterable[str]) -> bool:
@@ -306,8 +300,8 @@ def _is_unicode(cells: Iterable[str]) -> bool:
 
 def _webdataset(shard: Shard, root: str) -> Iterator[Raw]:
     """Samples of a tar file: neighbours whose names are equal up to the first dot, a field an extension."""
-    name, keys = relative(shard.path, root), set[int]()
-    with stream_of(shard) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as archive:
+    name, path, keys = relative(shard.path, root), shard.path, set[int]()
+    with opened(shard) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as archive:
         members = (  # macOS puts a `._0.png` beside `0.png`.
             member for member in archive if not member.isdir() and not posixpath.basename(member.name).startswith(".")
         )
@@ -315,14 +309,10 @@ def _webdataset(shard: Shard, root: str) -> Iterator[Raw]:
             if hash(key) in keys:
                 raise Lost(f"the sample {key} goes on behind others: write the archive by name (tar --sort=name)")
             keys.add(hash(key))  # of a name, which may be long
-            place = f"{name}-{key}"
-            try:
-                raw = RawRow(place, _sample(archive, sample), shard.path)
-            except ValueError as error:
-                raw = Unreadable(place, f"{error}", shard.path)
-            yield raw
+            place, values = f"{name}-{key}", _sample(archive, sample)
+            yield Unreadable(place, values, path) if isinstance(values, str) else RawRow(place, values, path)
         num_behind = 0
-        while behind := cast(Any, archive.fileobj).read(_BUFFER_BYTES):
+        while behind := cast(Any, archive.fileobj).read(BUFFER_BYTES):
             num_behind += len(behind)
             if behind.strip(b"\0") or num_behind > tarfile.RECORDSIZE:  # which is what tar fills up
                 raise Lost("something lies behind the end mark: an archive that was appended, or a hole of zeros")
@@ -346,14 +336,10 @@ def _key_of(path: str) -> str:
     return posixpath.join(directory, name.split(".")[0])
 
 
-def _sample(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> dict[str, Any]:
-    """The values of a sample.
-
-    Raises:
-        ValueError: a file of it cannot be read, or two have values of one name.
-        Lost: two of its files have one name, as those of several samples do.
-    """
-    media, others, fields = dict[str, list[Any]](), list[tuple[str, Any]](), set[str]()
+def _sample(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> dict[str, Any] | str:
+    """The values of a sample, or what is wrong with it. Files of one name, as many samples would have, raise `Lost`."""
+    media, others, values = dict[str, list[Any]](), list[tuple[str, Any]](), dict[str, Any]()
+    fields: set[str] = set()
     for member in members:
         field = posixpath.basename(member.name).partition(".")[2].lower()
         suffix = field.rsplit(".", 1)[-1]
@@ -361,9 +347,9 @@ def _sample(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> dic
             raise Lost(f"{member.name} stands twice in its sample: give each sample a name of its own")
         fields.add(field)
         if not member.isfile():
-            raise ValueError(f"{member.name}: no regular file")
+            return f"{member.name}: no regular file"
         if member.size > MAX_LINE_BYTES:
-            raise ValueError(f"{member.name}: {member.size} bytes; at most {MAX_LINE_BYTES}")
+            return f"{member.name}: {member.size} bytes; at most {MAX_LINE_BYTES}"
         content: bytes = cast(Any, archive.extractfile(member)).read()
         try:
             if suffix in COLUMN_OF_SUFFIX:
@@ -374,10 +360,11 @@ def _sample(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> dic
             elif isinstance(loaded := loads(content.decode("utf-8-sig")), dict):
                 others += cast(dict[str, Any], loaded).items()
             else:
-                raise ValueError(f"{type(loaded).__name__}; wanted a mapping of columns")
+                return f"{member.name}: {type(loaded).__name__}; wanted a mapping of columns"
+            values = once([*media.items(), *others])
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{member.name}: {type(error).__name__}: {error}") from error
-    return once([*media.items(), *others])
+            return f"{member.name}: {type(error).__name__}: {error}"
+    return values
 
 
 def _folder(shard: Shard, root: str) -> Iterator[Raw]:

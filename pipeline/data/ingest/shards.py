@@ -197,7 +197,7 @@ def _row_groups(source: int, path: str) -> Iterator[Shard]:
             start, rows = group + 1, 0
 
 
-def stream_of(shard: Shard) -> Any:
+def opened(shard: Shard) -> Any:
     """A shard's file from its beginning, unpacked if its name says so."""
     system, inner = filesystem(shard.path)
     codec = _CODECS.get(shard.path.rpartition(".")[2].lower())
@@ -223,6 +223,4 @@ def check_beginning(shard: Shard) -> None:
     if _PAGE.match(head):
         raise Lost("a page (HTML or XML), as servers send it to say that there is no such file: fetch it again")
     if b"\0" in head[:64] and name.endswith((".jsonl", ".ndjson", ".csv", ".tsv")) and not is_hole_or_utf_16:
-        raise Lost(
-            f"no text in UTF-8: it begins with {head[:16]!r}; if UTF-16, iconv -f UTF-16 -t UTF-8 makes it one"
-        )
+        raise Lost(f"no text in UTF-8: it begins with {head[:16]!r}; if UTF-16, iconv -f UTF-16 -t UTF-8 makes it one")

@@ -249,7 +249,10 @@ def test_a_stray_quote_in_a_tsv_costs_the_lines_that_it_joins_and_no_text_of_sev
     path.write_text('n\ttext\n1\ta\n2\t"To be\n3\tb\n4\tor not"\n5\tc\n')
     rows = rows_of(path)
     assert [type(row) for row in rows] == [RawRow, *[Unreadable] * 3, RawRow] and not lost(rows)
-    texts = ["def f():\n\treturn 1", "a\nb", "x\ty\nz"]
+    path.write_text('n\ttext\n1\t"a\n2\tb"c\n3\td\n')
+    (bad, *_) = rows_of(path)
+    assert isinstance(bad, Unreadable) and "is doubled" in bad.detail
+    texts = ["def f():\n\treturn 1", "a\n\nb", "x\ty\nz"]
     with path.open("w", newline="") as file:
         csv.writer(file, dialect="excel-tab").writerows([["n", "text"], *enumerate(texts)])
     assert [row["text"] for row in good(rows_of(path))] == texts
