@@ -298,7 +298,7 @@ def check_bad_rows(counts: Mapping[str, int], first: Quarantined, num_rows: int,
         TooManyBadRows: they are more than `max_bad_fraction` of `num_rows`.
     """
     num_bad = sum(counts.values())
-    if num_bad > max_bad_fraction * num_rows:
+    if num_bad / max(num_rows, 1) > max_bad_fraction:  # 29 of 100 are 0.29, but no more than 28.999... of them.
         raise TooManyBadRows(
             f"{num_bad} of {num_rows} rows were refused "
             f"({', '.join(f'{count} {reason}' for reason, count in counts.items())}); data.max_bad_fraction is "

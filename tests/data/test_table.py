@@ -17,6 +17,7 @@ from pipeline.data.table import (
     PromptTable,
     Quarantine,
     TooManyBadRows,
+    check_bad_rows,
     info_of,
     write_preferences,
     write_prompts,
@@ -243,6 +244,15 @@ def test_a_job_stops_above_the_allowed_fraction_and_not_at_it() -> None:
     quarantine.check(num_rows=100, max_bad_fraction=0.02)
     with pytest.raises(TooManyBadRows, match=r"2 of 100 rows.*2 too_long.*data\.max_bad_fraction is 0\.01"):
         quarantine.check(num_rows=100, max_bad_fraction=0.01)
+
+
+@pytest.mark.parametrize("num_rows", [100, 1_000, 10_000])
+@pytest.mark.parametrize("fraction", [0.01, 0.29, 0.57, 0.58])
+def test_as_many_bad_rows_as_are_allowed_do_not_stop_a_job_and_one_more_does(fraction: float, num_rows: int) -> None:
+    num_bad, first = round(fraction * num_rows), Quarantined("x", "unreadable", "")
+    check_bad_rows({"unreadable": num_bad}, first, num_rows, fraction)
+    with pytest.raises(TooManyBadRows):
+        check_bad_rows({"unreadable": num_bad + 1}, first, num_rows, fraction)
 
 
 def test_sft_learns_the_demonstration_and_the_answer_where_there_is_none(tmp_path: Path) -> None:
