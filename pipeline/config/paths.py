@@ -17,6 +17,11 @@ NOTHING = ("none", "null", "nil", "~")
 """Words of other languages for what YAML writes as null."""
 
 _STORE = re.compile(r"(?P<scheme>s3|gs|gcs)://([^/@:]*(?P<password>:[^/@]*)?@)?")
+_ON_DISK = re.compile(r"^(?:file|local):(?://(?:localhost)?)?(?=/(?!/))", re.IGNORECASE)
+_HALF = re.compile(
+    r"(file|local|[a-z](?=:[/\\])|(?:gcs|gs|hdfs|hf|https?|s3a?)(?=:(?!//))|[a-z0-9+.-]+(?=:[/\\](?!/))):[/\\]*",
+    re.IGNORECASE,
+)
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]|%[A-Za-z_]+%")
 
 
@@ -38,8 +43,10 @@ def _checked(value: object, info: ValidationInfo) -> object:
     path = str(value)
     if value == "":
         raise ValueError("an empty path; write null for none, or . for the working directory")
-    if path.casefold() in NOTHING:
+    if isinstance(value, str) and path.casefold() in NOTHING:
         raise ValueError(f"{path!r} as a path; write null without quotes for none, or ./{path} for what has this name")
+    path = _ON_DISK.sub("", path)
+    _check_whole(path)
     if "://" in path:
         return _address(path)
     if _VARIABLE.search(path):
@@ -57,6 +64,16 @@ def _checked(value: object, info: ValidationInfo) -> object:
     if base.directory is None:
         raise ValueError(f"{path!r} is relative, and {base.reason}")
     return os.path.normpath(base.directory / expanded)
+
+
+def _check_whole(path: str) -> None:
+    """Refuses what pathlib takes for a relative path, and nobody means so: `s3:/bucket/data`, `C:/data`."""
+    half = _HALF.match(path)
+    if half and len(half[1]) == 1:
+        raise ValueError(f"{path!r} is a path of Windows; write that of the machine which opens it, such as /mnt/data")
+    if half:
+        meant = half[1] + (":///" if half[1].lower() in ("file", "local") else "://") + path[half.end() :]
+        raise ValueError(f"{path!r} is half an address; write {meant}, or for what has this name its path from /")
 
 
 def _check_name(path: str) -> None:
@@ -94,12 +111,12 @@ def _text(value: object) -> object:
 
 
 def _on_disk(value: object) -> object:
-    if isinstance(value, str | Path) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value)):
+    if "://" in str(value):
         raise ValueError(f"{str(value)!r} is an address; name a directory on disk, such as one that all nodes mount")
     return value
 
 
-DiskPath = Annotated[Path, BeforeValidator(_checked), BeforeValidator(_on_disk)]
+DiskPath = Annotated[Path, BeforeValidator(_on_disk), BeforeValidator(_checked)]
 """A path on disk."""
 
 Location = Annotated[str, BeforeValidator(_text), BeforeValidator(_checked)]
