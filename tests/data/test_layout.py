@@ -121,6 +121,22 @@ def test_a_medium_that_is_gone_or_changed_is_refused_with_a_reason(tmp_path: Pat
     ]  # fmt: skip
 
 
+def test_files_that_no_row_uses_are_removed_and_those_of_others_stay(tmp_path: Path) -> None:
+    store = MediaStore(str(tmp_path))
+    used, unused = (Path(store.put(Medium(MediaKind.IMAGE, data, None))) for data in (b"used", b"unused"))
+    cut_off = unused.with_name(f".{unused.stem}.a_b2c3d4")
+    others = [
+        tmp_path / "media" / name
+        for name in ("cats/1.png", "ab/1.png", f"ab/{'0' * 64}.png", f"{unused.parent.name}/{unused.stem}.png.old")
+    ]
+    for file in (cut_off, *others):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"mine")
+    store.remove_unless({used.name}.__contains__)
+    assert used.exists() and not unused.exists() and not cut_off.exists()
+    assert all(file.read_bytes() == b"mine" for file in others)
+
+
 @pytest.mark.parametrize(
     "path",
     [None, "/etc/passwd", "media/../secret.png", "media/ab/secret.png", f"media/ab/{'0' * 64}.png", "secret.png"],
