@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.command import Flag, main
+from jobs.directory import make
 from pipeline.config import Answers, ConfigError, MediaAs, Recipe
 from pipeline.data import demo
 from pipeline.data.filesystems import is_uri
@@ -68,9 +69,8 @@ def run(recipe: Recipe) -> dict[str, int]:
     for split in NAMES:
         tasks = (f"{key.split('/', 1)[1]} {n}" for key, n in counts.items() if key.startswith(f"{split}/"))
         print(f"{split}: " + ", ".join(tasks))
-    if recipe.prepare.sources:
-        num_rows = {split: sum(n for key, n in counts.items() if key.startswith(f"{split}/")) for split in NAMES}
-        for line in empty_splits(recipe, num_rows):
+    if recipe.prepare.sources and (summary := card.read(str(recipe.data_path))):
+        for line in empty_splits(recipe, summary["rows"], num_leaks=summary["left_out"].get("leak", 0)):
             print(f"warning: {line}", flush=True)
     return counts
 
@@ -90,8 +90,9 @@ def ingest(recipe: Recipe) -> dict[str, int]:
     check_target(settings.sources, directory)
     shards = shards_of(settings.sources)
     check_columns(recipe, shards)
+    make(directory, "data.path")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    staging.mkdir()
     try:
         keeps_unanswered = settings.answers is Answers.OPTIONAL
         with closing(Index(staging / "index.sqlite", keeps_unanswered=keeps_unanswered)) as index:

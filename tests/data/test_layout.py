@@ -86,6 +86,27 @@ def test_a_split_without_rows_is_an_error_that_names_those_with_rows(directory: 
         Layout.read(str(directory), "test")
 
 
+@pytest.mark.parametrize(
+    ("split", "again"),
+    [
+        ("test", "a larger share of test (prepare.split.test; of the built-in data prepare.test_rows)"),
+        ("train", "smaller shares of the others (prepare.split.rl, validation, test)"),
+        ("val", None),
+    ],
+)
+def test_a_split_that_no_row_is_in_advises_fields_that_there_are(tmp_path: Path, split: str, again: str | None) -> None:
+    (tmp_path / "validation.parquet").touch()
+    with pytest.raises(FileNotFoundError) as caught:
+        parts_of(str(tmp_path), split)
+    wanted = (
+        "preferences.split)"
+        if again is None
+        else f", or make the table again with `python -m jobs.prepare` and {again}"
+    )
+    assert "in validation; name one of these (evaluate.split" in str(caught.value)
+    assert str(caught.value).endswith(wanted)
+
+
 def _stored(directory: Path, data: bytes, *, name: str | None = None) -> str:
     digest = hashlib.sha256(name.encode() if name else data).hexdigest()
     file = directory / "media" / digest[:2] / f"{digest}.png"

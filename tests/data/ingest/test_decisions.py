@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import ConfigError, Leaks, Prepare, Splitting
+from pipeline.config import ConfigError, Leaks, Prepare, SplitBy, Splitting
 from pipeline.config.steps import DedupExact
 from pipeline.data.ingest.decisions import Decisions
 from pipeline.data.ingest.index import PROMPTS, Index
@@ -111,6 +111,25 @@ def test_several_conversations_about_one_picture_may_have_its_id_and_the_report_
     assert [id for _, _, id in index.places(PROMPTS, "train", is_sorted=False)] == ["033471", "033471-2", "033471-3"]
     assert "numbered: 2 rows have the id of an earlier one" in decisions.report()
     assert "prepare.ids=place" in decisions.report()
+
+
+@pytest.mark.parametrize(
+    ("by", "cure"),
+    [
+        ("hash", "set prepare.split.by=group (with prepare.split.column,"),
+        ("group", "set prepare.split.column to a column that they have in common, or prepare.split.leaks=allow"),
+        ("column", "mend the splits that the sources say, or prepare.split.leaks=allow"),
+    ],
+)
+def test_the_report_names_what_keeps_rows_about_one_picture_together(by: str, cure: str) -> None:
+    index = Index(":memory:")
+    decisions = Decisions(Prepare(split=Splitting(by=SplitBy(by))), index)
+    for number, split in enumerate(("train", "train", "test")):
+        decisions.add(row(str(number), media=("one",), split=split))
+    assert "leak" not in decisions.report()
+    decisions.resolve_leaks()
+    counted, told = decisions.report().split("\n")[1:]
+    assert counted == "left out: 2 leak" and told.startswith("leak: they share a medium") and cure in told
 
 
 def test_the_report_names_what_nobody_reads_with_the_rows_that_have_it() -> None:
