@@ -14,6 +14,8 @@ from urllib.parse import quote
 import fsspec.core
 from pyarrow import fs
 
+from pipeline.config import ConfigError
+
 _URI = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs")
 _PATIENCE = "retry_limit_seconds=60"
@@ -50,14 +52,22 @@ def files_below(path: str) -> list[str]:
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
+        ConfigError: it is an address, and what it names cannot be reached.
     """
-    system, inner = filesystem(path)
-    info = system.get_file_info(inner)
+    try:
+        system, inner = filesystem(path)
+        info = system.get_file_info(inner)
+        is_directory = info.type == fs.FileType.Directory
+        found = system.get_file_info(fs.FileSelector(inner, recursive=True)) if is_directory else []
+    except Exception as error:  # each store has errors of its own
+        raise ConfigError(
+            f"{path}: cannot be reached: {type(error).__name__}: {error}; look at the address, the network and the "
+            "credentials, or copy the files here first"
+        ) from error
     if info.type == fs.FileType.File:
         return [path]
     if info.type == fs.FileType.NotFound:
         raise FileNotFoundError(f"{path}: nothing is here")
-    found = system.get_file_info(fs.FileSelector(inner, recursive=True))
     # Some filesystems begin what they list with a slash, and others do not.
     start = f"/{inner.strip('/')}"
     below = (posixpath.relpath(f"/{each.path.lstrip('/')}", start) for each in found if each.type == fs.FileType.File)
