@@ -62,14 +62,12 @@ def make(directory: Path, field: str) -> None:
     """Makes a directory, unless it is there.
 
     Raises:
-        ConfigError: `field` of the recipe names a place where there can be none.
+        ConfigError: there can be none, as below a file.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"{field}={directory}: cannot be made ({error.strerror}); name a directory that this user may write"
-        ) from None
+        raise ConfigError(f"{field}={directory}: cannot be made ({error.strerror}); name another place") from None
 
 
 def _wait(path: Path, name: str, expires_s: float) -> None:

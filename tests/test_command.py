@@ -103,7 +103,10 @@ def test_flags_and_overrides_may_be_left_out(
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("run.directory={there}/file/run", "run.directory={there}/file/run: cannot be made (Not a directory); name a"),
+        (
+            "run.directory={there}/file/run",
+            "run.directory={there}/file/run: cannot be made (Not a directory); name another",
+        ),
         ("run.directory={there}/file", "run.directory={there}/file: cannot be made (File exists)"),
         ("data.path={there}/file/data", "data.path={there}/file/data: cannot be made (Not a directory)"),
         ("prepare.sources=[{{path: 'nowhere://x/y'}}]", "nowhere://x/y: cannot be reached: ValueError: Protocol not"),

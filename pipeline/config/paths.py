@@ -17,11 +17,8 @@ NOTHING = ("none", "null", "nil", "~")
 """Words of other languages for what YAML writes as null."""
 
 _STORE = re.compile(r"(?P<scheme>s3|gs|gcs)://([^/@:]*(?P<password>:[^/@]*)?@)?")
-_ON_DISK = re.compile(r"^(?:file|local):(?://(?:localhost)?)?(?=/(?!/))", re.IGNORECASE)
-_HALF = re.compile(
-    r"(file|local|[a-z](?=:[/\\])|(?:gcs|gs|hdfs|hf|https?|s3a?)(?=:(?!//))|[a-z0-9+.-]+(?=:[/\\](?!/))):[/\\]*",
-    re.IGNORECASE,
-)
+_ON_DISK = re.compile(r"^(?:file|local):(?://(?:localhost)?(?=/)|(?!//))", re.IGNORECASE)
+_HALF = re.compile(r"((?:gcs|gs|hdfs|hf|https?|s3)(?=:)|[a-z](?=:\\)|[a-z0-9+.-]+(?=:/)):(?!//)[/\\]*", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]|%[A-Za-z_]+%")
 
 
@@ -46,9 +43,11 @@ def _checked(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str) and path.casefold() in NOTHING:
         raise ValueError(f"{path!r} as a path; write null without quotes for none, or ./{path} for what has this name")
     path = _ON_DISK.sub("", path)
-    _check_whole(path)
     if "://" in path:
         return _address(path)
+    if half := _HALF.match(path):  # To pathlib, a relative path.
+        whole = f"{half[1]}://{path[half.end() :]}" if len(half[1]) > 1 else "that of the machine which opens it"
+        raise ValueError(f"{path!r} is half an address, or a path of Windows; write {whole}, or its path from /")
     if _VARIABLE.search(path):
         raise ValueError(
             f"{path!r} holds a variable, which recipes do not know; write the path out, or give it as an override, "
@@ -64,16 +63,6 @@ def _checked(value: object, info: ValidationInfo) -> object:
     if base.directory is None:
         raise ValueError(f"{path!r} is relative, and {base.reason}")
     return os.path.normpath(base.directory / expanded)
-
-
-def _check_whole(path: str) -> None:
-    """Refuses what pathlib takes for a relative path, and nobody means so: `s3:/bucket/data`, `C:/data`."""
-    half = _HALF.match(path)
-    if half and len(half[1]) == 1:
-        raise ValueError(f"{path!r} is a path of Windows; write that of the machine which opens it, such as /mnt/data")
-    if half:
-        meant = half[1] + (":///" if half[1].lower() in ("file", "local") else "://") + path[half.end() :]
-        raise ValueError(f"{path!r} is half an address; write {meant}, or for what has this name its path from /")
 
 
 def _check_name(path: str) -> None:

@@ -60,10 +60,8 @@ def files_below(path: str) -> list[str]:
         is_directory = info.type == fs.FileType.Directory
         found = system.get_file_info(fs.FileSelector(inner, recursive=True)) if is_directory else []
     except Exception as error:  # each store has errors of its own
-        raise ConfigError(
-            f"{path}: cannot be reached: {type(error).__name__}: {error}; look at the address, the network and the "
-            "credentials, or copy the files here first"
-        ) from error
+        cure = "mend the address, the network or the credentials, or copy the files here first"
+        raise ConfigError(f"{path}: cannot be reached: {type(error).__name__}: {error}; {cure}") from error
     if info.type == fs.FileType.File:
         return [path]
     if info.type == fs.FileType.NotFound:

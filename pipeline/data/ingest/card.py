@@ -86,31 +86,29 @@ def read(directory: str) -> dict[str, Any] | None:
 
 
 def tables(directory: Path) -> Mapping[str, Any] | None:
-    """Rows by table and split as `write` said, none where it said nothing; None where the file is somebody else's."""
+    """Rows by table and split as `write` said; None where it said nothing, or somebody else did."""
     try:
-        found = read(str(directory))
-        return {} if found is None else found["tables"]
+        return (read(str(directory)) or {})["tables"]
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def is_ours(readme: Path) -> bool:
-    """Whether `write` may write a card here: it wrote the one that is there, or there is none."""
-    return not readme.exists() or (readme.is_file() and _MADE in readme.read_text(encoding="utf-8", errors="replace"))
+    """Whether `write` wrote a card."""
+    return readme.is_file() and _MADE in readme.read_text(encoding="utf-8", errors="replace")
 
 
 def card(summary: Mapping[str, Any]) -> str:
     """The dataset card, its head as `datasets` reads it."""
-    most = summary["settings"]["rows_per_file"]
+
+    def numbers(num_rows: int) -> str:
+        return "" if num_rows <= summary["settings"]["rows_per_file"] else "-*-of-*"
+
     configs = [
         {
             "config_name": "default" if table == PROMPTS else table,
             "data_files": [
-                {
-                    "split": split,
-                    "path": ("" if table == PROMPTS else f"{table}/")
-                    + (f"{split}.parquet" if count <= most else f"{split}-*-of-*.parquet"),
-                }
+                {"split": split, "path": f"{'' if table == PROMPTS else table + '/'}{split}{numbers(count)}.parquet"}
                 for split, count in counts.items()
             ],
         }

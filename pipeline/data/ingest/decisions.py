@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import ConfigError, Leaks, Prepare
 from pipeline.data.duplicates import Duplicates, Fingerprint
 from pipeline.data.ingest.index import Index
-from pipeline.data.ingest.splits import NAMES, leaks_cure
+from pipeline.data.ingest.splits import LEAKS_CURE, NAMES
 from pipeline.data.schema import Reason, RowError
 from pipeline.data.table import TooManyBadRows
 from pipeline.records import Quarantined
@@ -26,7 +26,7 @@ class Decisions:
     """Takes rows in order into the index, and says which stay."""
 
     def __init__(self, settings: Prepare, index: Index) -> None:
-        self._splitting = settings.split
+        self._leaks = settings.split.leaks
         self._index = index
         self._duplicates = Duplicates(settings.steps, index.database)
         self.num_rows = 0
@@ -48,7 +48,7 @@ class Decisions:
                     f"{row['detail']}. Repair it or fetch it anew; or name the other files as prepare.sources"
                 )
             return
-        id = self._index.add(number, row, contents=() if self._splitting.leaks is Leaks.ALLOW else contents(row))
+        id = self._index.add(number, row, contents=() if self._leaks is Leaks.ALLOW else contents(row))
         self._num_repeats += id != row["id"]
         try:
             self._duplicates.admit(id, _fingerprint(row))
@@ -68,10 +68,10 @@ class Decisions:
                 num_leaks, first = num_leaks + 1, first or f"{id} ({detail})"
                 self._leave_out(number, Quarantined(id, Reason.LEAK.value, detail))
             self._index.own(split)
-        if num_leaks and self._splitting.leaks is Leaks.STOP:
+        if num_leaks and self._leaks is Leaks.STOP:
             raise ConfigError(
                 f"{num_leaks} rows share a medium or a text with a row of another split, first {first}; "
-                f"{leaks_cure(self._splitting)} or leave_out"
+                f"{LEAKS_CURE}, leave_out leaves them out"
             )
 
     def _leave_out(self, number: int, row: Quarantined) -> None:
@@ -84,9 +84,7 @@ class Decisions:
         for title, is_bad in (("refused", True), ("left out", False)):
             lines += [f"{title}: {count} {reason}" for reason, count in self._index.reasons(is_bad=is_bad).items()]
         if Reason.LEAK.value in self._index.reasons(is_bad=False):
-            lines.append(
-                f"leak: they share a medium, or their whole text, with a later split; {leaks_cure(self._splitting)}"
-            )
+            lines.append(f"leak: they share a medium, or their whole text, with a later split; {LEAKS_CURE}")
         if self._num_repeats:
             lines.append(
                 f"numbered: {self._num_repeats} rows have the id of an earlier one, and a number behind it now; "

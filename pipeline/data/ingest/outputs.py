@@ -14,7 +14,6 @@ from pipeline.data.ingest import card
 from pipeline.data.ingest.index import PROMPTS
 from pipeline.data.ingest.parts import TABLES, directory_of
 from pipeline.data.ingest.splits import NAMES
-from pipeline.data.table import QUARANTINE_SCHEMA
 
 QUARANTINE = "quarantine.parquet"
 STAGING = ".staging"
@@ -36,49 +35,41 @@ def check_target(sources: Sequence[Source], directory: Path) -> None:
         place = Path(source.path).resolve()
         if not is_uri(source.path) and (target in (place, *place.parents) or place in target.parents):
             raise ConfigError(f"prepare.sources path={source.path}: lies where the table goes ({directory}); {cure}")
-    foreign = ", ".join(
-        str(path.relative_to(directory)) for path in (_foreign if sources else _not_built_in)(directory)
-    )
-    if foreign and sources:
-        raise ConfigError(f"{directory}: holds {foreign}, which was not made of sources; {cure}, or move it away")
+    foreign = [str(path.relative_to(directory)) for path in (_foreign if sources else _not_built_in)(directory)]
     if foreign:
-        raise ConfigError(
-            f"{directory}: holds {foreign}, which the built-in data would replace; name what it is made of (--from), "
-            f"set data.path={directory} to use it as it is, or run.directory to another directory"
-        )
+        why = "was not made of sources" if sources else "the built-in data would replace"
+        raise ConfigError(f"{directory}: holds {', '.join(foreign)}, which {why}; {cure}, or move it away")
 
 
 def _foreign(directory: Path) -> Iterator[Path]:
     """Files with the names of ours that no earlier run wrote, as far as it says."""
     tables = card.tables(directory)
-    has_card = tables is not None and (directory / card.FILE).exists()
     for table in TABLES:
         if table not in (tables or ()):
             yield from files_of(table, directory)
-    for name, is_ours in (
-        (card.FILE, tables is not None),
-        (card.README, card.is_ours(directory / card.README)),
-        (card.PICTURE, has_card),
+    ours = {
+        card.FILE: tables is not None,
+        card.PICTURE: tables is not None,
+        card.README: card.is_ours(directory / card.README),
         # A run that stopped leaves it alone.
-        (QUARANTINE, has_card or _columns(directory / QUARANTINE) == QUARANTINE_SCHEMA.names),
-        (STAGING, all(_STAGED.fullmatch(each.name) for each in (directory / STAGING).glob("*"))),
-    ):
-        if not is_ours and (directory / name).exists():
-            yield directory / name
+        QUARANTINE: tables is not None or _column(directory / QUARANTINE, "row_id") is not None,
+        STAGING: all(_STAGED.fullmatch(each.name) for each in (directory / STAGING).glob("*")),
+    }
+    yield from (directory / name for name, is_ours in ours.items() if not is_ours and (directory / name).exists())
 
 
 def _not_built_in(directory: Path) -> Iterator[Path]:
     for file in files_of(PROMPTS, directory):
-        ids = pq.read_table(file, columns=["id"])["id"].to_pylist() if "id" in _columns(file) else [""]
-        if not all(_BUILT_IN.fullmatch(str(id)) for id in ids):
+        if not all(_BUILT_IN.fullmatch(str(id)) for id in _column(file, "id") or [""]):
             yield file
 
 
-def _columns(file: Path) -> list[str]:
+def _column(file: Path, name: str) -> list[object] | None:
+    """A column of a Parquet file; None where it has none, or is none."""
     try:
-        return pq.read_schema(file).names
-    except (OSError, ValueError):
-        return []
+        return pq.read_table(file, columns=[name])[name].to_pylist()
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def files_of(table: str, directory: Path) -> list[Path]:

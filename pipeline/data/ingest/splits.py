@@ -14,6 +14,11 @@ NAMES = ("train", "rl", "validation", "test")
 
 _WORDS = {**SPLITS, "development": "validation", "evaluation": "validation", "holdout": "test"}
 
+LEAKS_CURE = (
+    "prepare.split.by=group keeps rows with the same first medium, or the same value of prepare.split.column (such as "
+    "the prompt's), in one split; prepare.split.leaks=allow keeps them all"
+)
+
 _FEW_ROWS = 3
 """Rows that a share should give on average, where chance is not to leave it without any."""
 
@@ -67,16 +72,6 @@ def _drawn(key: str, splitting: Splitting) -> str:
     return "rl" if place < splitting.test + splitting.validation + splitting.rl else "train"
 
 
-def leaks_cure(splitting: Splitting) -> str:
-    """What to do about rows that share a medium or a text and fall into several splits."""
-    cure = "set prepare.split.by=group (with prepare.split.column, such as the prompt's, where they share no medium)"
-    if splitting.by is SplitBy.GROUP:
-        cure = "set prepare.split.column to a column that they have in common"
-    elif splitting.by is SplitBy.COLUMN:
-        cure = "mend the splits that the sources say"
-    return f"{cure}, or prepare.split.leaks=allow"
-
-
 def empty_splits(recipe: Recipe, num_rows: Mapping[str, int], *, num_leaks: int = 0) -> list[str]:
     """What to say of splits without a row, where the recipe asks for some or a stage of it reads them; with the cure.
 
@@ -108,7 +103,7 @@ def empty_splits(recipe: Recipe, num_rows: Mapping[str, int], *, num_leaks: int 
         else:
             enough = min(0.5, max(2 * share, round(_FEW_ROWS / max(total, 1), 2)))
             cures = [f"set prepare.split.{split}={enough:g} instead of {share:g}"]
-        cures += [leaks_cure(splitting)] * (num_leaks > 0)
+        cures += [LEAKS_CURE] * (num_leaks > 0)
         cures += [f"set {field} to another split" for field in fields]
         lines.append(f"none of {total} rows is in the split {split} ({filled}): {', or '.join(cures)}")
     return lines
