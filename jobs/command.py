@@ -89,7 +89,7 @@ def parse(description: str, *, resumable: bool = False, flags: Sequence[Flag] = 
     for flag in flags:
         parser.add_argument(flag.name, action="append", default=[], dest=flag.field, help=flag.help)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
-    options = parser.parse_args([_as_utf8(argument) for argument in sys.argv[1:]])
+    options = parser.parse_intermixed_args([_as_utf8(argument) for argument in sys.argv[1:]])
     short = [override for flag in flags for override in flag.overrides(getattr(options, flag.field))]
     return recipe_of(options.config, [*short, *options.overrides]), resumable and options.resume
 

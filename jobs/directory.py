@@ -40,9 +40,9 @@ def held(directory: Path, *, renew_s: float = RENEW_S, expires_s: float = EXPIRE
     """Keeps other drivers from a run. Clocks of different machines need not agree.
 
     Raises:
-        ConfigError: another driver writes it.
+        ConfigError: another driver writes it, or nobody can.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make(directory, "run.directory")
     path, name = directory / LOCK_FILE, secrets.token_hex(8)
     _wait(path, name, expires_s)
     ended = threading.Event()
@@ -56,6 +56,18 @@ def held(directory: Path, *, renew_s: float = RENEW_S, expires_s: float = EXPIRE
         with suppress(OSError), _opened(path) as file:
             if _owner(file) == name:
                 file.truncate(0)
+
+
+def make(directory: Path, field: str) -> None:
+    """Makes a directory, unless it is there.
+
+    Raises:
+        ConfigError: there can be none, as below a file.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{field}={directory}: cannot be made ({error.strerror}); name another place") from None
 
 
 def _wait(path: Path, name: str, expires_s: float) -> None:

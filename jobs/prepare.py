@@ -21,18 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.command import Flag, main
+from jobs.directory import make
 from pipeline.config import Answers, ConfigError, MediaAs, Recipe
 from pipeline.data import demo
 from pipeline.data.filesystems import is_uri
 from pipeline.data.ingest import card
 from pipeline.data.ingest.decisions import Decisions
 from pipeline.data.ingest.index import Index
-from pipeline.data.ingest.parts import write_tables
+from pipeline.data.ingest.outputs import QUARANTINE, STAGING, check_target, clear
+from pipeline.data.ingest.parts import rows_by_table, write_tables
 from pipeline.data.ingest.run import check_columns, rows_of, workers_for
 from pipeline.data.ingest.shards import Shard, shards_of
 from pipeline.data.ingest.splits import NAMES, empty_splits
 from pipeline.data.media_store import MediaStore
-from pipeline.data.preferences import JUDGEMENTS, PREFERENCES
 
 if TYPE_CHECKING:
     from pipeline.models.processing import PromptProcessor
@@ -61,15 +62,15 @@ def run(recipe: Recipe) -> dict[str, int]:
     if recipe.prepare.sources:
         counts = ingest(recipe)
     elif recipe.data.path is None:
+        check_target((), recipe.data_path)
         counts = demo.build(recipe.data_path, prepare=recipe.prepare, seed=recipe.run.seed)
     else:
         return {}
     for split in NAMES:
         tasks = (f"{key.split('/', 1)[1]} {n}" for key, n in counts.items() if key.startswith(f"{split}/"))
         print(f"{split}: " + ", ".join(tasks))
-    if recipe.prepare.sources:
-        num_rows = {split: sum(n for key, n in counts.items() if key.startswith(f"{split}/")) for split in NAMES}
-        for line in empty_splits(recipe, num_rows):
+    if recipe.prepare.sources and (summary := card.read(str(recipe.data_path))):
+        for line in empty_splits(recipe, summary["rows"], num_leaks=summary["left_out"].get("leak", 0)):
             print(f"warning: {line}", flush=True)
     return counts
 
@@ -85,12 +86,13 @@ def ingest(recipe: Recipe) -> dict[str, int]:
     if is_uri(recipe.data.path or ""):
         raise ConfigError(f"data.path={recipe.data.path}: tables are made on disk; name a directory, and copy it then")
     settings, directory = recipe.prepare, recipe.data_path.absolute()
-    staging = directory / ".staging"
+    staging = directory / STAGING
+    check_target(settings.sources, directory)
     shards = shards_of(settings.sources)
     check_columns(recipe, shards)
-    check_target(recipe, directory)
+    make(directory, "data.path")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    staging.mkdir()
     try:
         keeps_unanswered = settings.answers is Answers.OPTIONAL
         with closing(Index(staging / "index.sqlite", keeps_unanswered=keeps_unanswered)) as index:
@@ -113,10 +115,13 @@ def decided(recipe: Recipe, shards: Sequence[Shard], index: Index, *, staging: P
             index.check(decisions.num_rows, recipe.data.max_bad_fraction)
             decisions.resolve_leaks()
         finally:
-            index.write_quarantine(directory / "quarantine.parquet")
+            index.write_quarantine(directory / QUARANTINE)
             print(decisions.report(), flush=True)
         clear(directory)
-        tables = write_tables(
+        # Before the tables: those of a run that ends half way through are known to the next one.
+        summary = card.summarise(index, num_read=decisions.num_rows, recipe=recipe, tables=rows_by_table(index))
+        card.write(directory, summary, index)
+        write_tables(
             index,
             pool,
             staging=staging,
@@ -126,8 +131,6 @@ def decided(recipe: Recipe, shards: Sequence[Shard], index: Index, *, staging: P
         )
     if settings.media is MediaAs.REFERENCES:
         MediaStore(str(directory)).remove_unless(index.uses)
-    summary = card.summarise(index, num_read=decisions.num_rows, recipe=recipe, tables=tables)
-    card.write(directory, summary, index)
     return {f"{split}/{task}": n for task, by_split in summary["tasks"].items() for split, n in by_split.items()}
 
 
@@ -136,35 +139,6 @@ def processor_alone(recipe: Recipe, checkpoint: Path) -> PromptProcessor:
     from pipeline.models import processing  # It brings torch and transformers: seconds that only those pay who count.
 
     return processing.processor_alone(recipe, checkpoint)
-
-
-def check_target(recipe: Recipe, directory: Path) -> None:
-    """Makes sure that nothing is overwritten but what an earlier run of this stage wrote.
-
-    Raises:
-        ConfigError: a source lies where the table goes, or a table that is not of this stage does.
-    """
-    for source in recipe.prepare.sources:
-        place = Path(source.path).resolve()
-        if not is_uri(source.path) and (directory.resolve() in (place, *place.parents) or place in directory.parents):
-            raise ConfigError(
-                f"prepare.sources path={source.path}: lies where the table goes ({directory}); set data.path or "
-                "run.directory to another directory"
-            )
-    tables = [file.name for split in NAMES for file in directory.glob(f"{split}*.parquet")]
-    if tables and card.read(str(directory)) is None:
-        raise ConfigError(
-            f"{directory}: holds {tables[0]}, which was not made of sources; set data.path or run.directory to another "
-            "directory, or remove it"
-        )
-
-
-def clear(directory: Path) -> None:
-    """Removes the tables of an earlier run, whose files must not mix with the new ones."""
-    for table in ("", PREFERENCES, JUDGEMENTS):
-        for split in NAMES:
-            for file in (directory / table).glob(f"{split}*.parquet"):
-                file.unlink()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.command import SUBMITTED, parse
+from jobs.command import SUBMITTED, main, parse
 from jobs.local import STANDS
-from jobs.prepare import FLAGS
+from jobs.prepare import FLAGS, run
 from pipeline.config import ConfigError
 
 
@@ -69,6 +69,61 @@ def test_home_is_home_in_flags(elsewhere: Path, monkeypatch: pytest.MonkeyPatch)
     given(monkeypatch, "--config=~/r.yaml", "--from=~/a.jsonl")
     recipe, _ = parse("", flags=FLAGS)
     assert (recipe.run.name, recipe.prepare.sources[0].path) == ("user", str(elsewhere / "user/a.jsonl"))
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_overrides_stand_before_between_and_after_flags(
+    at: int, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--config r.yaml", "model.path=m", "--from a.jsonl", "run.seed=7"]
+    given(monkeypatch, *" ".join(words[at:] + words[:at]).split())
+    recipe, _ = parse("", flags=FLAGS)
+    assert (recipe.run.name, recipe.run.seed, recipe.model.path) == ("copy", 7, elsewhere / "copy" / "m")
+    assert len(recipe.prepare.sources) == 1
+
+
+def test_a_word_that_is_neither_a_flag_nor_an_override_is_named(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(monkeypatch, "run.seed=7", "--form", "a.jsonl", "model.path=m")
+    with pytest.raises(SystemExit):
+        parse("", flags=FLAGS)
+    assert "--form" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [(), ("--from", "a.jsonl"), ("run.seed=7",)])
+def test_flags_and_overrides_may_be_left_out(
+    arguments: tuple[str, ...], elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, *arguments)
+    recipe, _ = parse("", flags=FLAGS)
+    assert (recipe.run.seed, len(recipe.prepare.sources)) == (7 * ("run.seed=7" in arguments), len(arguments) // 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "run.directory={there}/file/run",
+            "run.directory={there}/file/run: cannot be made (Not a directory); name another",
+        ),
+        ("run.directory={there}/file", "run.directory={there}/file: cannot be made (File exists)"),
+        ("data.path={there}/file/data", "data.path={there}/file/data: cannot be made (Not a directory)"),
+        ("prepare.sources=[{{path: 'nowhere://x/y'}}]", "nowhere://x/y: cannot be reached: ValueError: Protocol not"),
+    ],
+)
+def test_a_place_that_cannot_be_ends_the_job_with_one_message(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, override: str, told: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (elsewhere / "copy" / "file").touch()
+    (elsewhere / "copy" / "a.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    there = elsewhere / "copy"
+    few = ["--from", "a.jsonl"] if "sources" not in override else []
+    given(monkeypatch, *few, override.format(there=there), "model.path=m", "prepare.count_tokens=false")
+    with pytest.raises(SystemExit) as caught:
+        main(run, "", flags=FLAGS, needs_ray=False)
+    assert str(caught.value.code).startswith(f"ConfigError: {told.format(there=there)}")
 
 
 def test_a_flag_and_an_override_of_its_field_are_two(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

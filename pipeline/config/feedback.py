@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator
@@ -51,9 +52,12 @@ class Feedback(Section):
     @field_validator("url")
     @classmethod
     def _check_place(cls, url: str | None) -> str | None:
-        """Refuses a file whose place depends on the process that looks for it."""
-        if url is not None and url.startswith("sqlite") and not url.startswith("sqlite:////"):
-            raise ValueError(f"url={url}: the file needs an absolute path, with four slashes: sqlite:////path/to/file")
+        """Refuses other databases, and a file whose place depends on the process that looks for it."""
+        if url is not None and not re.fullmatch(r"sqlite:////(?!~)[^$]+|postgres(ql)?(\+\w+)?://.+", url):
+            raise ValueError(
+                f"url={url}: write sqlite:////path/to/file (the file needs an absolute path, with four slashes, no ~ "
+                "and no variables) or postgresql://user@host/name"
+            )
         return url
 
     media_directory: DiskPath | None = None

@@ -17,6 +17,8 @@ NOTHING = ("none", "null", "nil", "~")
 """Words of other languages for what YAML writes as null."""
 
 _STORE = re.compile(r"(?P<scheme>s3|gs|gcs)://([^/@:]*(?P<password>:[^/@]*)?@)?")
+_ON_DISK = re.compile(r"^(?:file|local):(?://(?:localhost)?(?=/)|(?!//))", re.IGNORECASE)
+_HALF = re.compile(r"((?:gcs|gs|hdfs|hf|https?|s3)(?=:)|[a-z](?=:\\)|[a-z0-9+.-]+(?=:/)):(?!//)[/\\]*", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]|%[A-Za-z_]+%")
 
 
@@ -38,10 +40,14 @@ def _checked(value: object, info: ValidationInfo) -> object:
     path = str(value)
     if value == "":
         raise ValueError("an empty path; write null for none, or . for the working directory")
-    if path.casefold() in NOTHING:
+    if isinstance(value, str) and path.casefold() in NOTHING:
         raise ValueError(f"{path!r} as a path; write null without quotes for none, or ./{path} for what has this name")
+    path = _ON_DISK.sub("", path)
     if "://" in path:
         return _address(path)
+    if half := _HALF.match(path):  # To pathlib, a relative path.
+        whole = f"{half[1]}://{path[half.end() :]}" if len(half[1]) > 1 else "that of the machine which opens it"
+        raise ValueError(f"{path!r} is half an address, or a path of Windows; write {whole}, or its path from /")
     if _VARIABLE.search(path):
         raise ValueError(
             f"{path!r} holds a variable, which recipes do not know; write the path out, or give it as an override, "
@@ -94,12 +100,12 @@ def _text(value: object) -> object:
 
 
 def _on_disk(value: object) -> object:
-    if isinstance(value, str | Path) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value)):
+    if "://" in str(value):
         raise ValueError(f"{str(value)!r} is an address; name a directory on disk, such as one that all nodes mount")
     return value
 
 
-DiskPath = Annotated[Path, BeforeValidator(_checked), BeforeValidator(_on_disk)]
+DiskPath = Annotated[Path, BeforeValidator(_on_disk), BeforeValidator(_checked)]
 """A path on disk."""
 
 Location = Annotated[str, BeforeValidator(_text), BeforeValidator(_checked)]

@@ -52,15 +52,20 @@ def files_below(path: str) -> list[str]:
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ConfigError: a name there is no UTF-8.
+        ConfigError: it is an address, and what it names cannot be reached; or a name there is no UTF-8.
     """
-    system, inner = filesystem(path)
-    info = system.get_file_info(inner)
+    try:
+        system, inner = filesystem(path)
+        info = system.get_file_info(inner)
+        is_directory = info.type == fs.FileType.Directory
+        found = system.get_file_info(fs.FileSelector(inner, recursive=True)) if is_directory else []
+    except Exception as error:  # each store has errors of its own
+        cure = "mend the address, the network or the credentials, or copy the files here first"
+        raise ConfigError(f"{path}: cannot be reached: {type(error).__name__}: {error}; {cure}") from error
     if info.type == fs.FileType.File:
         return [path]
     if info.type == fs.FileType.NotFound:
         raise FileNotFoundError(f"{path}: nothing is here")
-    found = system.get_file_info(fs.FileSelector(inner, recursive=True))
     # Some filesystems begin what they list with a slash, and others do not.
     start = f"/{inner.strip('/')}"
     root = path.rstrip("/")

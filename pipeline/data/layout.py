@@ -23,6 +23,8 @@ from pipeline.data.filesystems import filesystem, is_uri
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 _FOOTERS_AT_ONCE = 8
+_OURS = ("train", "rl", "validation", "test")
+"""The splits that `jobs.prepare` makes; a table of somebody else may have others."""
 
 
 class Group(NamedTuple):
@@ -56,11 +58,13 @@ def parts_of(directory: str, split: str) -> tuple[str, ...]:
     if not parts:
         tables = {_PART.sub("", name).removesuffix(".parquet") for name in names if name.endswith(".parquet")}
         if others := sorted(tables - {"quarantine"}):
+            share = f"a larger share of {split} (prepare.split.{split}; of the built-in data prepare.{split}_rows)"
+            if split == "train":
+                share = "smaller shares of the others (prepare.split.rl, validation, test)"
+            again = f", or make the table again with `python -m jobs.prepare` and {share}" * (split in _OURS)
             raise FileNotFoundError(
                 f"{directory}/{whole}: no row of the prompt table here is in the split {split}, but in "
-                f"{', '.join(others)}; name one of these (evaluate.split, rlhf.split, preferences.split), or make the "
-                f"table again with `python -m jobs.prepare` and a larger share of {split} (prepare.split.{split}; of "
-                f"the built-in data prepare.{split}_rows)"
+                f"{', '.join(others)}; name one of these (evaluate.split, rlhf.split, preferences.split){again}"
             )
         raise FileNotFoundError(
             f"{directory}/{whole}: no prompt table here, nor parts of one; make one with `python -m jobs.prepare`, or "

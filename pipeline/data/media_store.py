@@ -17,6 +17,8 @@ from pipeline.data.schema import MEDIA_COLUMNS, Reason, RowError
 from pipeline.records import MediaKind, Medium
 
 _STORED = re.compile(r"(?:^|/)media/([0-9a-f]{2})/((\1[0-9a-f]{62})\.[A-Za-z0-9]{1,8})$")
+_OWN = re.compile(r"\.?([0-9a-f]{2})[0-9a-f]{62}\.\w+")
+"""The names of files here, also of one that was not written to its end."""
 
 
 class MediaStore:
@@ -61,7 +63,7 @@ class MediaStore:
         target = Path(self._root) / "media" / name[:2] / f"{name}.{suffix}"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".")
+            handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{name}.")
             with os.fdopen(handle, "wb") as file:
                 file.write(medium.data)
             os.chmod(partial, 0o644)
@@ -69,7 +71,8 @@ class MediaStore:
         return str(target)
 
     def remove_unless(self, is_used: Callable[[str], bool]) -> None:
-        """Removes files that no row of the table uses; asks by their names."""
+        """Removes files of the store that no row of the table uses; asks by their names. Others' files stay."""
         for file in (Path(self._root) / "media").glob("*/*"):
-            if not is_used(file.name):
+            match = _OWN.fullmatch(file.name)
+            if match and match[1] == file.parent.name and not is_used(file.name):
                 file.unlink()

@@ -16,6 +16,8 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
+from pipeline.config import ConfigError
+
 BUSY_S = 30.0
 """How long a writer waits for another one of the same SQLite file."""
 _LOCK = 7268321
@@ -27,23 +29,23 @@ class Database:
     """A database by its URL: `sqlite:////absolute/path` or `postgresql://user@host/name`.
 
     Raises:
-        ValueError: the URL is none, or of another kind of database.
+        ConfigError: the URL is none, or of another kind of database.
     """
 
     def __init__(self, url: str):
         try:
             parsed = make_url(url)
         except ArgumentError:
-            raise ValueError(f"feedback.url={url!r} is no URL; write sqlite:////path or postgresql://…") from None
+            raise ConfigError(f"feedback.url={url!r} is no URL; write sqlite:////path or postgresql://…") from None
         kind = parsed.get_backend_name()
         if kind not in _DRIVERS:
-            raise ValueError(f"feedback.url={kind}://…: {kind} is not supported; use sqlite or postgresql")
+            raise ConfigError(f"feedback.url={kind}://…: {kind} is not supported; use sqlite or postgresql")
         self.url = parsed.set(drivername=_DRIVERS[kind])
         self.is_sqlite = kind == "sqlite"
         try:
             self._engine = _sqlite(self.url) if self.is_sqlite else create_engine(self.url, pool_pre_ping=True)
         except ModuleNotFoundError as error:
-            raise ValueError(f"feedback.url={kind}://…: {error}; pip install 'polyphony[postgresql]'") from None
+            raise ConfigError(f"feedback.url={kind}://…: {error}; pip install 'polyphony[postgresql]'") from None
         self._writer = self._engine.execution_options(writes=True)
         # Who waits for SQLite asks it now and then, and may be passed by whoever comes meanwhile: for seconds, among
         # many. Threads of this process queue up here, before they hold a connection that readers could have.

@@ -91,6 +91,23 @@ def test_a_value_is_what_it_seems_to_be(field: str, written: str, meant: object)
         ("data.access.roots=['${DATA}/x']", "'${DATA}/x' holds a variable"),
         ("run.directory=~nobody-of-this-name/x", "nobody here has this home directory; write ./~nobody"),
         ("run.directory=s3://bucket/run", "'s3://bucket/run' is an address; name a directory on disk"),
+        # What pathlib makes of an address with one slash is a directory here.
+        (
+            "data.path=s3:/bucket/x",
+            "data.path: Value error, 's3:/bucket/x' is half an address, or a path",
+        ),
+        ("rlhf.checkpoints.path=dbfs:/x", "write dbfs://x"),
+        ("prepare.sources=[{path: 's3:b/x.jsonl'}]", "prepare.sources.0.path: Value error, 's3:b/x.jsonl' is half"),
+        ("data.mixture=[{path: 'gs:/b'}]", "write gs://b"),
+        ("data.access.roots=['s3:/b']", "write s3://b"),
+        ("run.directory=s3:/bucket/run", "write s3://bucket/run"),
+        ("data.path=C:/data", "a path of Windows; write that of the machine which opens it"),
+        (r"run.directory=C:\data", "a path of Windows"),
+        ("feedback.url=/runs/store.sqlite", "feedback.url: Value error, url=/runs/store.sqlite: write sqlite:////path"),
+        ("feedback.url=runs/store.sqlite", "url=runs/store.sqlite: write sqlite:////path/to/file"),
+        ("feedback.url=mysql://u@h/x", "url=mysql://u@h/x: write sqlite:////path/to/file"),
+        ("feedback.url=sqlite:////~/x.db", "with four slashes, no ~ and no variables"),
+        ("feedback.url=sqlite:////runs/$NAME.db", "no ~ and no variables"),
     ],
 )
 def test_what_would_change_in_silence_is_refused_with_field_value_and_cure(override: str, told: str) -> None:
@@ -151,6 +168,28 @@ def test_a_recipe_is_utf_8_and_others_are_named(tmp_path: Path) -> None:
     for encoding in ("latin-1", "utf-16"):
         path.write_text("run: {name: übung}\n", encoding=encoding)
         assert "is not UTF-8; save the recipe as UTF-8" in refused(path=path)
+
+
+@pytest.mark.parametrize(
+    "written", ["file:///a b/c%20d", "file:/a b/c%20d", "file://localhost/a b/c%20d", "FILE:///a b/c%20d"]
+)
+def test_a_file_address_is_the_path_that_it_names(written: str) -> None:
+    recipe = load_recipe(None, [f"{field}={written}" for field in PATHS])
+    assert {place(recipe, field) for field in PATHS} == {"/a b/c%20d"}
+
+
+def test_a_word_that_is_no_path_may_be_the_name_of_one(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["run.directory=./none", "data.path=./12:30", "prepare.sources=[{path: ./a:/b}]"])
+    moved = absolute(recipe, Base(tmp_path))
+    assert (moved.run.directory, moved.data.path) == (tmp_path / "none", f"{tmp_path}/12:30")
+    assert moved.prepare.sources[0].path == f"{tmp_path}/a:/b"
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////runs/store.sqlite", "postgresql://u@h/x", "postgresql://u@/x?host=/tmp/pg"]
+)
+def test_a_feedback_store_is_a_file_or_in_postgresql(url: str) -> None:
+    assert value("feedback.url", url) == url
 
 
 def test_home_is_home_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,27 @@ def test_a_split_without_rows_is_an_error_that_names_those_with_rows(directory: 
         Layout.read(str(directory), "test")
 
 
+@pytest.mark.parametrize(
+    ("split", "again"),
+    [
+        ("test", "a larger share of test (prepare.split.test; of the built-in data prepare.test_rows)"),
+        ("train", "smaller shares of the others (prepare.split.rl, validation, test)"),
+        ("val", None),
+    ],
+)
+def test_a_split_that_no_row_is_in_advises_fields_that_there_are(tmp_path: Path, split: str, again: str | None) -> None:
+    (tmp_path / "validation.parquet").touch()
+    with pytest.raises(FileNotFoundError) as caught:
+        parts_of(str(tmp_path), split)
+    wanted = (
+        "preferences.split)"
+        if again is None
+        else f", or make the table again with `python -m jobs.prepare` and {again}"
+    )
+    assert "in validation; name one of these (evaluate.split" in str(caught.value)
+    assert str(caught.value).endswith(wanted)
+
+
 def _stored(directory: Path, data: bytes, *, name: str | None = None) -> str:
     digest = hashlib.sha256(name.encode() if name else data).hexdigest()
     file = directory / "media" / digest[:2] / f"{digest}.png"
@@ -119,6 +140,22 @@ def test_a_medium_that_is_gone_or_changed_is_refused_with_a_reason(tmp_path: Pat
         Reason.CORRUPT_IMAGE, Reason.MISSING_BYTES, Reason.CORRUPT_AUDIO, Reason.MISSING_BYTES,
         Reason.CORRUPT_VIDEO, Reason.MISSING_BYTES,
     ]  # fmt: skip
+
+
+def test_files_that_no_row_uses_are_removed_and_those_of_others_stay(tmp_path: Path) -> None:
+    store = MediaStore(str(tmp_path))
+    used, unused = (Path(store.put(Medium(MediaKind.IMAGE, data, None))) for data in (b"used", b"unused"))
+    cut_off = unused.with_name(f".{unused.stem}.a_b2c3d4")
+    others = [
+        tmp_path / "media" / name
+        for name in ("cats/1.png", "ab/1.png", f"ab/{'0' * 64}.png", f"{unused.parent.name}/{unused.stem}.png.old")
+    ]
+    for file in (cut_off, *others):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"mine")
+    store.remove_unless({used.name}.__contains__)
+    assert used.exists() and not unused.exists() and not cut_off.exists()
+    assert all(file.read_bytes() == b"mine" for file in others)
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,42 @@ def test_nothing_is_overwritten_but_what_this_stage_wrote(tmp_path: Path, tiny_c
     assert other.read_bytes() == b"mine"
 
 
+def test_a_second_run_replaces_the_files_of_the_first_even_where_that_was_cut_off_and_no_others(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = ("prepare.count_tokens=false", "prepare.media=references", "prepare.split={validation: 0, test: 0}")
+    few = recipe_of(
+        tmp_path / "run", tiny_checkpoint, [samples.preferences(tmp_path, 0)], *shared, "prepare.rows_per_file=4"
+    )
+
+    def dies(*arguments: Any, **options: Any) -> None:
+        write_tables(*arguments, **options)
+        raise KeyboardInterrupt
+
+    write_tables = prepare.write_tables
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(prepare, "write_tables", dies)
+        prepare.run(few)
+    assert len(list(few.data_path.glob("*/train-*.parquet"))) == len(list(few.data_path.glob("train-*.parquet"))) > 1
+    others = [
+        few.data_path / name for name in ("media/cats/1.png", "train_backup.parquet", "rlaif.parquet", "notes.md")
+    ]
+    for file in others:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="which the built-in data would replace"):
+        prepare.run(few.model_copy(update={"prepare": few.prepare.model_copy(update={"sources": ()})}))
+
+    (tmp_path / "plain").mkdir()
+    prepare.run(recipe_of(tmp_path / "run", tiny_checkpoint, [samples.table(tmp_path / "plain", 0)], *shared))
+    assert sorted(file.name for file in few.data_path.rglob("train*.parquet")) == [
+        "train.parquet",
+        "train_backup.parquet",
+    ]
+    assert all(file.read_bytes() == b"mine" for file in others)
+    assert [file.name for file in (few.data_path / "media").rglob("*.*")] == ["1.png"]
+
+
 def test_the_short_options_say_what_their_fields_say() -> None:
     flags = {flag.name: flag for flag in prepare.FLAGS}
     overrides = [

@@ -17,7 +17,8 @@ from pipeline.data.filesystems import filesystem
 from pipeline.data.ingest.index import PROMPTS, Index
 from pipeline.data.ingest.splits import NAMES
 
-FILE = "prepare.json"
+FILE, README, PICTURE = "prepare.json", "README.md", "distributions.png"
+_MADE = "Made by Polyphony's `jobs.prepare`"
 
 
 def summarise(
@@ -71,8 +72,8 @@ def quantiles(histogram: Mapping[str, Mapping[float, int]]) -> dict[str, float] 
 def write(directory: Path, summary: Mapping[str, Any], index: Index) -> None:
     """Writes `README.md`, `distributions.png` and `prepare.json`."""
     (directory / FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
-    draw(directory / "distributions.png", summary, index)
-    (directory / "README.md").write_text(card(summary), encoding="utf-8")
+    draw(directory / PICTURE, summary, index)
+    (directory / README).write_text(card(summary), encoding="utf-8")
 
 
 def read(directory: str) -> dict[str, Any] | None:
@@ -84,14 +85,31 @@ def read(directory: str) -> dict[str, Any] | None:
         return json.loads(file.read())
 
 
+def tables(directory: Path) -> Mapping[str, Any] | None:
+    """Rows by table and split as `write` said; None where it said nothing, or somebody else did."""
+    try:
+        return (read(str(directory)) or {})["tables"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def is_ours(readme: Path) -> bool:
+    """Whether `write` wrote a card."""
+    return readme.is_file() and _MADE in readme.read_text(encoding="utf-8", errors="replace")
+
+
 def card(summary: Mapping[str, Any]) -> str:
     """The dataset card, its head as `datasets` reads it."""
+
+    def numbers(num_rows: int) -> str:
+        return "" if num_rows <= summary["settings"]["rows_per_file"] else "-*-of-*"
+
     configs = [
         {
             "config_name": "default" if table == PROMPTS else table,
             "data_files": [
-                {"split": split, "path": f"{'' if table == PROMPTS else table + '/'}{split}*.parquet"}
-                for split in counts
+                {"split": split, "path": f"{'' if table == PROMPTS else table + '/'}{split}{numbers(count)}.parquet"}
+                for split, count in counts.items()
             ],
         }
         for table, counts in summary["tables"].items()
@@ -106,7 +124,7 @@ def card(summary: Mapping[str, Any]) -> str:
     unread = [list(each.values()) for each in summary.get("unread", ())]
     kept = sum(summary["rows"].values())
     parts = [
-        f"---\n{head}---\n\n# Prompts\n\nMade by Polyphony's `jobs.prepare`: {summary['rows_read']} rows read, {kept} "
+        f"---\n{head}---\n\n# Prompts\n\n{_MADE}: {summary['rows_read']} rows read, {kept} "
         f"kept, with {summary['seconds']:g} seconds of sound and video.",
         "![Distributions](distributions.png)",
         *(_section(f"Rows by {title}", [title, *NAMES], _by_split(summary[key])) for title, key in _COUNTED),

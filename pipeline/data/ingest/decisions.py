@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import ConfigError, Leaks, Prepare
 from pipeline.data.duplicates import Duplicates, Fingerprint
 from pipeline.data.ingest.index import Index
-from pipeline.data.ingest.splits import NAMES
+from pipeline.data.ingest.splits import LEAKS_CURE, NAMES
 from pipeline.data.schema import Reason, RowError
 from pipeline.data.table import TooManyBadRows
 from pipeline.records import Quarantined
@@ -70,8 +70,8 @@ class Decisions:
             self._index.own(split)
         if num_leaks and self._leaks is Leaks.STOP:
             raise ConfigError(
-                f"{num_leaks} rows share a medium or a text with a row of another split, first {first}; use "
-                "prepare.split.by=group, or prepare.split.leaks=leave_out"
+                f"{num_leaks} rows share a medium or a text with a row of another split, first {first}; "
+                f"{LEAKS_CURE}, leave_out leaves them out"
             )
 
     def _leave_out(self, number: int, row: Quarantined) -> None:
@@ -83,6 +83,8 @@ class Decisions:
         lines = [f"{self.num_rows} rows read"]
         for title, is_bad in (("refused", True), ("left out", False)):
             lines += [f"{title}: {count} {reason}" for reason, count in self._index.reasons(is_bad=is_bad).items()]
+        if Reason.LEAK.value in self._index.reasons(is_bad=False):
+            lines.append(f"leak: they share a medium, or their whole text, with a later split; {LEAKS_CURE}")
         if self._num_repeats:
             lines.append(
                 f"numbered: {self._num_repeats} rows have the id of an earlier one, and a number behind it now; "

@@ -30,6 +30,7 @@ from pipeline.data.preferences import (
 from pipeline.data.schema import PROMPT_SCHEMA
 from pipeline.data.table import ROWS_PER_GROUP, write_groups
 
+TABLES = (PROMPTS, PREFERENCES, JUDGEMENTS)
 _PLAN = pa.schema([("shard", pa.int64()), ("place", pa.int64()), ("id", pa.string())])
 
 
@@ -95,22 +96,25 @@ class Part:
         write_groups(self.path, groups, schema=self.contents.schema(self.table))
 
 
+def rows_by_table(index: Index) -> dict[str, dict[str, int]]:
+    """The number of rows by table and split, of those that have any."""
+    every = {table: {split: index.size(table, split) for split in NAMES} for table in TABLES}
+    return {
+        table: {split: n for split, n in counts.items() if n} for table, counts in every.items() if any(counts.values())
+    }
+
+
 def write_tables(
     index: Index, pool: Pool, *, staging: Path, directory: Path, rows_per_file: int, sort_train: bool
-) -> dict[str, dict[str, int]]:
-    """Writes the files of all splits and returns the number of rows by table and split.
+) -> None:
+    """Writes the files of all splits.
 
     sort_train: the train split goes by ascending sort value.
     """
-    tables: dict[str, dict[str, int]] = {}
     parts: list[Part] = []
     contents = Contents.of(index)
-    for table in (PROMPTS, PREFERENCES, JUDGEMENTS):
-        for split in NAMES:
-            num_rows = index.size(table, split)
-            if not num_rows:
-                continue
-            tables.setdefault(table, {})[split] = num_rows
+    for table, counts in rows_by_table(index).items():
+        for split, num_rows in counts.items():
             places = index.places(table, split, is_sorted=sort_train and split == "train")
             num_parts = -(-num_rows // rows_per_file)
             for number in range(num_parts):
@@ -120,7 +124,6 @@ def write_tables(
                 parts.append(Part(table, path, plan, contents))
     for _ in pool.map("write", parts, lambda part: f"at {part.path}"):
         pass
-    return tables
 
 
 def write_plan(path: Path, places: list[tuple[int, int, str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 
 from pipeline.config import Recipe, SplitBy, Splitting
@@ -10,6 +11,13 @@ from pipeline.data.ingest.shards import SPLITS
 from pipeline.data.schema import Reason, RowError
 
 NAMES = ("train", "rl", "validation", "test")
+
+_WORDS = {**SPLITS, "development": "validation", "evaluation": "validation", "holdout": "test"}
+
+LEAKS_CURE = (
+    "prepare.split.by=group keeps rows with the same first medium, or the same value of prepare.split.column (such as "
+    "the prompt's), in one split; prepare.split.leaks=allow keeps them all"
+)
 
 _FEW_ROWS = 3
 """Rows that a share should give on average, where chance is not to leave it without any."""
@@ -37,10 +45,15 @@ def split_of(
     """
     match splitting.by:
         case SplitBy.COLUMN:
-            split = SPLITS.get((stated or "").strip().lower())
+            word = (stated or "").strip().lower()
+            # held_out; COCO's train2014, LibriSpeech's dev-clean, MNLI's validation_matched
+            split = _WORDS.get(re.sub(r"[-_ ]", "", word)) or _WORDS.get(re.split(r"[-_.\d]", word)[0])
             if split is None:
-                known = ", ".join(SPLITS)
-                raise RowError(Reason.WRONG_TYPE, f"split {stated!r} is none of {known} (prepare.split.by=column)")
+                raise RowError(
+                    Reason.WRONG_TYPE,
+                    f"split {stated!r} is none of {', '.join(SPLITS)} (prepare.split.by=column); write one of these, "
+                    "name the column that does (prepare.map.split), or set prepare.split.by=hash",
+                )
             return split
         case SplitBy.FRACTION:
             return _drawn(f"{seed}:{place}", splitting)
@@ -59,10 +72,10 @@ def _drawn(key: str, splitting: Splitting) -> str:
     return "rl" if place < splitting.test + splitting.validation + splitting.rl else "train"
 
 
-def empty_splits(recipe: Recipe, num_rows: Mapping[str, int]) -> list[str]:
+def empty_splits(recipe: Recipe, num_rows: Mapping[str, int], *, num_leaks: int = 0) -> list[str]:
     """What to say of splits without a row, where the recipe asks for some or a stage of it reads them; with the cure.
 
-    num_rows: by split.
+    num_rows: by split. num_leaks: rows that were left out of one because a later one shares a content with them.
     """
     readers = {
         "evaluate.split": recipe.evaluate.split,
@@ -72,6 +85,7 @@ def empty_splits(recipe: Recipe, num_rows: Mapping[str, int]) -> list[str]:
     }
     splitting, total = recipe.prepare.split, sum(num_rows.values())
     filled = ", ".join(f"{split} has {num_rows[split]}" for split in NAMES if num_rows.get(split)) or "no split has any"
+    filled += f"; {num_leaks} more were left out as leak" * (num_leaks > 0)
     lines: list[str] = []
     for split in (split for split in NAMES if not num_rows.get(split)):
         fields = [field for field, read in readers.items() if read == split]
@@ -80,11 +94,16 @@ def empty_splits(recipe: Recipe, num_rows: Mapping[str, int]) -> list[str]:
             continue
         if splitting.by is SplitBy.COLUMN:
             cures = [f"have rows that say {split} (prepare.split.by=column)"]
+        elif num_leaks > total:
+            cures = []
+        elif splitting.by is SplitBy.GROUP:
+            cures = ["groups may be few: set prepare.split.column to a column of more, or by=hash with leaks=allow"]
         elif share is None:
             cures = ["make prepare.split.rl, validation and test smaller"]
         else:
             enough = min(0.5, max(2 * share, round(_FEW_ROWS / max(total, 1), 2)))
             cures = [f"set prepare.split.{split}={enough:g} instead of {share:g}"]
+        cures += [LEAKS_CURE] * (num_leaks > 0)
         cures += [f"set {field} to another split" for field in fields]
         lines.append(f"none of {total} rows is in the split {split} ({filled}): {', or '.join(cures)}")
     return lines

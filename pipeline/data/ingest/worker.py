@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, SplitBy
 from pipeline.data.ingest.parts import Part
-from pipeline.data.ingest.readers import read
-from pipeline.data.ingest.rows import RowPreparer
-from pipeline.data.ingest.shards import Shard
+from pipeline.data.ingest.readers import RawRow, read
+from pipeline.data.ingest.rows import RowPreparer, directory_of
+from pipeline.data.ingest.shards import Shard, split_in
 from pipeline.data.ingest.staging import StagingFile
 from pipeline.records import Quarantined
 
@@ -49,14 +50,25 @@ class ShardWorker:
         """Prepares a shard; `described` reads what it tells of each row."""
         shard = self._shards[number]
         source = self._recipe.prepare.sources[shard.source]
-        with StagingFile(self._staging, number) as staged, _index_of(self._staging, number).open("wb") as index:
+        with StagingFile(self._staging, number) as staged, _index_of(self._staging, number).open("wb") as told:
             for raw in read(shard, root=source.path.rstrip("/")):
                 row = self._prepare(raw, shard.source)
                 if isinstance(row, Quarantined):
                     found = {"shard": number, "id": row.row_id, "reason": row.reason, "detail": row.detail}
                 else:
-                    found = {"shard": number, "place": staged.add(row.row), "reason": None, **row.index}
-                pickle.dump(found, index)
+                    left = self._split_left(source.path, raw.path) if isinstance(raw, RawRow) else []
+                    index = {**row.index, "unread": [*row.index["unread"], *left]}
+                    found = {"shard": number, "place": staged.add(row.row), "reason": None, **index}
+                pickle.dump(found, told)
+
+    def _split_left(self, source: str, path: str) -> list[str]:
+        """The split that a file's name says, as something that is not read, where rows are shared out otherwise."""
+        if self._recipe.prepare.split.by is SplitBy.COLUMN:
+            return []
+        stated = split_in(posixpath.relpath(path, posixpath.dirname(directory_of(source, path)) or "."))
+        # Where all is train, there is nothing to keep apart.
+        left = f"the split {stated} of names of files (prepare.split.by=column takes it)"
+        return [] if stated in (None, "train") else [left]
 
     def write(self, part: Part) -> None:
         """Writes a file of a table."""

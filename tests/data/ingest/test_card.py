@@ -17,7 +17,8 @@ from tests.data.ingest.index_rows import described
 
 def written(directory: Path) -> tuple[Recipe, dict[str, Any]]:
     steps = "prepare.steps=[{step: text.normalise}, {step: image.resize, max_side: 64}]"
-    recipe = load_recipe(None, [f"run.directory={directory}", f"data.path={directory}/data", steps])
+    given = [f"run.directory={directory}", f"data.path={directory}/data", "prepare.rows_per_file=1", steps]
+    recipe = load_recipe(None, given)
     index = Index(":memory:")
     known: dict[str, Any] = {"seconds": 0.5, "num_answer_tokens": 2}
     rows = (
@@ -60,11 +61,11 @@ def test_the_card_has_a_head_that_says_which_files_are_which_split(tmp_path: Pat
         {
             "config_name": "default",
             "data_files": [
-                {"split": "train", "path": "train*.parquet"},
-                {"split": "test", "path": "test*.parquet"},
+                {"split": "train", "path": "train-*-of-*.parquet"},
+                {"split": "test", "path": "test.parquet"},
             ],
         },
-        {"config_name": "preferences", "data_files": [{"split": "train", "path": "preferences/train*.parquet"}]},
+        {"config_name": "preferences", "data_files": [{"split": "train", "path": "preferences/train.parquet"}]},
     ]
     for line in (
         "| b\\|c | 0 | 0 | 0 | 1 |",

@@ -113,6 +113,18 @@ def test_several_conversations_about_one_picture_may_have_its_id_and_the_report_
     assert "prepare.ids=place" in decisions.report()
 
 
+def test_the_report_names_what_keeps_rows_about_one_picture_together() -> None:
+    index = Index(":memory:")
+    decisions = Decisions(Prepare(), index)
+    for number, split in enumerate(("train", "train", "test")):
+        decisions.add(row(str(number), media=("one",), split=split))
+    assert "leak" not in decisions.report()
+    decisions.resolve_leaks()
+    counted, told = decisions.report().split("\n")[1:]
+    assert counted == "left out: 2 leak" and told.startswith("leak: they share a medium")
+    assert "prepare.split.by=group keeps" in told and "prepare.split.leaks=allow" in told
+
+
 def test_the_report_names_what_nobody_reads_with_the_rows_that_have_it() -> None:
     index = Index(":memory:")
     decisions = Decisions(Prepare(), index)

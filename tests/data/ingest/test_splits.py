@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -46,14 +47,26 @@ def test_by_column_a_source_may_use_the_usual_names_and_no_others() -> None:
         "validation",
         "test",
     ]
-    for stated in (None, "holdout-7"):
-        with pytest.raises(RowError) as caught:
+    for stated in (None, "restval", "not-train", "train/val", "2014"):
+        with pytest.raises(RowError, match=r"is none of train, .*prepare\.map\.split.*by=hash") as caught:
             split(SplitBy.COLUMN, stated=stated)
         assert caught.value.reason is Reason.WRONG_TYPE
 
 
-def said(num_rows: dict[str, int], *overrides: str) -> list[str]:
-    return empty_splits(load_recipe(None, list(overrides)), num_rows)
+@pytest.mark.parametrize(
+    ("meant", "words"),
+    [
+        ("train", ("train2014", "train-clean-100", "Training_set")),
+        ("validation", ("val2017", "dev-clean", "development", "evaluation", "validation_matched", "dev.other")),
+        ("test", ("test-dev", "test_std", "held_out", "held out", "holdout", "hold-out", "testing")),
+    ],
+)
+def test_by_column_words_of_public_data_are_read_as_names_of_files_are(meant: str, words: Sequence[str]) -> None:
+    assert {split(SplitBy.COLUMN, stated=word) for word in words} == {meant}
+
+
+def said(num_rows: dict[str, int], *overrides: str, num_leaks: int = 0) -> list[str]:
+    return empty_splits(load_recipe(None, list(overrides)), num_rows, num_leaks=num_leaks)
 
 
 def test_a_split_that_stays_empty_is_named_with_the_share_that_would_fill_it() -> None:
@@ -77,3 +90,23 @@ def test_a_split_that_nobody_asked_for_may_be_empty_unless_a_stage_reads_it() ->
     assert "set rlhf.validation.split" in held_out
     (by_column,) = said({"train": 5, "validation": 1}, "prepare.split.by=column")
     assert "have rows that say test (prepare.split.by=column), or set evaluate.split" in by_column
+
+
+def test_a_split_that_lost_its_rows_to_later_ones_is_named_with_what_keeps_them_together() -> None:
+    train, validation = said({"test": 3}, num_leaks=57)
+    assert train.startswith("none of 3 rows is in the split train (test has 3; 57 more were left out as leak): ")
+    for line in (train, validation):
+        assert "): prepare.split.by=group keeps " in line and "prepare.split.leaks=allow keeps them all" in line
+    assert "smaller" not in train and "prepare.split.validation=" not in validation
+    (validation,) = said({"train": 60, "test": 4}, num_leaks=2)
+    assert "set prepare.split.validation=0.1 instead of 0.05, or prepare.split.by=group" in validation
+
+
+def test_where_groups_are_too_few_no_share_fills_a_split() -> None:
+    for line in said({"train": 60}, "prepare.split.by=group"):
+        assert "groups may be few: set prepare.split.column to a column of more, or by=hash with leaks=allow" in line
+        assert "instead of" not in line
+
+
+def test_where_no_row_came_through_every_split_has_a_cure() -> None:
+    assert all(not line.endswith(": ") for line in said({}))
