@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -36,12 +37,24 @@ class Section(BaseModel):
             field = cls.model_fields.get(str(name))
             types = set(_leaves(field.annotation)) if field else set[type]()
             if types & {int, float} and bool not in types:
-                for each in value if isinstance(value, list | tuple) else (value,):
-                    if isinstance(each, bool):
-                        raise ValueError(f"{name}={str(each).lower()}: no number; write one, such as {int(each)}")
+                for place, each in _booleans(str(name), value):
+                    raise ValueError(f"{place}={str(each).lower()}: no number; write one, such as {int(each)}")
             if {NoneType, str} <= types and isinstance(value, str) and value.casefold() in NOTHING:
                 raise ValueError(f"{name}={value!r}: this is a text; write null, without quotes, for none")
         return values
+
+
+def _booleans(place: str, value: object) -> Iterator[tuple[str, bool]]:
+    """The booleans in a value, and among the keys of its mappings, each with its place."""
+    if isinstance(value, bool):
+        yield place, value
+    elif isinstance(value, list | tuple):
+        for each in cast(tuple[object, ...], value):
+            yield from _booleans(place, each)
+    elif isinstance(value, Mapping):
+        for key, each in cast(Mapping[Any, object], value).items():
+            yield from _booleans(f"a key of {place}", key)
+            yield from _booleans(f"{place}.{key}", each)
 
 
 def _leaves(annotation: object) -> Iterator[type]:
@@ -50,6 +63,18 @@ def _leaves(annotation: object) -> Iterator[type]:
         yield annotation
     for part in get_args(annotation):
         yield from _leaves(part)
+
+
+def is_scalar(annotation: object) -> bool:
+    """Whether a field is a text, a number or a word, or null, and nothing else."""
+    kinds = {*_leaves(annotation)} - {NoneType}
+    is_one = get_origin(annotation) not in (tuple, dict) and bool(kinds)
+    return is_one and all(issubclass(each, str | int | float | Path) for each in kinds)
+
+
+def is_text(annotation: object) -> bool:
+    """Whether it is a text or a path, or null, and nothing else."""
+    return is_scalar(annotation) and {*_leaves(annotation)} - {NoneType} in ({str}, {Path})
 
 
 def section_of(annotation: object) -> type[Section] | None:
