@@ -85,10 +85,28 @@ def query(recipe: Recipe, options: argparse.Namespace) -> None:
 def evaluate(recipe: Recipe, options: argparse.Namespace) -> None:
     """Measures retrieval, and zero- and few-shot classification, on unseen rows."""
     pretrain.make_table(recipe)
+    check_splits(recipe)
     if recipe.retrieve.encoder is None and not recipe.checkpoint("pretrain").is_dir():
         connect(copies=recipe.cluster.device is Device.CPU)
         pretrain.run(recipe)
     run(recipe)
+
+
+def check_splits(recipe: Recipe) -> None:
+    """Makes sure that there are rows to measure on, before an encoder is trained.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    settings = recipe.retrieve
+    num_rows = Datasets(recipe.datasets, settings.split).check("retrieve.split").num_rows
+    if settings.queries and num_rows < (settings.num_rows or 2):
+        raise ConfigError(
+            f"retrieve.num_rows={settings.num_rows}: retrieve.split={settings.split} has {num_rows} rows in all; use "
+            "at most so many, and at least 2"
+        )
+    if settings.few_shot.classes:
+        Datasets(recipe.datasets, settings.train_split).check("retrieve.train_split")
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -103,7 +121,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     results = retrieval_results(encoder, rows_of(recipe, found), settings) if settings.queries else None
     classes = None
     if settings.few_shot.classes:
-        labelled = list(reader_of(recipe, settings.train_split).all())
+        labelled = list(reader_of(recipe, settings.train_split, field="retrieve.train_split").all())
         classes = few_shot_results(encoder, labelled, found, settings, seed=recipe.run.seed)
     summary |= ({"retrieval": results.as_json()} if results else {}) | (
         {"few_shot": classes.as_json()} if classes else {}
@@ -143,9 +161,13 @@ def opened(recipe: Recipe) -> JointEncoder:
     return load_joint_encoder(path)
 
 
-def reader_of(recipe: Recipe, split: str) -> SampleReader:
-    """Reads a split's rows."""
-    datasets = Datasets(recipe.datasets, split).check("retrieve.split")
+def reader_of(recipe: Recipe, split: str, *, field: str = "retrieve.split") -> SampleReader:
+    """Reads a split's rows; `field` names it.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    datasets = Datasets(recipe.datasets, split).check(field)
     return SampleReader(datasets, recipe.data, text=recipe.retrieve.text)
 
 
