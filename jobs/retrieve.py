@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs import pretrain
-from jobs.command import USER_ERRORS, connect, recipe_of
+from jobs.command import USER_ERRORS, connect
 from jobs.directory import held
-from jobs.local import print_in_any_locale
+from jobs.subcommands import CommandLine, user_path
 from pipeline.config import ConfigError, Device, Recipe
 from pipeline.config.fusion import Modality
 from pipeline.data.datasets import Datasets
@@ -211,28 +211,13 @@ def asked(recipe: Recipe, options: argparse.Namespace) -> tuple[Sample, Modality
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(run: Callable[[Recipe, argparse.Namespace], None]) -> argparse.ArgumentParser:
-        found = commands.add_parser(run.__name__, help=run.__doc__)
-        found.set_defaults(run=run)
-        found.add_argument("--config", type=Path, help="a recipe in YAML")
-        return found
-
-    for run_command in (index, query, evaluate):
-        command(run_command)
-    asking = commands.choices["query"]
+    line = CommandLine(__doc__)
+    _, asking, _ = (line.add(each) for each in (index, query, evaluate))
     asking.add_argument("--text", help="what is searched for, in words")
-    asking.add_argument("--image", type=Path, help="a picture file")
-    asking.add_argument("--audio", type=Path, help="a sound file")
-    # Not as an argument of each command: that would end with the first option after it.
-    options, overrides = parser.parse_known_args()
-    if unknown := [each for each in overrides if each.startswith("-")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    print_in_any_locale()
+    asking.add_argument("--image", type=user_path, help="a picture file")
+    asking.add_argument("--audio", type=user_path, help="a sound file")
     try:
-        recipe = recipe_of(options.config, overrides)
+        options, recipe = line.read()
         with held(recipe.run.directory):
             options.run(recipe, options)
     except USER_ERRORS as error:
