@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipeline.config.paths import Base
 from pipeline.config.recipe import Recipe
-from pipeline.config.section import ConfigError, Section, is_scalar, is_text, section_of
+from pipeline.config.section import ConfigError, Section, kinds, section_of
 from pipeline.config.steps import STEPS
 from pipeline.config.strict_yaml import read_value, read_yaml
 
@@ -97,13 +97,8 @@ def _over(base: Mapping[str, Any], own: Mapping[str, Any], section: type[Section
 
 def _laid(base: Any, own: Any, annotation: object) -> Any:
     """`own` over `base`, where both are of a field with this annotation."""
-    inner = _section(annotation)
+    inner = None if typing.get_origin(annotation) is tuple else section_of(annotation)
     return _over(base, own, inner) if inner and isinstance(base, dict) and isinstance(own, dict) else own
-
-
-def _section(annotation: object) -> type[Section] | None:
-    """The section that a field is; None where it is a value, be it a list of sections."""
-    return None if typing.get_origin(annotation) is tuple else section_of(annotation)
 
 
 def check_once(overrides: Sequence[str]) -> None:
@@ -144,19 +139,20 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
         node = cast(dict[str, Any], child)
-    value = read_value(text, dotted, f"override {override!r}", is_text=is_text(annotation))
+    value = read_value(text, dotted, f"override {override!r}", is_text=kinds(annotation) in ({str}, {Path}))
     node[leaf] = _laid(node.get(leaf), value, annotation)
 
 
 def _inside(annotation: object, location: Sequence[str]) -> object:
-    """The annotation of what lies there, in sections and mappings; None where it is in a list, or not known."""
+    """The annotation of what lies there, in sections, lists and mappings; None where it is not known."""
     for part in location:
-        if typing.get_origin(annotation) is dict:
-            annotation = typing.get_args(annotation)[1]
+        inner, section = typing.get_args(annotation), section_of(annotation)
+        if part in STEPS:
+            annotation = STEPS[part]
+        elif typing.get_origin(annotation) in (tuple, dict):
+            annotation = inner[typing.get_origin(annotation) is dict]
         else:
-            section = _section(annotation)
-            field = section.model_fields.get(part) if section else None
-            annotation = field.annotation if field else None
+            annotation = section.model_fields[part].annotation if section and part in section.model_fields else None
     return annotation
 
 
@@ -171,7 +167,8 @@ def _explain(item: Mapping[str, Any], typed: Mapping[str, str]) -> str:
     location = [str(part) for part in item["loc"]]
     field = ".".join(location) or "recipe"
     if item["type"] == "extra_forbidden":
-        known = [*_section_at(location[:-1]).model_fields, *([] if location[:-1] else [BASE])]
+        section = section_of(_inside(Recipe, location[:-1])) or Recipe
+        known = [*section.model_fields, *([BASE] if section is Recipe else [])]
         close = difflib.get_close_matches(location[-1], known, n=1)
         cure = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         return f"{field}: unknown key; {cure}"
@@ -187,25 +184,10 @@ def _cure(item: Mapping[str, Any], field: str, typed: Mapping[str, str]) -> str:
         if any(field.startswith(f"{each}.") for each in typed):
             return f"; in quotes it is a text: {quoted}, and others around the override, as a shell takes some away"
         return "; in quotes it is a text" + (f": {shlex.quote(f'{field}={quoted}')}" if field in typed else "")
-    if item["type"] != "tuple_type" or not isinstance(value, str):
+    entry = _inside(Recipe, [*field.split("."), "0"])
+    if item["type"] != "tuple_type" or not isinstance(value, str) or not kinds(entry):
         return ""
-    entry, *_ = typing.get_args(_inside(Recipe, field.split("."))) or (None,)
-    if section := section_of(entry):
-        required = [name for name, each in section.model_fields.items() if each.is_required()]
-        written = f"{{{', '.join(f'{name}: {quoted}' for name in required)}}}"
-    elif not is_scalar(entry):
-        return ""
+    if sections := [each for each in kinds(entry) if issubclass(each, Section)]:
+        required = (name for name, each in sections[0].model_fields.items() if each.is_required())
+        written = f"{{{'step' if len(sections) > 1 else next(required)}: {quoted}}}"
     return "; write a list: " + (shlex.quote(f"{field}=[{written}]") if field in typed else f"[{written}]")
-
-
-def _section_at(location: Sequence[str]) -> type[Section]:
-    section: type[Section] = Recipe
-    for part in location:
-        if part in STEPS:
-            section = STEPS[part]
-        elif part in section.model_fields:  # Others are places in a list or a mapping.
-            annotation = section.model_fields[part].annotation
-            if typing.get_origin(annotation) is dict:
-                annotation = typing.get_args(annotation)[1]
-            section = section_of(annotation) or section
-    return section

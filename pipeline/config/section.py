@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, cast, get_args, get_origin
 
@@ -65,16 +64,9 @@ def _leaves(annotation: object) -> Iterator[type]:
         yield from _leaves(part)
 
 
-def is_scalar(annotation: object) -> bool:
-    """Whether a field is a text, a number or a word, or null, and nothing else."""
-    kinds = {*_leaves(annotation)} - {NoneType}
-    is_one = get_origin(annotation) not in (tuple, dict) and bool(kinds)
-    return is_one and all(issubclass(each, str | int | float | Path) for each in kinds)
-
-
-def is_text(annotation: object) -> bool:
-    """Whether it is a text or a path, or null, and nothing else."""
-    return is_scalar(annotation) and {*_leaves(annotation)} - {NoneType} in ({str}, {Path})
+def kinds(annotation: object) -> set[type]:
+    """The types, but for null, of a field that is one value; none of a list or a mapping."""
+    return set() if get_origin(annotation) in (tuple, dict) else {*_leaves(annotation)} - {NoneType}
 
 
 def section_of(annotation: object) -> type[Section] | None:

@@ -160,6 +160,7 @@ def test_a_recipe_that_loses_a_value_is_refused_with_its_place(tmp_path: Path, t
         ("run.sinks=console,jsonl", "'run.sinks=[console,jsonl]'"),
         ("data.access.roots=/tmp", "'data.access.roots=[/tmp]'"),
         ("prepare.sources=a", """'prepare.sources=[{path: "a"}]'"""),
+        ("prepare.steps=text.normalise", """'prepare.steps=[{step: "text.normalise"}]'"""),
     ],
 )
 def test_a_cure_is_told_as_a_shell_takes_it(override: str, typed: str) -> None:
@@ -175,7 +176,7 @@ def test_a_cure_in_a_file_needs_no_shell_and_what_cannot_be_meant_has_none(tmp_p
     name, sinks = refused(path=path).splitlines()
     assert name.endswith("(got 7); in quotes it is a text") and sinks.endswith("; write a list: [console]")
     assert "others around the override" in refused("prepare.tasks=[7]")
-    for override in ("pretrain.pairs=text", "prepare.steps=a", "run.sinks=null"):
+    for override in ("pretrain.pairs=text", "run.sinks=null", "run.sinks=true"):
         assert "; write" not in refused(override)
 
 
