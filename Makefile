@@ -6,9 +6,11 @@ RUN ?= runs/demo
 # What makes .venv; without it, the first of PYTHONS that will do.
 PYTHON ?=
 
-# Ray starts nothing from a path with a blank: a checkout that has one in its path is reached by a link that has none.
-blank := $() $()
-HERE := $(if $(findstring $(blank),$(CURDIR)),$(HOME)/.local/share/polyphony$(subst $(blank),_,$(CURDIR)),.)
+# Ray starts nothing from a path with a blank, or with signs that shells read (`polyphony (1)`): a checkout that has such
+# in its path is reached by a link that has none. In octal: " # $ ' \ and `.
+PLAIN := tr ' ()&;<>|*?[]{}\042\043\044\047\134\140' _
+plain := $(shell pwd -P | $(PLAIN))
+HERE := $(if $(shell [ "$$(pwd -P)" = "$(plain)" ] || echo odd),$(HOME)/.local/share/polyphony$(plain),.)
 BIN := $(HERE)/.venv/bin
 VERSIONS := 3.13 3.12 3.11 3.14
 PYTHONS = $(BIN)/python python3 $(VERSIONS:%=python%) $(VERSIONS:%="$$pyenv"/versions/%.*/bin/python)
@@ -32,10 +34,12 @@ install: .venv/.installed ## Create .venv and install Polyphony with its demo an
 
 # torch comes first and build isolation is off, because DeepSpeed's build reads the installed torch.
 .venv/.installed: pyproject.toml
-	@[ $(HERE) = . ] || { mkdir -p $(dir $(HERE)) && ln -sfn "$(CURDIR)" $(HERE); }
+	@[ "$(HERE)" = "$$(echo "$(HERE)" | $(PLAIN))" ] || { echo "Ray starts nothing from a path like this one, and HOME is \
+	no place for a link to it either. Move the checkout to a path without blanks and brackets." >&2; exit 1; }
+	@[ "$(HERE)" = . ] || { mkdir -p "$$(dirname "$(HERE)")" && ln -sfn "$$(pwd -P)" "$(HERE)"; }
 	@pyenv=$$(pyenv root 2>/dev/null || echo "$$HOME/.pyenv"); \
 	for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
-		"$$python" -c '$(WILL_DO)' $(VERSIONS) 2>/dev/null && exec "$$python" -m venv $(HERE)/.venv; \
+		"$$python" -c '$(WILL_DO)' $(VERSIONS) 2>/dev/null && exec "$$python" -m venv "$(HERE)"/.venv; \
 	done; \
 	exec >&2; \
 	echo "Polyphony needs Python $(sort $(VERSIONS)) with venv, and $(if $(PYTHON),$(PYTHON) is not one,found none)."; \
@@ -76,4 +80,5 @@ format: .venv/.installed ## Format the code and mend what the linter can mend.
 	$(BIN)/ruff format
 
 clean: ## Remove .venv and caches; runs/ stays.
-	rm -rf $(filter-out .,$(HERE)) .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	[ "$(HERE)" = . ] || rm -rf "$(HERE)"
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -47,7 +47,10 @@ OFFLINE: Mapping[str, tuple[str, ...]] = {
     "simpo": (RATE, "preference.loss=simpo", "preference.beta=2.0"),
 }
 ONLINE: Mapping[str, tuple[str, ...]] = {
-    "online_dpo": (*LOOP, "rlhf.algorithm={advantage: best_worst, policy_loss: dpo, kl: {weight: 0.0}}"),
+    "online_dpo": (
+        *LOOP,
+        "rlhf.algorithm={advantage: best_worst, policy_loss: dpo, num_minibatches: 2, kl: {weight: 0.0}}",
+    ),
 }
 DISTILLED: Mapping[str, tuple[str, ...]] = {
     "best_of_n": ("distill.split=rl", "distill.num_prompts=1024"),

@@ -111,6 +111,8 @@ def classes_of(recipe: Recipe) -> tuple[str, ...]:
             "classifier needs at least two classes"
         )
     for split in SPLITS[1:]:
+        if not answers[split]:
+            raise ConfigError(f"data.path={recipe.data_path}: no row of {split} has an answer, which is its class")
         if unknown := sorted(map(str, answers[split] - classes)):
             raise ConfigError(
                 f"data.path={recipe.data_path}: the answer {unknown[0]!r} of {split} is none of the {len(classes)} "

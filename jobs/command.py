@@ -89,7 +89,7 @@ def parse(description: str, *, resumable: bool = False, flags: Sequence[Flag] = 
     for flag in flags:
         parser.add_argument(flag.name, action="append", default=[], dest=flag.field, help=flag.help)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="options over the recipe's")
-    options = parser.parse_intermixed_args([_as_utf8(argument) for argument in sys.argv[1:]])
+    options = parser.parse_intermixed_args([as_utf8(argument) for argument in sys.argv[1:]])
     short = [override for flag in flags for override in flag.overrides(getattr(options, flag.field))]
     return recipe_of(options.config, [*short, *options.overrides]), resumable and options.resume
 
@@ -102,7 +102,7 @@ def recipe_of(config: Path | None, overrides: Sequence[str]) -> Recipe:
     return absolute(load_recipe(config, overrides), base)
 
 
-def _as_utf8(argument: str) -> str:
+def as_utf8(argument: str) -> str:
     """An argument whose letters are none in this locale (then they are surrogates), as the UTF-8 that it was typed in.
 
     Raises:

@@ -26,7 +26,7 @@ from typing import Any
 
 from actors.loop import agreement
 from actors.loop.crew import Crew, crew_of, loop_paths
-from actors.loop.door import Batches, Door, PairBatches
+from actors.loop.door import Batches, Door, PairBatches, check_some
 from actors.loop.judge import OVERLONG, Judged, check_rows, judge, lacks
 from actors.loop.metrics import ray_sinks
 from actors.loop.reward_parts import part_metrics
@@ -53,18 +53,36 @@ SEED_OFFSET = 2**20
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
-    split = recipe.distill.split
-    check_rows(recipe, Datasets(recipe.datasets, split).check("distill.split"), split)
+    settings, split = recipe.distill, recipe.distill.split
+    datasets = Datasets(recipe.datasets, split).check("distill.split")
+    check_some(datasets, lacks(recipe))
+    check_rows(recipe, datasets, split)
     table = recipe.run.directory / "distilled.parquet"
+    num_prompts, keep = min(settings.num_prompts, datasets.num_rows), min(settings.keep, settings.samples_per_prompt)
     if table.is_file():
+        check_kept(recipe, len(PreferenceTable(table)), f"in {table}")
         print(f"{table}: what was kept before is learned; delete it to sample anew", flush=True)
     else:
+        check_kept(recipe, num_prompts * keep, f"at most, {keep} of each of {num_prompts} prompts")
         # On GPUs who judges and who learns take turns.
         with crew_of(recipe, crew) as workers:
             write_preferences(table, workers.insist("distill", partial(best, recipe, workers)))
     with crew_of(recipe, crew, training="distill") as workers:
         workers.insist("distill", partial(train, recipe, workers, table))
     return recipe.checkpoint("distilled")
+
+
+def check_kept(recipe: Recipe, num_kept: int, where: str) -> None:
+    """Makes sure that a batch can be drawn of what is kept: before anything is sampled, or the student is loaded.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if num_kept < recipe.distill.batch_size:
+        raise ConfigError(
+            f"distill.batch_size={recipe.distill.batch_size}: only {num_kept} completions are kept {where}; lower it, "
+            "or sample anew with more distill.num_prompts or distill.keep"
+        )
 
 
 def best(recipe: Recipe, workers: Crew) -> list[Rating]:
@@ -151,13 +169,11 @@ def best_of(judged: Judged, keep: int, least: float | None) -> list[tuple[Rating
 def train(recipe: Recipe, workers: Crew, table: Path) -> None:
     """The student learns what was kept."""
     settings = recipe.distill
-    source = settings.student or recipe.checkpoint(settings.teacher)
+    source, kept = settings.student or recipe.checkpoint(settings.teacher), PreferenceTable(table)
+    check_kept(recipe, len(kept), f"in {table}")
     roles = workers.roles({"encoder": source})
     needs = needs_of(recipe, source, settings.parts)
     door = Door(roles, recipe, settings.split, stage="distill", needs=needs)
-    kept = PreferenceTable(table)
-    if len(kept) < settings.batch_size:
-        raise ConfigError(f"distill.batch_size={settings.batch_size}: only {len(kept)} completions are kept in {table}")
     batches = PairBatches(door, recipe, kept, size=settings.batch_size, held_out=NOTHING_HELD_OUT)
     drawn: deque[dict[str, float]] = deque()
 

@@ -23,7 +23,7 @@ import yaml
 
 from actors.fleet.recoveries import read_losses
 from actors.loop import agreement
-from actors.loop.crew import Crew, Roles, crew_of
+from actors.loop.crew import Crew, Roles, check_there, crew_of
 from actors.loop.door import Door, shared_rows
 from actors.loop.judge import groups_of
 from actors.loop.sampler import generate
@@ -74,6 +74,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     compared = recipe.checkpoint(recipe.evaluate.checkpoint)
     if not (compared / "config.json").is_file():
         raise FileNotFoundError(f"evaluate.checkpoint={recipe.evaluate.checkpoint}: no checkpoint in {compared}")
+    check_there(recipe, {"reference": recipe.checkpoint("sft")})
     check_towers(recipe, compared)
     with crew_of(recipe, crew) as workers:
         samples = workers.insist("evaluate", partial(all_samples, recipe, workers))

@@ -19,12 +19,11 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from actors.feedback import serve as page
-from jobs.command import USER_ERRORS, connect, recipe_of
-from jobs.local import print_in_any_locale
+from jobs.command import USER_ERRORS, connect
+from jobs.subcommands import CommandLine, user_path
 from pipeline.config import ConfigError, Device, Recipe
 from pipeline.data.table import write_preferences
 from pipeline.feedback.exchange import arena, jsonl, label_studio, trl
@@ -146,34 +145,22 @@ def _register(recipe: Recipe) -> Register:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(run: Callable[[Recipe, argparse.Namespace], None]) -> argparse.ArgumentParser:
-        found = commands.add_parser(run.__name__, help=run.__doc__)
-        found.set_defaults(run=run)
-        found.add_argument("--config", type=Path, help="a recipe in YAML")
-        return found
-
-    for run in (invite, revoke, forget):
-        command(run).add_argument("name", help="the rater's pseudonym")
-    invited = commands.choices["invite"]
+    line = CommandLine(__doc__)
+    invited, *others = (line.add(run) for run in (invite, revoke, forget))
+    for each in (invited, *others):
+        each.add_argument("name", help="the rater's pseudonym")
     invited.add_argument("--role", choices=[role.value for role in RaterRole], default=RaterRole.RATER.value)
     invited.add_argument("--days", type=float, default=30.0, help="days until the invitation and its sessions end")
     for run, formats in ((export, EXPORTED), (bring, BROUGHT)):
-        found = command(run)
-        found.add_argument("path", type=Path, help="the file; of label_studio's export: the directory")
+        found = line.add(run)
+        found.add_argument("path", type=user_path, help="the file; of label_studio's export: the directory")
         found.add_argument("--format", choices=formats, default=formats[0])
-    command(rollback).add_argument("version", type=int, help="its number, as a refit says it")
+    line.add(rollback).add_argument("version", type=int, help="its number, as a refit says it")
     for run in (serve, preferences, refit):
-        command(run)
-    # Not as an argument of each command: that would end with the first option after it.
-    options, overrides = parser.parse_known_args()
-    if unknown := [each for each in overrides if each.startswith("-")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    print_in_any_locale()
+        line.add(run)
     try:
-        options.run(recipe_of(options.config, overrides), options)
+        options, recipe = line.read()
+        options.run(recipe, options)
     except (*USER_ERRORS, ValueError, KeyError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -106,6 +106,8 @@ def _prepare_environment() -> None:
         # The job's `python` is the one that runs this.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
+        # Arguments and paths are UTF-8, whatever letters the locale has.
+        "PYTHONUTF8": "1",
         # The job runs in Ray's copy of this directory, and that is deleted.
         STANDS: os.getcwd(),
         # Several workers share few cores: more threads each only get in the way.
@@ -234,11 +236,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_in_any_locale()
     parser = argparse.ArgumentParser(prog="python -m jobs.local", description="Run one job on a Ray head of its own.")
     parser.add_argument("entrypoint", nargs="+", metavar="-- COMMAND", help="the job's command, run from the upload")
-    parsed = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # What begins with no option is the command, `--` or not, and the options in it are its own.
+    is_command = bool(arguments) and not arguments[0].startswith("-")
+    parsed = parser.parse_args(["--", *arguments] if is_command else arguments)
+    try:
+        # Bytes for which the locale has no letters are the UTF-8 that was typed.
+        entrypoint = [each.encode(errors="surrogateescape").decode() for each in parsed.entrypoint]
+    except UnicodeDecodeError as error:
+        parser.error(f"{error.object!r}: neither in the locale's encoding nor in UTF-8")
     for number in _ENDING:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        return run(parsed.entrypoint)
+        return run(entrypoint)
     except HeadError as error:
         print(error, file=sys.stderr)
         return 1

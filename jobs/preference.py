@@ -34,7 +34,7 @@ from pipeline.tracking import Tracker
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
-    table = given_table(recipe, recipe.checkpoint(recipe.preference.start))
+    table = given_table(recipe, recipe.checkpoint(recipe.preference.start), recipe.preference, stage="preference")
     with crew_of(recipe, crew, training="preference") as workers:
         workers.insist("preference", partial(train, recipe, workers, table))
     return recipe.checkpoint("preference")

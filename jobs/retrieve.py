@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs import pretrain
-from jobs.command import USER_ERRORS, connect, recipe_of
+from jobs.command import USER_ERRORS, connect
 from jobs.directory import held
-from jobs.local import print_in_any_locale
+from jobs.subcommands import CommandLine, user_path
 from pipeline.config import ConfigError, Device, Recipe
 from pipeline.config.fusion import Modality
 from pipeline.data.datasets import Datasets
@@ -85,10 +85,28 @@ def query(recipe: Recipe, options: argparse.Namespace) -> None:
 def evaluate(recipe: Recipe, options: argparse.Namespace) -> None:
     """Measures retrieval, and zero- and few-shot classification, on unseen rows."""
     pretrain.make_table(recipe)
+    check_splits(recipe)
     if recipe.retrieve.encoder is None and not recipe.checkpoint("pretrain").is_dir():
         connect(copies=recipe.cluster.device is Device.CPU)
         pretrain.run(recipe)
     run(recipe)
+
+
+def check_splits(recipe: Recipe) -> None:
+    """Makes sure that there are rows to measure on, before an encoder is trained.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    settings = recipe.retrieve
+    num_rows = Datasets(recipe.datasets, settings.split).check("retrieve.split").num_rows
+    if settings.queries and num_rows < (settings.num_rows or 2):
+        raise ConfigError(
+            f"retrieve.num_rows={settings.num_rows}: retrieve.split={settings.split} has {num_rows} rows in all; use "
+            "at most so many, and at least 2"
+        )
+    if settings.few_shot.classes:
+        Datasets(recipe.datasets, settings.train_split).check("retrieve.train_split")
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -103,7 +121,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     results = retrieval_results(encoder, rows_of(recipe, found), settings) if settings.queries else None
     classes = None
     if settings.few_shot.classes:
-        labelled = list(reader_of(recipe, settings.train_split).all())
+        labelled = list(reader_of(recipe, settings.train_split, field="retrieve.train_split").all())
         classes = few_shot_results(encoder, labelled, found, settings, seed=recipe.run.seed)
     summary |= ({"retrieval": results.as_json()} if results else {}) | (
         {"few_shot": classes.as_json()} if classes else {}
@@ -143,9 +161,13 @@ def opened(recipe: Recipe) -> JointEncoder:
     return load_joint_encoder(path)
 
 
-def reader_of(recipe: Recipe, split: str) -> SampleReader:
-    """Reads a split's rows."""
-    datasets = Datasets(recipe.datasets, split).check("retrieve.split")
+def reader_of(recipe: Recipe, split: str, *, field: str = "retrieve.split") -> SampleReader:
+    """Reads a split's rows; `field` names it.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    datasets = Datasets(recipe.datasets, split).check(field)
     return SampleReader(datasets, recipe.data, text=recipe.retrieve.text)
 
 
@@ -189,28 +211,13 @@ def asked(recipe: Recipe, options: argparse.Namespace) -> tuple[Sample, Modality
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(run: Callable[[Recipe, argparse.Namespace], None]) -> argparse.ArgumentParser:
-        found = commands.add_parser(run.__name__, help=run.__doc__)
-        found.set_defaults(run=run)
-        found.add_argument("--config", type=Path, help="a recipe in YAML")
-        return found
-
-    for run_command in (index, query, evaluate):
-        command(run_command)
-    asking = commands.choices["query"]
+    line = CommandLine(__doc__)
+    _, asking, _ = (line.add(each) for each in (index, query, evaluate))
     asking.add_argument("--text", help="what is searched for, in words")
-    asking.add_argument("--image", type=Path, help="a picture file")
-    asking.add_argument("--audio", type=Path, help="a sound file")
-    # Not as an argument of each command: that would end with the first option after it.
-    options, overrides = parser.parse_known_args()
-    if unknown := [each for each in overrides if each.startswith("-")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    print_in_any_locale()
+    asking.add_argument("--image", type=user_path, help="a picture file")
+    asking.add_argument("--audio", type=user_path, help="a sound file")
     try:
-        recipe = recipe_of(options.config, overrides)
+        options, recipe = line.read()
         with held(recipe.run.directory):
             options.run(recipe, options)
     except USER_ERRORS as error:

@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from actors.loop.brought import brought_opinions
-from actors.loop.comparisons import comparisons
-from actors.loop.crew import Crew, Roles, crew_of
-from actors.loop.door import Batches, Door, given, nothing
+from actors.loop.comparisons import check_enough, comparisons
+from actors.loop.crew import Crew, Roles, check_there, crew_of
+from actors.loop.door import Batches, Door, check_some, given, nothing
 from actors.loop.metrics import ray_sinks
 from actors.loop.sampler import generate
 from actors.roles.encoder import needs_of
 from actors.training import supervised
 from jobs.command import main
-from pipeline.config import Recipe
+from pipeline.config import ConfigError, PreferenceLearning, Recipe, RewardModel
 from pipeline.data.datasets import Datasets
 from pipeline.data.table import PreferenceTable, write_preferences
 from pipeline.evaluation.bias import blindness, length_bias
@@ -49,21 +49,37 @@ FEW_HELD_OUT = 30
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
-    table = given_table(recipe, recipe.checkpoint("sft"))
+    table = given_table(recipe, recipe.checkpoint("sft"), recipe.reward_model, stage="reward_model")
     with crew_of(recipe, crew, training="reward_model") as workers:
         workers.insist("reward_model", partial(train, recipe, workers, table))
     return recipe.checkpoint("reward_model")
 
 
-def given_table(recipe: Recipe, source: Path) -> Path:
+def given_table(recipe: Recipe, source: Path, settings: RewardModel | PreferenceLearning, *, stage: str) -> Path:
     """Where the run's preferences lie; what came with the data is put there, if nothing is.
 
-    source: the checkpoint in whose tokens they are learned.
+    source: the checkpoint in whose tokens they are learned. settings: of the stage that learns them.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ConfigError: they are fewer than a batch, or could not be more if they were sampled, or no row has an answer.
     """
     table = recipe.run.directory / "preferences.parquet"
-    Datasets(recipe.datasets, recipe.preferences.split).check("preferences.split")
+    datasets = Datasets(recipe.datasets, recipe.preferences.split).check("preferences.split")
+    check_there(recipe, {stage: source})
     if not table.is_file() and (first := next(preferences := brought_opinions(recipe, source), None)):
         write_preferences(table, chain([first], preferences))
+    if table.is_file():
+        check_enough(PreferenceTable(table), settings, stage=stage)
+        return table
+    check_some(datasets, lacks)
+    asked = recipe.preferences
+    most = min(asked.num_prompts, datasets.num_rows) * asked.pairs_per_prompt
+    if most < settings.batch_size:
+        raise ConfigError(
+            f"{stage}.batch_size={settings.batch_size}: at most {most} preferences are sampled; lower it, or raise "
+            "preferences.num_prompts or preferences.pairs_per_prompt"
+        )
     return table
 
 

@@ -24,7 +24,7 @@ from actors.fleet.failures import StateLost, WorldLost
 from actors.loop import agreement, checkpoints, parity, validation
 from actors.loop.checkpoints import LoopState
 from actors.loop.crew import Crew, Roles, crew_of, loop_needs, loop_paths
-from actors.loop.door import Batches, Door
+from actors.loop.door import Batches, Door, check_some
 from actors.loop.judge import NOTHING_SAID, check_rows, lacks
 from actors.loop.metrics import ray_sinks
 from actors.loop.recovery import Recovery
@@ -53,9 +53,12 @@ def run(recipe: Recipe, *, resume: bool | None = None, crew: Crew | None = None)
         resume = bool(among)
     if validation.is_done(recipe, resume=resume):
         return target
-    check_rows(recipe, Datasets(recipe.datasets, settings.split).check("rlhf.split"), settings.split)
+    datasets = Datasets(recipe.datasets, settings.split).check("rlhf.split")
+    check_some(datasets, lacks(recipe))
+    check_rows(recipe, datasets, settings.split)
     if settings.evaluate_every:
-        Datasets(recipe.datasets, settings.validation.split).check("rlhf.validation.split")
+        held_out = Datasets(recipe.datasets, settings.validation.split).check("rlhf.validation.split")
+        check_some(held_out, validation.lacks)
     asked = People(recipe, goes_on=resume) if recipe.feedback.enabled else nullcontext()
     with crew_of(recipe, crew) as workers, asked as people:
         workers.recoveries.enter("rlhf", goes_on=resume)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.loop.crew import Crew, crew_of
-from actors.loop.door import Batches, Door, given
+from actors.loop.door import Batches, Door, check_some, given
 from actors.loop.metrics import ray_sinks
 from actors.roles.encoder import needs_of
 from actors.training import supervised
@@ -33,7 +33,7 @@ ENCODED_AHEAD = 2
 
 def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
-    Datasets(recipe.datasets, "train").check("the demonstrations' split")
+    check_some(Datasets(recipe.datasets, "train").check("the demonstrations' split"), lacks, recipe.sft.rows)
     with crew_of(recipe, crew, training="sft") as workers:
         workers.insist("sft", partial(train, recipe, workers))
     return recipe.checkpoint("sft")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,11 +19,11 @@ WITHOUT_VENV = "sys.version_info = (3, 13); sys.modules['ensurepip'] = None"
 SHIM = "sys.exit(127)"  # pyenv's, of a version that is not selected
 
 
-@pytest.fixture(params=["checkout", "my checkout"])
+@pytest.fixture(params=["checkout", "my checkout", "checkout (1)", 'it\'s $HOME; a&b "c"'])
 def checkout(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A checkout, with a blank in its path or without, on a machine that is `tmp_path`: a home with a `bin`."""
     (tmp_path / "bin").mkdir()
-    for name in ("ln", "mkdir", "realpath"):
+    for name in ("dirname", "ln", "mkdir", "realpath", "tr"):
         (tmp_path / "bin" / name).symlink_to(f"/usr/bin/{name}")
     checkout = tmp_path / request.param
     checkout.mkdir()
@@ -34,7 +36,7 @@ def _put_python(path: Path, kind: str) -> None:
     """A Python that runs `-c` as one of this kind would; else it prints its path and its arguments, and fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        f'#!/bin/sh\n[ "$1" = -c ] || {{ printf "%s\\n" "{path}" "$@"; exit 1; }}\n'
+        f'#!/bin/sh\n[ "$1" = -c ] || {{ printf "%s\\n" {shlex.quote(str(path))} "$@"; exit 1; }}\n'
         f'code=$2; shift 2; exec "{sys.executable}" -c "import sys; {kind}; $code" "$@"\n'
     )
     path.chmod(0o755)
@@ -52,10 +54,9 @@ def _make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _environment(checkout: Path) -> str:
-    """How .venv is called: by a path that has no blank, as Ray starts nothing from one that has."""
-    blank = " " in str(checkout)
-    here = f"{checkout.parent}/.local/share/polyphony{checkout}".replace(" ", "_") if blank else "."
-    return f"{here}/.venv"
+    """How .venv is called: by a path that has no blank and no bracket, as Ray starts nothing from one that has."""
+    plain = re.sub(r"[^\w/.-]", "_", str(checkout))
+    return f"{checkout.parent}/.local/share/polyphony{plain}/.venv" if plain != str(checkout) else "./.venv"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,18 @@ def test_people_steer_a_run_of_a_recipe_and_a_directory_of_its_own(checkout: Pat
         f"{checkout}/a.yaml",
         f"run.directory={checkout}/here",
     ]
+
+
+def test_where_home_is_no_place_for_a_link_either_the_message_says_what_to_move(tmp_path: Path) -> None:
+    home = tmp_path / "Ada Lovelace"
+    (home / "bin").mkdir(parents=True)
+    for name in ("dirname", "ln", "mkdir", "realpath", "tr"):
+        (home / "bin" / name).symlink_to(f"/usr/bin/{name}")
+    (home / "checkout").mkdir()
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, home / "checkout")
+    ended = _make(home / "checkout", "install")
+    assert ended.returncode == 2 and "Move the checkout to a path without blanks" in ended.stderr
 
 
 def test_cleaning_removes_the_environment_and_its_link_but_nothing_of_the_checkout(checkout: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from jobs import local
 from pipeline.config import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +67,36 @@ def test_the_makefile_has_the_target_and_explains_it(target: str) -> None:
 
 def test_ci_runs_the_readmes_test_command() -> None:
     assert "\nmake test " in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "run"),
+    [
+        (["--", "python", "-m", "jobs.sft", "--help"], ["python", "-m", "jobs.sft", "--help"]),
+        (["python", "-m", "jobs.sft", "--help"], ["python", "-m", "jobs.sft", "--help"]),
+        (["echo", "ü"], ["echo", "ü"]),
+        (["echo", "ü".encode().decode("ascii", "surrogateescape")], ["echo", "ü"]),
+    ],
+)
+def test_a_local_job_is_a_command_with_or_without_dashes_before_it_in_utf_8(
+    given: list[str], run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Sequence[str]] = []
+    monkeypatch.setattr(local, "_ENDING", ())
+    monkeypatch.setattr(local, "run", lambda entrypoint: found.append(entrypoint) or 3)  # pyright: ignore[reportUnknownLambdaType]
+    assert local.main(given) == 3
+    assert found == [run]
+
+
+def test_a_local_job_speaks_utf_8_and_refuses_words_of_which_nobody_knows_the_encoding(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "environ", {"PYTHONUTF8": "0"})
+    local._prepare_environment()  # pyright: ignore[reportPrivateUsage]
+    assert os.environ["PYTHONUTF8"] == "1"
+    with pytest.raises(SystemExit):
+        local.main(["echo", "\udcfc"])
+    assert "neither in the locale's encoding nor in UTF-8" in capsys.readouterr().err
 
 
 def _run_locally(driver: str) -> tuple[subprocess.CompletedProcess[str], str]:

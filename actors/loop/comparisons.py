@@ -44,19 +44,30 @@ def comparisons(
 
 
 def divided(table: PreferenceTable, settings: RewardModel | PreferenceLearning, *, stage: str) -> HeldOut:
-    """Which rows of a table a stage holds out.
+    """Which rows of a table a stage holds out; prints how many.
 
     Raises:
         ConfigError: too few are left for a batch.
     """
+    rows = check_enough(table, settings, stage=stage)
+    print(f"{len(table)} preferences by {', '.join(table.raters())}; {len(rows.rows)} are held out", flush=True)
+    return rows
+
+
+def check_enough(table: PreferenceTable, settings: RewardModel | PreferenceLearning, *, stage: str) -> HeldOut:
+    """Which rows of a table a stage holds out: models need not be loaded to see that too few are left.
+
+    Raises:
+        ConfigError: they are fewer than a batch.
+    """
     rows = HeldOut.of(table.prompt_ids(), fraction=settings.held_out_fraction, most=settings.max_held_out)
-    num_held_out = len(rows.rows)
-    if len(table) - num_held_out < settings.batch_size:
+    num_learned = len(table) - len(rows.rows)
+    if num_learned < settings.batch_size:
         raise ConfigError(
-            f"{table.path}: {len(table)} preferences, of which {num_held_out} are held out, are too few for "
-            f"{stage}.batch_size={settings.batch_size}; raise preferences.num_prompts"
+            f"{stage}.batch_size={settings.batch_size}: {table.path} has {len(table)} preferences, of which "
+            f"{len(rows.rows)} are held out; lower it to {max(1, num_learned)}, or bring more (where they were sampled "
+            "here: remove the file, and raise preferences.num_prompts)"
         )
-    print(f"{len(table)} preferences by {', '.join(table.raters())}; {num_held_out} are held out", flush=True)
     return rows
 
 

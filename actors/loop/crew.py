@@ -47,6 +47,16 @@ WORKERS: Mapping[str, type[Worker]] = {
 TRAININGS = ("sft", "reward_model")
 """Those of the stages that follow each other; a stage that stands alone has its own."""
 
+JOBS = {
+    "base": "prepare",
+    "sft": "sft",
+    "reward_model": "reward_model",
+    "preference": "preference",
+    "distilled": "distill",
+    "rlhf": "rlhf",
+}
+"""Which job writes a checkpoint of the run."""
+
 ROWS = "rows"
 """Whose a loss of rows is that lay read in the object store."""
 
@@ -193,9 +203,7 @@ class Crew:
             ConfigError: the checkpoints differ in their towers.
             NotEnoughResources: the cluster cannot hold the roles.
         """
-        for role, path in paths.items():
-            if not (path / "config.json").is_file():
-                raise FileNotFoundError(f"{role}: no checkpoint in {path}; run the stage that writes it first")
+        check_there(self._recipe, paths)
         check_same_towers(paths)
         self._start(paths)
         return Roles(self._fleets, paths, self.recoveries)
@@ -290,6 +298,30 @@ def crew_of(recipe: Recipe, crew: Crew | None = None, *, training: str | None = 
         yield own
     finally:
         own.shutdown()
+
+
+def check_there(recipe: Recipe, paths: Mapping[str, Path]) -> None:
+    """Makes sure that the checkpoints of roles are there.
+
+    Raises:
+        FileNotFoundError: one is missing; the message names the field that gives it, or the stage that writes it.
+    """
+    given = {
+        recipe.model.path: "model.path",
+        recipe.rlhf.reference.checkpoint: "rlhf.reference.checkpoint",
+        recipe.distill.student: "distill.student",
+    }
+    for role, path in paths.items():
+        if (path / "config.json").is_file():
+            continue
+        if path in given:
+            raise FileNotFoundError(
+                f"{given[path]}={path}: no checkpoint here (config.json is missing); name a Hugging Face directory on "
+                "disk: names of the Hub are not downloaded, `hf download NAME --local-dir DIRECTORY` does that"
+            )
+        job = JOBS.get(path.name) if path == recipe.checkpoint(path.name) else None
+        cure = f"run `python -m jobs.{job}` first" if job else f"those of stages are {', '.join(JOBS)}"
+        raise FileNotFoundError(f"{role}: no checkpoint in {path}; {cure}")
 
 
 def loop_paths(recipe: Recipe) -> dict[str, Path]:

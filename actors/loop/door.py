@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.loop.crew import Encoding, Roles
 from actors.roles.encoder import Needs, PromptRef, Showing
-from pipeline.config import Recipe
+from pipeline.config import ConfigError, Recipe
 from pipeline.data.datasets import Datasets, RowKey, RowRef
 from pipeline.data.held_out import HeldOut
 from pipeline.data.order import Mixture, Order
@@ -36,6 +36,24 @@ def given(text: str | None) -> str:
     if text is None:
         raise ValueError("a row without the answer that this stage needs came through; its door must ask (`lacks`)")
     return text
+
+
+def check_some(datasets: Datasets, lacks: Lacks, num_rows: int | None = None) -> None:
+    """Makes sure that a stage can use a row, of the first `num_rows` of each table: before models are loaded.
+
+    Raises:
+        ConfigError: each of them lacks something.
+    """
+    lack = None
+    for table in (source.table for source in datasets.sources):
+        for row in range(min(len(table), num_rows or len(table))):
+            cells = table.cells([row], ("task", "answer", "demonstration"))[row]
+            answer = cells.get("answer")
+            lack = lacks(PromptInfo("", cells.get("task") or "", answer, cells.get("demonstration") or answer, ()))
+            if lack is None:
+                return
+    paths = ", ".join(source.table.path for source in datasets.sources)
+    raise ConfigError(f"{paths}: no row can be used; the last one has {lack}")
 
 
 class Door:

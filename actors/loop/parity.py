@@ -15,7 +15,7 @@ from actors.roles.encoder import EncoderWorker, PromptRef
 from actors.roles.policy import PolicyWorker
 from actors.roles.rollout import RolloutWorker
 from actors.roles.scoring import Group, score
-from pipeline.config import Dtype, Recipe
+from pipeline.config import ConfigError, Dtype, Recipe
 from pipeline.parity import ComparedRow, ParityError, ParityReport, Sight, compare
 from pipeline.records import MediaKind, PromptInfo, Rollout
 
@@ -39,10 +39,17 @@ def check(roles: Roles, recipe: Recipe, door: Door, *, stage: str, stock: bool) 
 
     Raises:
         ParityError: they differ by more than rounding; the table names the rows, modalities and causes.
+        ConfigError: there is nothing to compare on.
     """
-    usable = [info for info in door.datasets.infos(SCANNED_ROWS) if door.lacks(info) is None]
-    infos = mixed_sample(usable, recipe.rlhf.parity.num_rows)
-    prompts = door.admit([info.id for info in infos])
+    num_rows, infos = recipe.rlhf.parity.num_rows, door.datasets.infos(SCANNED_ROWS)
+    usable = [info for info in infos if door.lacks(info) is None]
+    prompts = door.admit([info.id for info in mixed_sample(usable, num_rows)])
+    if not prompts:
+        lack = next((lack for info in infos if (lack := door.lacks(info))), f"see {door.directory / 'quarantine'}")
+        raise ConfigError(
+            f"rlhf.parity.num_rows={num_rows}: none of the first {SCANNED_ROWS} rows of a table can be used: {lack}; "
+            "0 goes without the comparison"
+        )
     rollouts = _completions(roles, recipe, prompts)
     groups: list[Group] = [
         (prompt, [rollout.completions[0].token_ids]) for prompt, rollout in zip(prompts, rollouts, strict=True)

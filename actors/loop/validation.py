@@ -22,12 +22,19 @@ from actors.roles.encoder import PromptRef, needs_of
 from pipeline.config import VALIDATION, ConfigError, Recipe
 from pipeline.data.schema import Reason
 from pipeline.evaluation.validation import End, EndReason, Progress, chosen, end_of, measured
-from pipeline.records import Rollout
+from pipeline.records import PromptInfo, Rollout
 
 SAMPLING_STEP = -3
 """Seeds of validation samples are those of a step that neither training nor another evaluation takes. They are the same
 each time: two evaluations then differ by the weights more than by chance."""
 END_FILE = "rlhf_end.json"
+
+
+def lacks(info: PromptInfo) -> str | None:
+    """What a row lacks to be validated on."""
+    if info.answer is not None:
+        return None
+    return "no answer to compare with; choose another rlhf.validation.split, or set rlhf.evaluate_every=null"
 
 
 class Validator:

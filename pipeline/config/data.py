@@ -38,6 +38,12 @@ class MediaLimits(Section):
     isolate_decoders: bool = True
     """Whether media are decoded in a process of their own: a decoder that crashes then costs one row, not the job."""
 
+    @model_validator(mode="after")
+    def _check(self) -> MediaLimits:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"min_seconds={self.min_seconds:g} is above max_seconds={self.max_seconds:g}; lower it")
+        return self
+
 
 class Access(Section):
     """Where media that a row names by path or address may come from. What is not allowed here is refused."""

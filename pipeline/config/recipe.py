@@ -56,7 +56,7 @@ class Run(Section):
     """Name of the run, shown in trackers and in the report."""
     directory: DiskPath = Path("runs/demo")
     """Where data, checkpoints, metrics and the report go. On a cluster: a path that all nodes share."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random: data, initialisation, order, sampling."""
     resume: Resume = Resume.NEVER
     """What the same command does that was cut off: begin again (`never`), or go on from what its last try has finished

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
-from typing import get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -36,12 +36,24 @@ class Section(BaseModel):
             field = cls.model_fields.get(str(name))
             types = set(_leaves(field.annotation)) if field else set[type]()
             if types & {int, float} and bool not in types:
-                for each in value if isinstance(value, list | tuple) else (value,):
-                    if isinstance(each, bool):
-                        raise ValueError(f"{name}={str(each).lower()}: no number; write one, such as {int(each)}")
+                for place, each in _booleans(str(name), value):
+                    raise ValueError(f"{place}={str(each).lower()}: no number; write one, such as {int(each)}")
             if {NoneType, str} <= types and isinstance(value, str) and value.casefold() in NOTHING:
                 raise ValueError(f"{name}={value!r}: this is a text; write null, without quotes, for none")
         return values
+
+
+def _booleans(place: str, value: object) -> Iterator[tuple[str, bool]]:
+    """The booleans in a value, and among the keys of its mappings, each with its place."""
+    if isinstance(value, bool):
+        yield place, value
+    elif isinstance(value, list | tuple):
+        for each in cast(tuple[object, ...], value):
+            yield from _booleans(place, each)
+    elif isinstance(value, Mapping):
+        for key, each in cast(Mapping[Any, object], value).items():
+            yield from _booleans(f"a key of {place}", key)
+            yield from _booleans(f"{place}.{key}", each)
 
 
 def _leaves(annotation: object) -> Iterator[type]:
@@ -50,6 +62,11 @@ def _leaves(annotation: object) -> Iterator[type]:
         yield annotation
     for part in get_args(annotation):
         yield from _leaves(part)
+
+
+def kinds(annotation: object) -> set[type]:
+    """The types, but for null, of a field that is one value; none of a list or a mapping."""
+    return set() if get_origin(annotation) in (tuple, dict) else {*_leaves(annotation)} - {NoneType}
 
 
 def section_of(annotation: object) -> type[Section] | None:

@@ -51,8 +51,10 @@ def read_yaml(text: str, origin: str) -> object:
     return _constructed(text, origin, within="")
 
 
-def read_value(text: str, field: str, origin: str) -> object:
+def read_value(text: str, field: str, origin: str, *, is_text: bool = False) -> object:
     """What the text after the `=` of an override says: YAML, where a word or several are taken as they stand.
+
+    is_text: whether a number is taken as it stands, too: quotes would say so, but a shell takes them away.
 
     Raises:
         ConfigError: as of `read_yaml`.
@@ -60,7 +62,8 @@ def read_value(text: str, field: str, origin: str) -> object:
     if not text.strip():
         raise ConfigError(f"{origin}: no value; write {field}=null for none, or {field}='\"\"' for an empty text")
     node, whole = _composed(text, origin), text.strip()
-    if node is None or (_is_plain(node) and node.value != whole and not whole.startswith("!")):
+    is_number = is_text and node is not None and node.tag.endswith((":int", ":float"))
+    if node is None or (_is_plain(node) and (is_number or node.value != whole) and not whole.startswith("!")):
         # Neither a comment (`exp #3`), nor an anchor, nor a document's mark is meant on a command line.
         return whole
     if "#" in text[node.end_mark.index :]:
@@ -72,13 +75,15 @@ def _constructed(text: str, origin: str, within: str) -> object:
     node = _composed(text, origin)
     if node is None:
         return None
-    for place, trouble in _troubles(node, within, text, set()):
-        raise ConfigError(f"{origin}: {f'{place}: ' if place else ''}{trouble}")
-    loader = _Core("")
     try:
-        return loader.construct_document(node)
+        found = next(_troubles(node, within, text, set()), None)
+        value = None if found else _Core("").construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin}: not YAML: {error}") from None
+    if found:
+        place, trouble = found
+        raise ConfigError(f"{origin}: {f'{place}: ' if place else ''}{trouble}")
+    return value
 
 
 def _composed(text: str, origin: str) -> yaml.Node | None:
@@ -98,14 +103,23 @@ def _troubles(node: yaml.Node, place: str, text: str, seen: set[int]) -> Iterato
         return
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        lines: dict[str, int] = {}
+        lines: dict[object, int] = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                yield (
+                    place,
+                    "a list or a mapping stands where a name should; a {{ template }} is to be filled in before",
+                )
+                return
             name, line = str(key.value), key.start_mark.line + 1
             field = f"{place}.{name}" if place else name
-            if name in lines and name != "<<":
-                where = f"on line {line}" if line == lines[name] else f"on lines {lines[name]} and {line}"
-                yield field, f"stands twice, {where}, and one would be lost; keep one of them"
-            lines[name] = line
+            # `00` is the key `0`, and so is `false`.
+            alike = {name, _Core("").construct_object(key)} if _is_plain(key) and name != "<<" else {name}
+            for each in alike & lines.keys():
+                where = f"on line {line}" if line == lines[each] else f"on lines {lines[each]} and {line}"
+                cure = "write <<: [*one, *other]" if name == "<<" else "keep one of them"
+                yield field, f"stands twice, {where}, and one would be lost; {cure}"
+            lines |= dict.fromkeys(alike, line)
             yield from _troubles(value, field, text, seen)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):

@@ -72,6 +72,53 @@ def test_overrides_win_over_the_recipe_and_its_base(tmp_path: Path) -> None:
     assert (recipe.run.seed, recipe.sft.rows) == (7, 8)
 
 
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("rlhf.algorithm.kl={weight: 0.01}", ("loss", "k3", 0.01, "grpo", "lora", None)),
+        ("rlhf.algorithm={kl: {weight: 0.01}, dual_clip: 3}", ("loss", "k3", 0.01, "grpo", "lora", 3.0)),
+        ("rlhf={policy: {learning_rate: 1e-5}}", ("loss", "k3", 0.001, "grpo", "lora", None)),
+        ("rlhf.policy.parts.language_model={mode: train}", ("loss", "k3", 0.001, "grpo", "train", None)),
+        ("rlhf.algorithm.kl={}", ("loss", "k3", 0.001, "grpo", "lora", None)),
+    ],
+)
+def test_an_override_changes_of_a_section_what_it_names_as_a_recipe_does_of_its_base(
+    tmp_path: Path, override: str, changed: tuple[object, ...]
+) -> None:
+    low = "rlhf: {algorithm: {advantage: grpo, kl: {place: loss, estimator: k3, weight: 0.001}}, "
+    low += "policy: {parts: {language_model: {mode: lora}}}}\n"
+    rlhf = load_recipe(written(tmp_path, low=low), [override]).rlhf
+    kl, mode = rlhf.algorithm.kl, rlhf.policy.parts.language_model.mode
+    assert (kl.place, kl.estimator, kl.weight, rlhf.algorithm.advantage, mode, rlhf.algorithm.dual_clip) == changed
+    section, _, value = override.partition("=")
+    own = f"{': {'.join(section.split('.'))}: {value}{'}' * section.count('.')}"
+    assert load_recipe(written(tmp_path, own=f"base: low.yaml\n{own}\n", low=low)).rlhf == rlhf
+
+
+def test_an_override_replaces_a_list_or_a_mapping_and_null_a_section_and_merges_a_section_in_a_mapping(
+    tmp_path: Path,
+) -> None:
+    low = "rlhf: {rewards: {wer: {weight: 1.0, tasks: [speech]}, mine: {weight: 2.0, function: {path: 'a.py:f'}}}}\n"
+    low += "prepare: {map: {answer: a}, sources: [{path: x, task: t}]}\n"
+    path = written(tmp_path, low=low)
+    assert load_recipe(path, ["rlhf.rewards={learned: 2.0}"]).rlhf.reward_weights == {RewardName.LEARNED: 2.0}
+    prepare = load_recipe(path, ["prepare={map: {prompt: q}, sources: [{path: y}]}"]).prepare
+    assert (prepare.map, [(each.path, each.task) for each in prepare.sources]) == ({"prompt": "q"}, [("y", None)])
+    wer = load_recipe(path, ["rlhf.rewards.wer={weight: 3.0}"]).rlhf.rewards[RewardName.WER]
+    assert (wer.weight, wer.tasks) == (3.0, ("speech",))
+    server = "server: {url: 'http://h/r'}"
+    assert "function and server: a part is given by one" in refused(path, f"rlhf.rewards.mine={{{server}}}")
+    rewards = load_recipe(path, [f"rlhf.rewards.mine={{function: null, {server}}}"]).rlhf.rewards
+    assert [(each.function, each.server is None) for name, each in rewards.items() if name == "mine"] == [(None, False)]
+
+
+def test_a_base_may_lie_below_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    written(tmp_path / "home", low="run: {seed: 3}\n")
+    assert load_recipe(written(tmp_path, own="base: ~/low.yaml\n")).run.seed == 3
+
+
 def test_two_recipes_may_stand_on_one(tmp_path: Path) -> None:
     path = written(
         tmp_path, own="base: other.yaml\n", other="base: low.yaml\nrun: {seed: 1}\n", low="run: {seed: 2, name: low}\n"
@@ -88,6 +135,7 @@ def test_two_recipes_may_stand_on_one(tmp_path: Path) -> None:
             "base: two.yaml: base: ./own.yaml: bases go round in a circle (own.yaml -> two.yaml -> own.yaml)",
         ),
         ({"own": "base: none.yaml\n"}, "base: none.yaml: no such file; it is looked for in {directory}"),
+        ({"own": "base: ../\n"}, "base: ../: a directory; name a recipe in it"),
         ({"own": "base: two.yaml\n", "two": "- a\n"}, "base: two.yaml: a recipe is a mapping of sections, not list"),
         ({"own": "base: two.yaml\n", "two": "a: [\n"}, "base: two.yaml: not YAML"),
         ({"own": "base: 3\n"}, "base is the path of a recipe, relative to this one, not 3"),

@@ -133,6 +133,8 @@ def test_an_unknown_key_like_no_other_lists_those_of_its_section() -> None:
         ("rlhf.policy.zero_stage=4", ("rlhf.policy.zero_stage:", "less than or equal to 3", "got 4")),
         ("preferences.error_rate=0.5", ("preferences.error_rate:", "less than 0.5", "got 0.5")),
         ("run.seed=many", ("run.seed:", "valid integer", "got 'many'")),
+        ("run.seed=99999999999999999999", ("run.seed:", "less than 9223372036854775808", "got 99999999999999999999")),
+        ("data.limits.min_seconds=40", ("data.limits:", "min_seconds=40 is above max_seconds=30; lower it")),
         ("rlhf.num_steps=1.5", ("rlhf.num_steps:", "valid integer", "got 1.5")),
         ("cluster.device=tpu", ("cluster.device:", "'auto', 'cpu' or 'cuda'", "got 'tpu'")),
         ("run.sinks=[console, fax]", ("run.sinks.1:", "'wandb'", "got 'fax'")),
@@ -166,9 +168,20 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert _refused(path=path) == f"--config {path}: no such file; recipes lie in jobs/recipes/"
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- run\n- sft\n", "list"), ("", "NoneType"), ("just words", "str")])
+@pytest.mark.parametrize(("text", "kind"), [("- run\n- sft\n", "list"), ("just words", "str")])
 def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
     assert _refused(path=_written(tmp_path, text)).endswith(f"a recipe is a mapping of sections, not {kind}")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "null"])
+def test_a_recipe_that_says_nothing_is_refused_with_what_to_write(tmp_path: Path, text: str) -> None:
+    path = _written(tmp_path, text)
+    assert _refused(path=path) == f"--config {path}: says nothing; write {{}} where all defaults are meant"
+
+
+def test_a_directory_is_no_recipe(tmp_path: Path) -> None:
+    told = f"--config {tmp_path}: a directory; name a recipe in it, such as {tmp_path}/recipe.yaml"
+    assert _refused(path=tmp_path) == told
 
 
 def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Words of a recipe: a value is what it seems to be, or an error says which field, which value and what to write."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def refused(*overrides: str, path: Path | None = None) -> str:
         ("run.name", "'exp #3'", "exp #3"),
         ("run.name", "'None'", "None"),
         ("run.name", "'7'", "7"),
+        # So is a number: quotes around it are eaten by the shell.
+        ("run.name", "20240615", "20240615"),
+        ("run.name", "007", "007"),
+        ("run.name", "1e3", "1e3"),
+        ("evaluate.split", "2", "2"),
+        ("run.directory", "2026", Path("2026")),
+        ("data.path", "2024", "2024"),
+        ("prepare.sort_by", "3", "3"),
     ],
 )
 def test_a_value_is_what_it_seems_to_be(field: str, written: str, meant: object) -> None:
@@ -80,10 +89,18 @@ def test_a_value_is_what_it_seems_to_be(field: str, written: str, meant: object)
         ("model.path=~", "~ is null to YAML, and home to a shell; write null for none, ~/"),
         ("run.seed=true", "seed=true: no number; write one, such as 1"),
         ("sft.betas=[true, 0.9]", "betas=true: no number"),
-        ("run.name=7", "run.name: Input should be a valid string (got 7); in quotes it is a text"),
+        ("run.name=!!int 7", "run.name: Input should be a valid string (got 7); in quotes it is a text"),
         ("run.name=true", "run.name: Input should be a valid string (got True); in quotes it is a text"),
         ("prepare.map={answer: 7}", "prepare.map.answer: Input should be a valid string (got 7)"),
         ("prepare.map={answer: a, answer: b}", "prepare.map.answer: stands twice, on line 1, and one would be lost"),
+        ("prepare.map={true: a, 1: b}", "prepare.map.1: stands twice"),
+        ("rlhf.policy.resources={a: true}", "resources.a=true: no number; write one, such as 1"),
+        ("rlhf.rewards.wer.weight={0: 1, 5: true}", "schedule.5=true: no number"),
+        ("rlhf.rewards.wer.weight={0: 1, true: 2}", "a key of schedule=true: no number"),
+        ("rlhf.rewards.wer.weight={0: 1, 00: 2}", "rlhf.rewards.wer.weight.00: stands twice, on line 1"),
+        ("rlhf.rewards.wer.weight={1: 1, 0x1: 2}", "rlhf.rewards.wer.weight.0x1: stands twice"),
+        ("rlhf.rewards.wer.weight={0: 1, false: 2}", "rlhf.rewards.wer.weight.false: stands twice"),
+        ("run.name={{ name }}", "run.name: a list or a mapping stands where a name should; a {{ template }} is to be"),
         ("run.seed=1:30", "run.seed: Input should be a valid integer"),
         ("run.seed=3 #x", "run.seed: Input should be a valid integer"),
         ("run.directory=''", "run.directory: Value error, an empty path; write null for none, or . for"),
@@ -133,6 +150,11 @@ def test_what_would_change_in_silence_is_refused_with_field_value_and_cure(overr
         ("model: {path: }\n", "model.path: no value"),
         ("model: {path: ~}\n", "model.path: ~ is null to YAML"),
         ("model: {path: None}\n", "model.path: None is Python's word"),
+        ("run:\n  directory: {{ directory }}\n", "run.directory: a list or a mapping stands where a name should"),
+        (
+            "sft: &a {rows: 1}\npreferences: &b {num_prompts: 2}\ndistill:\n  <<: *a\n  <<: *b\n",
+            "distill.<<: stands twice, on lines 4 and 5, and one would be lost; write <<: [*one, *other]",
+        ),
         ("run:\n  name: exp #3\n", "run.name: '#3' would be lost as a comment; put 'exp #3' in quotes"),
     ],
 )
@@ -142,6 +164,37 @@ def test_a_recipe_that_loses_a_value_is_refused_with_its_place(tmp_path: Path, t
     message = refused(path=path)
     assert message.startswith(f"--config {path}: ")
     assert told in message, message
+
+
+@pytest.mark.parametrize(
+    ("override", "typed"),
+    [
+        ("run.name=true", """'run.name="true"'"""),
+        ("run.name=a: b", """'run.name="a: b"'"""),
+        ("run.name=[it's]", """'run.name="[it'"'"'s]"'"""),
+        ("run.directory=true", """'run.directory="true"'"""),
+        ("run.sinks=console", "'run.sinks=[console]'"),
+        ("run.sinks=console,jsonl", "'run.sinks=[console,jsonl]'"),
+        ("data.access.roots=/tmp", "'data.access.roots=[/tmp]'"),
+        ("prepare.sources=a", """'prepare.sources=[{path: "a"}]'"""),
+        ("prepare.steps=text.normalise", """'prepare.steps=[{step: "text.normalise"}]'"""),
+    ],
+)
+def test_a_cure_is_told_as_a_shell_takes_it(override: str, typed: str) -> None:
+    message = refused(override)
+    assert message.endswith(f": {typed}"), message
+    (argument,) = shlex.split(typed)
+    load_recipe(None, [argument])
+
+
+def test_a_cure_in_a_file_needs_no_shell_and_what_cannot_be_meant_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("run: {name: 7, sinks: console}\n", encoding="utf-8")
+    name, sinks = refused(path=path).splitlines()
+    assert name.endswith("(got 7); in quotes it is a text") and sinks.endswith("; write a list: [console]")
+    assert "others around the override" in refused("prepare.tasks=[7]")
+    for override in ("pretrain.pairs=text", "run.sinks=null", "run.sinks=true"):
+        assert "; write" not in refused(override)
 
 
 def test_comments_anchors_and_merge_keys_are_yaml(tmp_path: Path) -> None:
@@ -244,7 +297,15 @@ def test_where_nobody_knows_what_a_path_is_relative_to_it_is_refused(override: s
     [
         (["run.seed=1", "run.seed=2"], "override 'run.seed=2': 'run.seed=1' would be lost; give one of them"),
         (["rlhf.rewards.wer=1", "rlhf.rewards={learned: 1}"], "'rlhf.rewards.wer=1' would be lost"),
-        (["run.seed=1", "run={name: a}"], "'run.seed=1' would be lost"),
+        (["run.seed=1", "run={seed: 2}"], "'run.seed=1' would be lost"),
+        (["rlhf={num_steps: 6}", "rlhf.num_steps=5"], "'rlhf={num_steps: 6}' would be lost"),
+        (["rlhf={num_steps: 6}", "rlhf={group_size: 4, num_steps: 5}"], "'rlhf={num_steps: 6}' would be lost"),
+        (["prepare.map={answer: a}", "prepare.map.answer=b"], "'prepare.map={answer: a}' would be lost"),
+        (["rlhf.rewards={wer: 1.0}", "rlhf.rewards.wer=0.5"], "'rlhf.rewards={wer: 1.0}' would be lost"),
+        (["rlhf.algorithm.kl={weight: 1}", "rlhf.algorithm=null"], "'rlhf.algorithm.kl={weight: 1}' would be lost"),
+        (["run.seed=1", "run={name: a}"], None),
+        (["rlhf={num_steps: 6}", "rlhf.num_steps=6"], None),
+        (["rlhf.algorithm.kl={weight: 1}", "rlhf={algorithm: {kl: {place: loss}}}"], None),
         (["run.seed=1", "run.seed=1"], None),
         (["rlhf.rewards={learned: 1}", "rlhf.rewards.wer=1"], None),
         (["run.name=a", "run.seed=1"], None),

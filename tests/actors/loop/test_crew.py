@@ -10,7 +10,7 @@ import pytest
 from actors.fleet.answer import Answer
 from actors.fleet.failures import FEATURES, InputsLost, KillsWorkers, TooManyRecoveries, TrainingLost, WorldLost
 from actors.fleet.recoveries import Recoveries, read_losses
-from actors.loop.crew import Crew, Encoding, _Share  # pyright: ignore[reportPrivateUsage]
+from actors.loop.crew import Crew, Encoding, _Share, check_there  # pyright: ignore[reportPrivateUsage]
 from actors.roles.encoder import PromptRef
 from pipeline.config import load_recipe
 from pipeline.data.datasets import RowKey, RowRef
@@ -118,3 +118,25 @@ def test_losses_of_a_stage_are_forgotten_when_it_begins_anew_and_stay_told_when_
     assert [(loss["stage"], loss["steps"]) for loss in read_losses(tmp_path)] == [("sft", 2), ("rlhf", 2)]
     Recoveries(max_an_hour=5, directory=tmp_path).enter("sft")
     assert [loss["stage"] for loss in read_losses(tmp_path)] == ["rlhf"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stage", "told"),
+    [
+        (["model.path=/m/Qwen/Qwen2.5-VL-3B-Instruct"], "base", "model.path=/m/Qwen/Qwen2.5-VL-3B-Instruct: no checkp"),
+        (["distill.student=/m/small"], "/m/small", "distill.student=/m/small: no checkpoint here"),
+        (["rlhf.reference.checkpoint=/m/t"], "/m/t", "rlhf.reference.checkpoint=/m/t: no checkpoint here"),
+        ([], "base", "rollout: no checkpoint in RUN/checkpoints/base; run `python -m jobs.prepare` first"),
+        ([], "distilled", "rollout: no checkpoint in RUN/checkpoints/distilled; run `python -m jobs.distill` first"),
+        ([], "sfft", "rollout: no checkpoint in RUN/checkpoints/sfft; those of stages are base, sft, reward_model, "),
+    ],
+)
+def test_a_checkpoint_that_is_missing_is_told_with_who_writes_it_or_which_field_names_it(
+    tmp_path: Path, overrides: list[str], stage: str, told: str
+) -> None:
+    recipe = load_recipe(None, [f"run.directory={tmp_path}", *overrides])
+    with pytest.raises(FileNotFoundError) as caught:
+        check_there(recipe, {"rollout": recipe.checkpoint(stage)})
+    message = str(caught.value)
+    assert message.startswith(told.replace("RUN", str(tmp_path)))
+    assert ("`hf download NAME --local-dir DIRECTORY`" in message) == bool(overrides)
