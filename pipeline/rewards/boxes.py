@@ -29,7 +29,7 @@ _N = r"""\s*["']?(-?(?:\d+(?:\.\d+)?|\.\d+))["']?\s*"""
 _FOUR = rf"[\[(<]{_N},{_N},{_N},{_N}[\])>]"
 _CORNERS = rf"\({_N},{_N}\)\s*,?\s*\({_N},{_N}\)"
 _LISTED = rf"\[\s*\[{_N},{_N}\]\s*,\s*\[{_N},{_N}\]\s*\]"
-_NAMED = ",".join(rf"""\s*["']?(?:{name})["']?\s*[:=]{_N}""" for name in ("x1|xmin", "y1|ymin", "x2|xmax", "y2|ymax"))
+_NAMED = r",\s*".join(rf"""["']?(?:{name})["']?\s*[:=]{_N}""" for name in ("x1|xmin", "y1|ymin", "x2|xmax", "y2|ymax"))
 _BARE = rf"\A{_N},{_N},{_N},{_N}\Z"
 _BOX = re.compile(rf"{_FOUR}|{_CORNERS}|{_LISTED}|{_NAMED}|{_BARE}")
 # Without their tags, two corners may as well be two points.

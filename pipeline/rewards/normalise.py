@@ -45,7 +45,7 @@ _PUNCTUATION = regex.compile(
     (?: (?<=\d) [.,:/*^-] (?=\d)                                             # between digits
       | (?<! [[\p{{L}}\p{{M}}\p{{N}}--[{_LETTERS}]])\]}}%.-] ) - (?=\.?\d)       # a minus sign
       | (?<! [\p{{L}}\p{{M}}\p{{N}}[\p{{P}}--\-]] ) \. (?=\d)                # a decimal point that begins a number
-      | (?<= [\p{{L}}\p{{M}}] ) ' (?=\p{{L}})                                # an apostrophe
+      | (?<= [\p{{L}}--[{_LETTERS}]]\p{{M}}* ) ' (?=[\p{{L}}--[{_LETTERS}]])  # an apostrophe
     ) (*SKIP) (*FAIL)
     | [[\p{{P}}\p{{Sk}}\p{{Cc}}]--[%‰&@\#^]]
     """,
@@ -59,7 +59,7 @@ _UNIT = (
     r"in|ft|mi|lbs?|oz|px|fps|mph"
 )
 _BEFORE_UNIT = regex.compile(
-    rf"(?<!{_NO_NEIGHBOUR})(\d[\d.,]*)(?:(?<!\b\d{{4}}(?=s))({_UNIT})|\ ?(°)\ ?([cfk]?))(?!{_NO_NEIGHBOUR})", regex.V1
+    rf"(?<!\d|{_NO_NEIGHBOUR})(\d++)(?:(?<!\b\d{{4}}(?=s))({_UNIT})|\ ?(°)\ ?([cfk]?))(?!{_NO_NEIGHBOUR})", regex.V1
 )
 _BEFORE_HANGUL = regex.compile(r"(?<=[[\p{L}\p{N}%‰]--\p{Hangul}])(?=\p{Hangul})", regex.V1)
 _BEFORE_PERCENT = regex.compile(r"(?<=\d) (?=[%‰])")

@@ -116,6 +116,8 @@ def test_an_answer_without_boxes_is_an_error(answer: str) -> None:
 def test_a_thousand_boxes_are_wrong_and_take_no_time() -> None:
     assert iou_reward("[0, 0, 10, 10] " * 1000, ANSWER) == pytest.approx(1 / 1000)
     assert hit_reward("[0, 0, 10, 10] " * 1000, ANSWER) == pytest.approx(1 / 1000)
+    for text in (" " * 100_000, "[" * 100_000, "x1" * 100_000, '"x1": 1, ' * 10_000):
+        assert iou_reward(text, ANSWER) == hit_reward(text, ANSWER) == 0.0
 
 
 _BOX = st.tuples(*[st.integers(-20, 20)] * 4)

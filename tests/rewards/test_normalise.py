@@ -1,6 +1,7 @@
 """What counts as the same answer, in English, Chinese, Japanese, Thai, Arabic and Hindi."""
 # ruff: noqa: RUF001  Digits of other scripts are what is tested.
 
+import time
 import unicodedata
 
 import jiwer
@@ -45,6 +46,7 @@ from pipeline.rewards.wer import corpus_wer, wer, wer_reward
         ("温度是-5度", "温 度 是 -5 度"),
         ("iPhone很好", "iphone 很 好"),
         ("ｶﾒﾗと「ガ」ー", "カ メ ラ と ガ ー"),
+        ("a'猫, 猫'a, กิ'a, l'été'a", "a 猫 猫 a กิ a l'été'a"),
         ("กินที่", "กิ น ที่"),
         # Scripts with blanks: marks belong to their words.
         ("यह एक बिल्ली है।", "यह एक बिल्ली है"),
@@ -215,3 +217,10 @@ def test_whole_numbers_of_any_script_are_whole_numbers() -> None:
 @pytest.mark.parametrize("text", ["三四个", "一百五", "二零二四年", "一千", "第一", "万一", "唯一", "一起", "한 마리"])
 def test_numerals_that_are_no_count_or_too_much_for_a_rule_are_no_number(text: str) -> None:
     assert distance_reward(text, "1") == distance_reward(text, "4") == distance_reward(text, "105") == 0.0
+
+
+@pytest.mark.parametrize("text", ["1,", "1.1", "° ", "5kg", "   ", "3마리", "İ", "a'"])
+def test_long_texts_take_no_time(text: str) -> None:
+    begun = time.perf_counter()
+    normalise(text * 30_000)
+    assert time.perf_counter() - begun < 10.0
