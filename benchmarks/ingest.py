@@ -149,7 +149,7 @@ def polyphony(source: Path, target: Path, side: int) -> None:
             f"run.directory={target}",
         ],
     )
-    prepare.ingest(recipe)
+    prepare.ingest(recipe, prepare.shards_to_read(recipe))
 
 
 SIDES: dict[str, Callable[[Path, Path, int], None]] = {

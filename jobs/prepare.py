@@ -48,6 +48,7 @@ FLAGS = (
 
 def run(recipe: Recipe) -> dict[str, int]:
     """Writes what is missing and returns the number of rows by split and task."""
+    shards = shards_to_read(recipe) if recipe.prepare.sources else []  # first: a model takes longer
     if recipe.model.path is None:
         from pipeline.models import tiny  # It brings torch.
 
@@ -60,7 +61,7 @@ def run(recipe: Recipe) -> dict[str, int]:
         )
         print(f"tiny {recipe.model.tiny_architecture}: {num_parameters:,} parameters")
     if recipe.prepare.sources:
-        counts = ingest(recipe)
+        counts = ingest(recipe, shards)
     elif recipe.data.path is None:
         check_target((), recipe.data_path)
         counts = demo.build(recipe.data_path, prepare=recipe.prepare, seed=recipe.run.seed)
@@ -75,21 +76,30 @@ def run(recipe: Recipe) -> dict[str, int]:
     return counts
 
 
-def ingest(recipe: Recipe) -> dict[str, int]:
-    """Makes the prompt table of `prepare.sources` in `data_path`; returns the number of rows by split and task.
+def shards_to_read(recipe: Recipe) -> list[Shard]:
+    """The shards of `prepare.sources`, which can be read and prepared as the recipe says.
 
     Raises:
         FileNotFoundError: a source is not there.
-        ConfigError: a source is of no known form, a mapped column is missing, splits leak and may not.
-        TooManyBadRows: more than `data.max_bad_fraction` of the rows are bad; they lie in `quarantine.parquet`.
+        ConfigError: a source is of no known form, a mapped column is missing, or the table cannot lie where it is to.
     """
     if is_uri(recipe.data.path or ""):
         raise ConfigError(f"data.path={recipe.data.path}: tables are made on disk; name a directory, and copy it then")
+    check_target(recipe.prepare.sources, recipe.data_path.absolute())
+    shards = shards_of(recipe.prepare.sources)
+    check_columns(recipe, shards)
+    return shards
+
+
+def ingest(recipe: Recipe, shards: Sequence[Shard]) -> dict[str, int]:
+    """Makes the prompt table of `prepare.sources` in `data_path`; returns the number of rows by split and task.
+
+    Raises:
+        ConfigError: splits leak and may not.
+        TooManyBadRows: more than `data.max_bad_fraction` of the rows are bad; they lie in `quarantine.parquet`.
+    """
     settings, directory = recipe.prepare, recipe.data_path.absolute()
     staging = directory / STAGING
-    check_target(settings.sources, directory)
-    shards = shards_of(settings.sources)
-    check_columns(recipe, shards)
     make(directory, "data.path")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()

@@ -65,7 +65,7 @@ def files_below(path: str) -> list[str]:
     if info.type == fs.FileType.File:
         return [path]
     if info.type == fs.FileType.NotFound:
-        raise FileNotFoundError(f"{path}: nothing is here")
+        raise FileNotFoundError(f"{path}: nothing is here; data sets on a hub are not downloaded (hf download does it)")
     # Some filesystems begin what they list with a slash, and others do not.
     start = f"/{inner.strip('/')}"
     root = path.rstrip("/")

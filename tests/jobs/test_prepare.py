@@ -22,6 +22,7 @@ from pipeline.data.held_out import HeldOut
 from pipeline.data.ingest import shards
 from pipeline.data.media import decode_image
 from pipeline.data.table import PreferenceTable, PromptTable, Quarantine, TooManyBadRows, write_preferences
+from pipeline.models import tiny
 from pipeline.models.checkpoint import load_reward_model
 from pipeline.records import Prompt, RaterKind
 from tests.data.ingest import samples
@@ -452,3 +453,12 @@ def test_a_shard_of_which_every_worker_dies_stops_the_job_and_is_named(
         prepare.run(recipe)
     assert deaths_in(tmp_path / "deaths") == 4
     assert not list(recipe.data_path.glob("train*")) and not (recipe.data_path / ".staging").exists()
+
+
+def test_a_source_that_is_not_there_is_told_before_a_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "build", lambda *_, **__: pytest.fail("a model was built"))
+    recipe = load_recipe(None, [f"run.directory={tmp_path}", f"prepare.sources=[{{path: {tmp_path}/gone.json}}]"])
+    with pytest.raises(FileNotFoundError, match="nothing is here; data sets on a hub"):
+        prepare.run(recipe)

@@ -59,8 +59,8 @@ _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|\?xml|html|head|body|erro
 SPLITS = {
     **{name: "train" for name in ("train", "training")},
     **{name: "rl" for name in ("rl", "rlhf")},
-    **{name: "validation" for name in ("validation", "valid", "val", "dev", "eval")},
-    **{name: "test" for name in ("test", "testing", "heldout")},
+    **{name: "validation" for name in ("validation", "valid", "val", "dev", "eval", "development")},
+    **{name: "test" for name in ("test", "testing", "heldout", "holdout")},
 }
 """What others call our splits."""
 

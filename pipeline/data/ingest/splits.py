@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from pipeline.data.schema import Reason, RowError
 
 NAMES = ("train", "rl", "validation", "test")
 
-_WORDS = {**SPLITS, "development": "validation", "evaluation": "validation", "holdout": "test"}
+_WORDS = {**SPLITS, "evaluation": "validation"}
 
 LEAKS_CURE = (
     "prepare.split.by=group keeps rows with the same first medium, or the same value of prepare.split.column (such as "
@@ -87,11 +88,11 @@ def empty_splits(recipe: Recipe, num_rows: Mapping[str, int], *, num_leaks: int 
     filled = ", ".join(f"{split} has {num_rows[split]}" for split in NAMES if num_rows.get(split)) or "no split has any"
     filled += f"; {num_leaks} more were left out as leak" * (num_leaks > 0)
     lines: list[str] = []
-    for split in (split for split in NAMES if not num_rows.get(split)):
-        fields = [field for field, read in readers.items() if read == split]
-        share = None if split == "train" or splitting.by is SplitBy.COLUMN else getattr(splitting, split)
-        if split != "train" and not fields and not share:
-            continue
+    shares = {} if splitting.by is SplitBy.COLUMN else {split: getattr(splitting, split) for split in NAMES[1:]}
+    asked = ("train", *(split for split in NAMES[1:] if split in readers.values() or shares.get(split)))
+    empty = [split for split in asked if not num_rows.get(split)]
+    for split in empty:
+        fields, share = [field for field, read in readers.items() if read == split], shares.get(split)
         if splitting.by is SplitBy.COLUMN:
             cures = [f"have rows that say {split} (prepare.split.by=column)"]
         elif num_leaks > total:
@@ -101,7 +102,9 @@ def empty_splits(recipe: Recipe, num_rows: Mapping[str, int], *, num_leaks: int 
         elif share is None:
             cures = ["make prepare.split.rl, validation and test smaller"]
         else:
-            enough = min(0.5, max(2 * share, round(_FEW_ROWS / max(total, 1), 2)))
+            # All of these together must leave rows to train on.
+            most = 0.5 if len(empty) == 1 else math.floor(100 / (len(empty) + 1)) / 100
+            enough = min(most, max(2 * share, round(_FEW_ROWS / max(total, 1), 2)))
             cures = [f"set prepare.split.{split}={enough:g} instead of {share:g}"]
         cures += [LEAKS_CURE] * (num_leaks > 0)
         cures += [f"set {field} to another split" for field in fields]

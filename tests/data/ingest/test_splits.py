@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -110,3 +111,12 @@ def test_where_groups_are_too_few_no_share_fills_a_split() -> None:
 
 def test_where_no_row_came_through_every_split_has_a_cure() -> None:
     assert all(not line.endswith(": ") for line in said({}))
+
+
+@pytest.mark.parametrize("options", [[], ["prepare.split.rl=0.1"]])
+@pytest.mark.parametrize("num_rows", [3, 6, 8])
+def test_the_shares_that_are_advised_can_be_set_together(options: list[str], num_rows: int) -> None:
+    lines = empty_splits(load_recipe(None, options), {"train": num_rows})
+    advised = [cure for line in lines for cure in re.findall(r"prepare\.split\.\w+=[\d.]+", line)]
+    assert len(advised) == 2 + len(options)
+    assert load_recipe(None, advised).prepare.split.validation >= 0.25
