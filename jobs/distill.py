@@ -55,7 +55,6 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
     """Trains and returns the checkpoint's directory."""
     settings, split = recipe.distill, recipe.distill.split
     datasets = Datasets(recipe.datasets, split).check("distill.split")
-    check_some(datasets, lacks(recipe))
     check_rows(recipe, datasets, split)
     table = recipe.run.directory / "distilled.parquet"
     num_prompts, keep = min(settings.num_prompts, datasets.num_rows), min(settings.keep, settings.samples_per_prompt)
@@ -63,6 +62,7 @@ def run(recipe: Recipe, *, crew: Crew | None = None) -> Path:
         check_kept(recipe, len(PreferenceTable(table)), f"in {table}")
         print(f"{table}: what was kept before is learned; delete it to sample anew", flush=True)
     else:
+        check_some(datasets, lacks(recipe))
         check_kept(recipe, num_prompts * keep, f"at most, {keep} of each of {num_prompts} prompts")
         # On GPUs who judges and who learns take turns.
         with crew_of(recipe, crew) as workers:
