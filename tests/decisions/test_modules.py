@@ -95,7 +95,8 @@ def test_the_target_network_stays_where_it_was() -> None:
     module, batch = _built("q")
     module.make_target_networks()
     before = module.forward_train(batch)
-    assert torch.equal(before[QF_NEXT_PREDS], before[QF_TARGET_NEXT_PREDS])
+    # In a batch with the other observations a row is added up in another order, on some processors.
+    assert torch.allclose(before[QF_NEXT_PREDS], before[QF_TARGET_NEXT_PREDS], atol=1e-6)
     with torch.no_grad():
         module.af.bias += torch.arange(3.0)
     after = module.forward_train(batch)

@@ -299,7 +299,7 @@ def content_of(content: object, field: str) -> tuple[str, list[Slot]]:
 
 
 def _with_paths(text: str) -> tuple[str, list[Slot]]:
-    """A text with its tags, and the media that Qwen-VL's `<img>a.png</img>` and its like name in it."""
+    """A text with its tags, and the media that `<img>a.png</img>` and its like name in it."""
     texts: list[str] = []
     slots: list[Slot] = []
     end = 0
