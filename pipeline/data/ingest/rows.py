@@ -108,7 +108,7 @@ class RowPreparer:
 
     def _draft(self, values: Mapping[str, Any], path: str, place: str, source: int) -> Draft:
         settings = self._settings.sources[source]
-        return draft_of(values, id=place, split=_stated_split(settings.path, path), **self._terms[source])
+        return draft_of(values, id=place, split=stated_split(settings.path, path), **self._terms[source])
 
     def _terms_of(self, settings: Source, dataset: str) -> dict[str, Any]:
         """What `draft_of` is told of all rows of a source."""
@@ -328,7 +328,7 @@ def dataset_name(recipe: Recipe, source: int) -> str:
 
 
 @lru_cache(64)
-def _stated_split(source: str, path: str) -> str | None:
+def stated_split(source: str, path: str) -> str | None:
     """The split that the name of a source's file says, or a directory above it."""
     return split_in(posixpath.relpath(path, posixpath.dirname(directory_of(source, path)) or "."))
 

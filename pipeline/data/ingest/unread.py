@@ -10,6 +10,8 @@ from pipeline.data.ingest.turns import PART_KINDS, TEXT_PARTS, is_missing, keys_
 from pipeline.data.schema import Reason, RowError
 from pipeline.records import MediaKind
 
+_TEXTS = ("messages", "prompt", "answer", "chosen", "rejected")
+"""What may speak of other columns; those of media, which are large, do not."""
 _TOOLS = ("tools", "functions", "tool_calls", "function_call", "available_tools", "chosen_tools", "rejected_tools")
 _SAID = ("reasoning_content", "reasoning", "thinking", "thought", "refusal")
 """What an assistant says beside the content of a turn."""
@@ -47,7 +49,8 @@ def column_left(column: str, row: Mapping[str, Any]) -> Key:
     """A column of a row that is not read. NeMo's `offset` is where in the sound the text begins, ms-swift's `objects`
     are what `<bbox>` stands for in the texts."""
     is_piece = column == "offset" and str(row[column]) not in ("0", "0.0") and any(map(_is_sound, row))
-    is_named = column == "objects" and any(tag in str(row) for tag in ("<bbox>", "<ref-object>"))
+    texts = (str(row[name]) for ours in _TEXTS for name in NAMES[ours] if name in row) if column == "objects" else ()
+    is_named = any(tag in text for text in texts for tag in ("<bbox>", "<ref-object>"))
     return Key(column, column in _TOOLS or is_piece or is_named or (column in _RANKS and _ranks(row[column], row)))
 
 

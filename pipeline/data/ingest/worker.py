@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Recipe, SplitBy
 from pipeline.data.ingest.parts import Part
 from pipeline.data.ingest.readers import RawRow, read
-from pipeline.data.ingest.rows import RowPreparer, directory_of
-from pipeline.data.ingest.shards import Shard, split_in
+from pipeline.data.ingest.rows import RowPreparer, stated_split
+from pipeline.data.ingest.shards import Shard
 from pipeline.data.ingest.staging import StagingFile
 from pipeline.records import Quarantined
 
@@ -57,15 +56,15 @@ class ShardWorker:
                     found = {"shard": number, "id": row.row_id, "reason": row.reason, "detail": row.detail}
                 else:
                     left = self._split_left(source.path, raw.path) if isinstance(raw, RawRow) else []
-                    index = {**row.index, "unread": [*row.index["unread"], *left]}
-                    found = {"shard": number, "place": staged.add(row.row), "reason": None, **index}
+                    found = {"shard": number, "place": staged.add(row.row), "reason": None, **row.index}
+                    found["unread"] = [*row.index["unread"], *left]
                 pickle.dump(found, told)
 
     def _split_left(self, source: str, path: str) -> list[str]:
         """The split that a file's name says, as something that is not read, where rows are shared out otherwise."""
         if self._recipe.prepare.split.by is SplitBy.COLUMN:
             return []
-        stated = split_in(posixpath.relpath(path, posixpath.dirname(directory_of(source, path)) or "."))
+        stated = stated_split(source, path)
         # Where all is train, there is nothing to keep apart.
         left = f"the split {stated} of names of files (prepare.split.by=column takes it)"
         return [] if stated in (None, "train") else [left]
